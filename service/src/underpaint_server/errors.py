@@ -1,0 +1,220 @@
+"""Every failure a caller can meet, as one tree.
+
+::
+
+    UnderpaintError
+    ├── InvalidRequest            the request itself is wrong; sending it again will not help
+    │   ├── FieldInvalid              FIELD_INVALID         one or more fields, each with its path
+    │   ├── ImageUndecodable          IMAGE_UNDECODABLE
+    │   ├── ImageTooLarge             IMAGE_TOO_LARGE
+    │   └── RequestIdReused           REQUEST_ID_REUSED     same id, other payload
+    ├── NotFound                  the name means nothing here (or to this caller)
+    │   ├── ModelNotFound             MODEL_NOT_FOUND
+    │   └── InversionExpired          INVERSION_EXPIRED     gone, or never was
+    ├── PreconditionFailed        right request, wrong state
+    │   ├── InversionModelMismatch    INVERSION_MODEL_MISMATCH
+    │   └── ModelNotReady             MODEL_NOT_READY       the model failed to load
+    ├── Unavailable               try again after ``retry_after_s``
+    │   ├── QueueFull                 QUEUE_FULL
+    │   ├── Draining                  DRAINING
+    │   ├── ModelLoading              MODEL_LOADING
+    │   └── WorkerRestarted           WORKER_RESTARTED
+    ├── DeadlineExceeded
+    │   ├── DeadlineUnattainable      DEADLINE_UNATTAINABLE refused at admission, with the estimate
+    │   └── DeadlinePassed            DEADLINE_PASSED       while queued or running
+    ├── OutOfMemory                   GPU_OUT_OF_MEMORY     does not fit the device even alone
+    ├── Cancelled                     CANCELLED             the caller went away
+    ├── MethodDisabled                METHOD_DISABLED       part of the contract, not of this server
+    ├── StoreCorrupt                  STORE_CORRUPT         stored latents fail their checksum
+    └── InternalError
+        ├── NonFiniteLatents          NON_FINITE_LATENTS
+        └── Bug                       BUG                   anything unforeseen
+
+The class attribute ``reason`` is the closed list that reaches ``google.rpc.ErrorInfo.reason`` and the metrics;
+``rpc.status`` has the one table from these classes to gRPC codes. All errors survive pickling, because the engine
+process raises them and the front reports them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class UnderpaintError(Exception):
+    """Root of the tree. ``message`` is for people and says what to do next; ``metadata`` is for programs."""
+
+    reason: ClassVar[str] = "BUG"
+
+    def __init__(
+        self, message: str, *, metadata: Mapping[str, str] | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.__dict__.copy())
+
+
+def _rebuild(kind: type[UnderpaintError], state: dict[str, object]) -> UnderpaintError:
+    error = kind.__new__(kind, state["message"])
+    error.__dict__.update(state)
+    error.args = (state["message"],)
+    return error
+
+
+class InvalidRequest(UnderpaintError):
+    """The request is wrong by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """One field at fault: its path in the request as sent, such as ``inversion_parameters.strength``, and why."""
+
+    path: str
+    description: str
+
+
+class FieldInvalid(InvalidRequest):
+    """Fields out of range, missing, contradictory or unused."""
+
+    reason = "FIELD_INVALID"
+
+    def __init__(self, *violations: FieldViolation) -> None:
+        super().__init__("; ".join(f"{v.path}: {v.description}" for v in violations))
+        self.violations = violations
+
+
+class ImageUndecodable(InvalidRequest):
+    """Not a picture of the accepted kinds, cut short, or of another type than declared."""
+
+    reason = "IMAGE_UNDECODABLE"
+
+
+class ImageTooLarge(InvalidRequest):
+    """Too many bytes or pixels; metadata ``limit`` and ``actual``."""
+
+    reason = "IMAGE_TOO_LARGE"
+
+
+class RequestIdReused(InvalidRequest):
+    """A request id that came before with another payload."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class NotFound(UnderpaintError):
+    """A name that means nothing; metadata ``resource_type`` and ``resource_name``."""
+
+
+class ModelNotFound(NotFound):
+    """No such model; the message lists those that exist."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class InversionExpired(NotFound):
+    """No such inversion, or no longer."""
+
+    reason = "INVERSION_EXPIRED"
+
+
+class PreconditionFailed(UnderpaintError):
+    """The request fits another state of the server."""
+
+
+class InversionModelMismatch(PreconditionFailed):
+    """The inversion was made by other weights."""
+
+    reason = "INVERSION_MODEL_MISMATCH"
+
+
+class ModelNotReady(PreconditionFailed):
+    """The model failed to load; the message says why."""
+
+    reason = "MODEL_NOT_READY"
+
+
+class Unavailable(UnderpaintError):
+    """Nothing is wrong with the request; ``retry_after_s`` says when to come back."""
+
+
+class QueueFull(Unavailable):
+    """The bounded queue has no place."""
+
+    reason = "QUEUE_FULL"
+
+
+class Draining(Unavailable):
+    """The server is about to stop and takes nothing new."""
+
+    reason = "DRAINING"
+
+
+class ModelLoading(Unavailable):
+    """Weights are still being read."""
+
+    reason = "MODEL_LOADING"
+
+
+class WorkerRestarted(Unavailable):
+    """The engine process died with this work in it and is coming back."""
+
+    reason = "WORKER_RESTARTED"
+
+
+class DeadlineExceeded(UnderpaintError):
+    """The caller's deadline."""
+
+
+class DeadlineUnattainable(DeadlineExceeded):
+    """Cannot finish in time, by estimate; metadata ``estimate_s``."""
+
+    reason = "DEADLINE_UNATTAINABLE"
+
+
+class DeadlinePassed(DeadlineExceeded):
+    """It passed while the work was queued or running."""
+
+    reason = "DEADLINE_PASSED"
+
+
+class OutOfMemory(UnderpaintError):
+    """Does not fit the device even alone; metadata ``width`` and ``height``."""
+
+    reason = "GPU_OUT_OF_MEMORY"
+
+
+class Cancelled(UnderpaintError):
+    """The caller went away, or cancelled."""
+
+    reason = "CANCELLED"
+
+
+class MethodDisabled(UnderpaintError):
+    """In the contract, not in this server."""
+
+    reason = "METHOD_DISABLED"
+
+
+class StoreCorrupt(UnderpaintError):
+    """Stored latents fail their checksum; the entry is gone."""
+
+    reason = "STORE_CORRUPT"
+
+
+class InternalError(UnderpaintError):
+    """Our fault."""
+
+
+class NonFiniteLatents(InternalError):
+    """A latent became NaN or infinite."""
+
+    reason = "NON_FINITE_LATENTS"
+
+
+class Bug(InternalError):
+    """Anything unforeseen; the log has the traceback."""
+
+    reason = "BUG"

@@ -1,0 +1,316 @@
+"""The nouns a caller knows: what can be asked for, and what comes back. No behaviour, no tensors of any framework.
+
+Everything here is frozen and picklable, because jobs and results cross the boundary between the front process and the
+engine process. Every option is resolved: defaults were filled in when the job was made, so a job says all there is to
+know about its result. Pictures are ``numpy.uint8`` arrays of shape (height, width, 3), RGB; masks are (height, width).
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+Array = NDArray[Any]
+
+
+class Phase(Enum):
+    """Which part of a job runs."""
+
+    QUEUED = "queued"
+    ENCODING = "encoding"
+    INVERTING = "inverting"
+    MASKING = "masking"
+    DENOISING = "denoising"
+    DECODING = "decoding"
+
+
+class Priority(IntEnum):
+    """Order within the queue and within each step; larger goes first."""
+
+    BATCH = 1
+    NORMAL = 2
+    INTERACTIVE = 3
+
+
+class DdimConvention(Enum):
+    """The timestep the network is told while inverting a step s -> t, t the noisier."""
+
+    TARGET = "target"
+    CURRENT = "current"
+
+
+# --- how to invert ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EdictInversion:
+    """Exact inversion through coupled latents (Wallace et al., CVPR 2023)."""
+
+    mixing_coefficient: float = 0.93
+    """EDICT's p, (0, 1]. Inversion dilates the gap of the pair by p^-2 a step: raise p with the number of steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class DdimInversion:
+    """Plain DDIM run backwards: an approximation, and a trajectory to blend with."""
+
+    convention: DdimConvention = DdimConvention.TARGET
+
+
+@dataclass(frozen=True, slots=True)
+class InversionOptions:
+    """Everything besides image and model that decides the latents, and so the inversion's name."""
+
+    method: EdictInversion | DdimInversion
+    num_inference_steps: int
+    """Steps of the whole schedule, 1 .. limit."""
+    strength: float
+    """Share of the schedule that is inverted, (0, 1]; ``int(steps * strength)`` steps are used."""
+    guidance_scale: float
+    """Classifier-free guidance weight while inverting; 1 is off."""
+    source_prompt: str
+    """Text that describes the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inversion:
+    """A stored inversion: latents, and what is needed to use them again."""
+
+    model: str
+    model_digest: str
+    options: InversionOptions
+    width: int
+    height: int
+    batch_class: int | None
+    """Rows of every forward pass it was made in; None where the backend's results do not depend on that."""
+    arrays: dict[str, Array] = field(repr=False)
+    """float64. ``source`` (c, h, w): the encoded image. EDICT: ``x`` and ``y`` (c, h, w), the coupled pair.
+    DDIM: ``trajectory`` (n + 1, c, h, w), level 0 (the source) first."""
+    reconstruction_psnr_db: float | None = None
+    reconstruction_max_abs_error: float | None = None
+
+
+# --- what to edit -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A real image at a size the model works at."""
+
+    pixels: Picture = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An inversion made before."""
+
+    inversion: Inversion
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A picture the model draws from noise; for DDIM and EDICT edits that noise is the inversion."""
+
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    num_inference_steps: int
+
+
+Source = Photo | Stored | Generated
+
+
+# --- how to edit ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SdEdit:
+    """Noise to a strength, denoise with the target prompt (Meng et al., ICLR 2022)."""
+
+    strength: float
+    num_inference_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class DdimEdit:
+    """From a DDIM inversion back with the target prompt (Song et al., ICLR 2021)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdictEdit:
+    """From an EDICT inversion back with the target prompt (Wallace et al., CVPR 2023)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiffEdit:
+    """Find the region from two prompts, edit there, keep the rest (Couairon et al., ICLR 2023)."""
+
+    mask: Picture | None = field(repr=False)
+    """(height, width), 0 or 255, of the source's size; replaces the computed mask."""
+    threshold: float
+    """Cut of the normalised difference, (0, 1)."""
+    samples: int
+    """Noise samples the difference is averaged over."""
+    mask_strength: float
+    """Share of the schedule at which the difference is taken, (0, 1)."""
+    reference_prompt: str
+    """What the target prompt is compared with."""
+
+
+EditMethod = SdEdit | DdimEdit | EdictEdit | DiffEdit
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InvertJob:
+    """Turn an image into latents to start from. Ends in :class:`Inverted`."""
+
+    model: str
+    source: Photo | Stored
+    """``Stored`` only to verify an inversion that exists."""
+    options: InversionOptions
+    verify: bool
+    """Also run the round trip and report its error."""
+
+
+@dataclass(frozen=True, slots=True)
+class EditJob:
+    """Change an image. Ends in :class:`Edited`."""
+
+    model: str
+    source: Source
+    inversion: InversionOptions | None
+    """How to invert the source, or how it was; None where the method needs no inversion."""
+    method: EditMethod
+    target_prompt: str
+    negative_prompt: str
+    guidance_scale: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaskJob:
+    """Only DiffEdit's mask. Ends in :class:`Masked`."""
+
+    model: str
+    source: Source
+    inversion: InversionOptions
+    """Its ``num_inference_steps`` is the schedule; nothing is inverted."""
+    method: DiffEdit
+    target_prompt: str
+    negative_prompt: str
+    guidance_scale: float
+    seed: int
+
+
+Job = InvertJob | EditJob | MaskJob
+
+
+# --- on the way, and at the end -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A snapshot; a later one supersedes it."""
+
+    phase: Phase
+    step: int
+    total_steps: int
+    fraction: float
+    """Share of the job's rows that are done, [0, 1], never falling."""
+    queue_position: int = 0
+    eta_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What the picture would be if the network's present guess were final."""
+
+    pixels: Picture = field(repr=False)
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something to know that is no error; ``reason`` is PROMPT_TRUNCATED, MASK_EMPTY or MASK_FULL."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a job cost."""
+
+    queue_time_s: float
+    compute_time_s: float
+    """Time of the passes it took part in, each counted once."""
+    network_evaluations: int
+    """U-Net rows, guidance branches counted."""
+    mean_batch_size: float
+    """Mean number of jobs that shared a pass with it, itself counted."""
+    phase_s: dict[Phase, float] = field(default_factory=dict)
+    """Seconds from the first to the last row of each phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inverted:
+    """Result of :class:`InvertJob`."""
+
+    inversion: Inversion
+    usage: Usage
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """Result of :class:`EditJob`."""
+
+    pixels: Picture = field(repr=False)
+    mask: Picture | None = field(repr=False)
+    inversion: Inversion | None
+    """Made on the way from a :class:`Photo`; None where none was made."""
+    usage: Usage
+    notices: tuple[Notice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """Result of :class:`MaskJob`."""
+
+    mask: Picture = field(repr=False)
+    difference: NDArray[np.float32] = field(repr=False)
+    """(h, w) at latent resolution, normalised to [0, 1], before the cut."""
+    coverage: float
+    usage: Usage
+    notices: tuple[Notice, ...] = ()
+
+
+Result = Inverted | Edited | Masked
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What one loaded model is and can do; the engine reports it, the front validates against it."""
+
+    id: str
+    """Without "models/"."""
+    digest: str
+    """sha256 over the weights and configurations."""
+    dtype: str
+    methods: tuple[str, ...]
+    width: int
+    height: int
+    size_multiple: int
+    """Sides of a picture are multiples of this, in pixels."""
+    default_steps: int
+    prompt_tokens: int
+    """Length of the text encoder's context, markers included."""
+    batch_class: int | None
+    """Rows an exact job's passes are pinned to; None where the backend was measured not to need it."""

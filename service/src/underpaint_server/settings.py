@@ -1,0 +1,114 @@
+"""Every setting of the server: a flag, an environment variable and a default, from one declaration."""
+
+from enum import Enum
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_MIB = 1024 * 1024
+
+
+class Device(str, Enum):
+    """Where the network runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(str, Enum):
+    """Number format of the network. Latent state is float64 whatever this says."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class ExactBatching(str, Enum):
+    """How exact jobs get the same bits in both directions."""
+
+    AUTO = "auto"
+    PINNED = "pinned"
+
+
+class Settings(BaseSettings):
+    """Settings of one server process; ``--kebab-case`` flags, then ``UNDERPAINT_*`` variables, then these defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="UNDERPAINT_",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_prog_name="underpaint-server",
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    listen: str = "127.0.0.1:50051"
+    """Address of the gRPC port; port 0 takes a free one, named in the log."""
+    metrics_listen: str = "127.0.0.1:9464"
+    """Address of the Prometheus port (/metrics); port 0 takes a free one."""
+    models: Annotated[tuple[str, ...], NoDecode] = ()
+    """Models as ID=DIRECTORY, separated by commas; the first is the default. Empty serves the embedded underpaint-mini."""
+    allow_network: bool = False
+    """Let ID=DIRECTORY also be ID=HUB_ID, fetched from the Hugging Face hub."""
+    device: Device = Device.AUTO
+    """Where the network runs; auto takes CUDA when there is one."""
+    dtype: Dtype = Dtype.FLOAT32
+    """Number format of the network."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of the engine; 0 takes all cores."""
+    exact_batching: ExactBatching = ExactBatching.AUTO
+    """auto: measure at start whether a row's bits depend on the batch size, and pin exact jobs only if they do."""
+    exact_batch_class: int = Field(4, ge=2, le=64)
+    """Rows of the passes that exact jobs are pinned to, where they must be."""
+    max_batch_size: int = Field(16, ge=2, le=256)
+    """Rows of one forward pass at most."""
+    max_running: int = Field(16, ge=1)
+    """Jobs that take part in passes at one time."""
+    queue_capacity: int = Field(64, ge=0)
+    """Jobs that may wait for a place among those."""
+    max_image_bytes: int = Field(16 * _MIB, ge=1)
+    """Bytes of one encoded image."""
+    max_image_pixels: int = Field(4096 * 4096, ge=1)
+    """Pixels of one image, read from its header before it is decoded."""
+    max_message_bytes: int = Field(24 * _MIB, ge=1)
+    """Bytes of one gRPC message, either way."""
+    max_steps: int = Field(200, ge=1, le=1000)
+    """Steps of one schedule."""
+    max_prompt_chars: int = Field(2000, ge=1)
+    """Characters of one prompt."""
+    max_mask_samples: int = Field(64, ge=1)
+    """Noise samples of one DiffEdit mask."""
+    store_url: str = "memory:///"
+    """Where inversions live: memory:///, file:///path, s3://bucket/prefix."""
+    store_bytes: int = Field(1024 * _MIB, ge=1)
+    """Bytes of inversions kept; the least recently used goes first."""
+    store_ttl_s: float = Field(24 * 3600, gt=0)
+    """Seconds an inversion is kept after its last use."""
+    replay_ttl_s: float = Field(600, gt=0)
+    """Seconds the answer to a request id is kept for a repeat of the same request."""
+    replay_bytes: int = Field(256 * _MIB, ge=0)
+    """Bytes of such answers kept."""
+    drain_s: float = Field(120, ge=0)
+    """Seconds that running work may take after SIGTERM."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_models(cls, values: dict[str, object]) -> dict[str, object]:
+        models = values.get("models")
+        if isinstance(models, str):
+            values["models"] = tuple(part.strip() for part in models.split(",") if part.strip())
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for spec in self.models:
+            name, _, place = spec.partition("=")
+            if not name or not place:
+                raise ValueError(f"models: '{spec}' is not ID=DIRECTORY")
+        return self
