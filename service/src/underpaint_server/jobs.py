@@ -172,11 +172,12 @@ class InvertJob:
     """Turn an image into latents to start from. Ends in :class:`Inverted`."""
 
     model: str
-    source: Photo | Stored
-    """``Stored`` only to verify an inversion that exists."""
+    source: Photo
     options: InversionOptions
     verify: bool
     """Also run the round trip and report its error."""
+    inversion: Inversion | None = None
+    """Made before from this very source and options: only the round trip is left to run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,12 +249,12 @@ class Notice:
 class Usage:
     """What a job cost."""
 
-    queue_time_s: float
-    compute_time_s: float
+    queue_time_s: float = 0.0
+    compute_time_s: float = 0.0
     """Time of the passes it took part in, each counted once."""
-    network_evaluations: int
+    network_evaluations: int = 0
     """U-Net rows, guidance branches counted."""
-    mean_batch_size: float
+    mean_batch_size: float = 0.0
     """Mean number of jobs that shared a pass with it, itself counted."""
     phase_s: dict[Phase, float] = field(default_factory=dict)
     """Seconds from the first to the last row of each phase."""

@@ -20,7 +20,6 @@ from underpaint_server.jobs import (
     Phase,
     Photo,
     SdEdit,
-    Stored,
 )
 
 
@@ -53,7 +52,7 @@ def plan(job: Job) -> Plan:
     """The stages of a job in the order they run; a phase may appear once only."""
     match job:
         case InvertJob():
-            inverting = () if isinstance(job.source, Stored) else _invert(job.options)
+            inverting = _invert(job.options) if job.inversion is None else ()
             return inverting + (_regenerate(job.options, job.options.guidance_scale) if job.verify else ())
         case EditJob():
             return _source(job) + _edit(job)

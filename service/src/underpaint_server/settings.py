@@ -1,6 +1,6 @@
 """Every setting of the server: a flag, an environment variable and a default, from one declaration."""
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -8,8 +8,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _MIB = 1024 * 1024
 
+EMBEDDED_MODEL = "underpaint-mini"
+"""Id of the model that is served when none is named."""
 
-class Device(str, Enum):
+
+class Device(StrEnum):
     """Where the network runs."""
 
     AUTO = "auto"
@@ -17,7 +20,7 @@ class Device(str, Enum):
     CUDA = "cuda"
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """Number format of the network. Latent state is float64 whatever this says."""
 
     FLOAT32 = "float32"
@@ -25,7 +28,7 @@ class Dtype(str, Enum):
     FLOAT16 = "float16"
 
 
-class ExactBatching(str, Enum):
+class ExactBatching(StrEnum):
     """How exact jobs get the same bits in both directions."""
 
     AUTO = "auto"
@@ -51,7 +54,7 @@ class Settings(BaseSettings):
     metrics_listen: str = "127.0.0.1:9464"
     """Address of the Prometheus port (/metrics); port 0 takes a free one."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
-    """Models as ID=DIRECTORY, separated by commas; the first is the default. Empty serves the embedded underpaint-mini."""
+    """Models as ID=DIRECTORY, separated by commas, the default first. Empty serves the embedded underpaint-mini."""
     allow_network: bool = False
     """Let ID=DIRECTORY also be ID=HUB_ID, fetched from the Hugging Face hub."""
     device: Device = Device.AUTO
@@ -96,6 +99,12 @@ class Settings(BaseSettings):
     """Seconds that running work may take after SIGTERM."""
     log_level: str = "info"
     """debug, info, warning or error."""
+
+    @property
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """(id, place) of every model, the default first; an empty place is the embedded model."""
+        pairs = tuple((name, place) for name, _, place in (spec.partition("=") for spec in self.models))
+        return pairs or ((EMBEDDED_MODEL, ""),)
 
     @model_validator(mode="before")
     @classmethod

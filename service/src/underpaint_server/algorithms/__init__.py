@@ -1,0 +1,33 @@
+"""One file per method, all of them generators of rows; and the tables that name them.
+
+Adding a method: its options in ``jobs``, its rows in ``plans``, its file here, its line below.
+"""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from underpaint_server.algorithms import ddim, diffedit, edict, sdedit
+from underpaint_server.diffusion.tasks import Editing, Inverting, Outcome
+from underpaint_server.jobs import DdimEdit, DdimInversion, DiffEdit, EdictEdit, EdictInversion, SdEdit
+from underpaint_server.rows import Steps
+
+INVERTERS: Mapping[type, Callable[[Inverting], Steps[dict[str, Tensor]]]] = {
+    EdictInversion: edict.invert,
+    DdimInversion: ddim.invert,
+}
+"""Options of an inversion -> source latents to the arrays of an inversion."""
+
+RECONSTRUCTORS: Mapping[type, Callable[[Editing], Steps[Outcome]]] = {
+    EdictInversion: edict.edit,
+    DdimInversion: ddim.edit,
+}
+"""Options of an inversion -> the way back."""
+
+EDITORS: Mapping[type, Callable[[Editing], Steps[Outcome]]] = {
+    SdEdit: sdedit.edit,
+    DdimEdit: ddim.edit,
+    EdictEdit: edict.edit,
+    DiffEdit: diffedit.edit,
+}
+"""Options of an edit -> inversion and target prompt to edited latents."""

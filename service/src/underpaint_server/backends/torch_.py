@@ -1,0 +1,168 @@
+"""Rows computed by torch in eager mode, on the CPU or one CUDA device."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from underpaint_server.backends.invariance import is_batch_invariant
+from underpaint_server.backends.protocol import padded
+from underpaint_server.errors import ModelNotReady, OutOfMemory
+from underpaint_server.jobs import ModelInfo
+from underpaint_server.models import checkpoint
+from underpaint_server.models.facts import Facts
+from underpaint_server.models.stable_diffusion import StableDiffusion
+from underpaint_server.rows import Batch, Decode, Denoise, Embed, Encode, Row
+from underpaint_server.settings import Device, ExactBatching, Settings
+
+DEFAULT_STEPS = 50
+METHODS = ("sdedit", "ddim", "edict", "diffedit")
+SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4}
+"""Rows of every pass of the autoencoder and the text encoder: fixed, so that their answers have the same bits for
+every job at every load. They are a few in a hundred of a job's work; padding them costs less than measuring."""
+CPU_MEASURED_PARAMETERS = 200_000_000
+"""A larger network would keep a CPU busy for minutes with being measured: it is pinned instead."""
+MINIMUM = 2
+"""Torch takes other kernels for a single image than for several; no pass is smaller than this."""
+
+
+class TorchBackend:
+    """One Stable Diffusion checkpoint on one device."""
+
+    def __init__(self, model: StableDiffusion, model_id: str, settings: Settings) -> None:
+        self._model = model
+        self._settings = settings
+        self._classes: dict[tuple[int, ...], int | None] = {}
+        _tile_conditioning(model.unet)
+        width, height = model.native_px
+        channels = int(model.unet.config.in_channels)
+        native = (channels, height // model.vae_scale, width // model.vae_scale)
+        info = ModelInfo(
+            id=model_id,
+            digest=model.digest,
+            dtype=str(model.unet.dtype).removeprefix("torch."),
+            methods=METHODS,
+            width=width,
+            height=height,
+            size_multiple=model.size_multiple,
+            default_steps=DEFAULT_STEPS,
+            prompt_tokens=model.prompt_tokens,
+            batch_class=self.batch_class(Denoise, native),
+        )
+        self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device)
+
+    @classmethod
+    def load(cls, place: str, model_id: str, settings: Settings) -> "TorchBackend":
+        """Read a checkpoint and make it ready; raises :class:`ModelNotReady`."""
+        device = _prepare(settings)
+        directory = checkpoint.resolve(place, settings.allow_network)
+        model = StableDiffusion.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
+        return cls(model, model_id, settings)
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch) -> Sequence[Any]:
+        """See :class:`Backend`."""
+        rows = padded(batch.rows, batch.size)
+        try:
+            return self._answers(rows)[: len(batch.rows)]
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemory(f"{len(rows)} rows do not fit the device") from error
+
+    def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
+        """See :class:`Backend`. The network is measured at each new latent shape, when that shape first comes."""
+        if kind is not Denoise:
+            return SIDE_STAGES[kind]
+        if shape not in self._classes:
+            invariant = self._may_measure() and self._is_invariant(shape)
+            self._classes[shape] = None if invariant else self._settings.exact_batch_class
+        return self._classes[shape]
+
+    def minimum(self, kind: type[Row]) -> int:
+        """See :class:`Backend`."""
+        return SIDE_STAGES.get(kind, MINIMUM)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """See :class:`Backend`."""
+        device = self._model.unet.device
+        if device.type != "cuda":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(device),
+            "reserved": torch.cuda.memory_reserved(device),
+            "peak": torch.cuda.max_memory_allocated(device),
+            "total": torch.cuda.get_device_properties(device).total_memory,
+        }
+
+    def _answers(self, rows: list[Any]) -> Sequence[Any]:
+        match rows[0]:
+            case Denoise():
+                return self._model.noise_preds(rows).unbind()
+            case Encode():
+                return self._model.encode(torch.stack([row.image for row in rows])).unbind()
+            case Decode():
+                return self._model.decode(torch.stack([row.latents for row in rows])).unbind()
+            case _:
+                return self._model.embed([row.text for row in rows])
+
+    def _may_measure(self) -> bool:
+        """Never by the clock: another outcome at the next start would change the bits of answers."""
+        heavy = self._model.unet.device.type == "cpu" and self._model.unet.num_parameters() > CPU_MEASURED_PARAMETERS
+        return self._settings.exact_batching is ExactBatching.AUTO and not heavy
+
+    @torch.inference_mode()
+    def _is_invariant(self, shape: tuple[int, ...]) -> bool:
+        device = self._model.unet.device
+
+        def noise_preds(latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:
+            rows = zip(latents.double().to(device), timesteps, embeds.to(device), strict=True)
+            return self._model.noise_preds([Denoise(x, t, 0.5, e) for x, t, e in rows])
+
+        embeds_shape = (self._model.prompt_tokens, int(self._model.unet.config.cross_attention_dim))
+        maximum = self._settings.max_batch_size
+        return is_batch_invariant(noise_preds, shape, embeds_shape, minimum=MINIMUM, maximum=maximum)
+
+
+class TiledLinear(nn.Module):
+    """A linear layer whose two-dimensional inputs are multiplied in tiles of a fixed number of rows.
+
+    The layers that embed timesteps see one row an image, so their matrices are as tall as the batch, and the library
+    picks its blocking by that height. With the height fixed, so is the order of additions.
+    """
+
+    TILE = 16
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, in) or (b, tokens, in) to the same with out."""
+        if x.dim() != 2:
+            return functional.linear(x, self.linear.weight, self.linear.bias)
+        filled = functional.pad(x, (0, 0, 0, -len(x) % self.TILE))
+        tiles = [self.linear(filled[i : i + self.TILE]) for i in range(0, len(filled), self.TILE)]
+        return torch.cat(tiles)[: len(x)]
+
+
+def _tile_conditioning(unet: nn.Module) -> None:
+    for module in list(unet.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear) and name in {"linear_1", "linear_2", "time_emb_proj"}:
+                setattr(module, name, TiledLinear(child))
+
+
+def _prepare(settings: Settings) -> torch.device:
+    if settings.device is Device.CUDA and not torch.cuda.is_available():
+        raise ModelNotReady("device is cuda, but torch sees none here; use --device cpu")
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    use_cuda = settings.device is Device.CUDA or (settings.device is Device.AUTO and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")

@@ -1,0 +1,69 @@
+"""What every method is given, and what it gives back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from underpaint_server.diffusion.sampling import Guidance
+from underpaint_server.diffusion.schedule import Grid, Level
+from underpaint_server.jobs import EditMethod, InversionOptions, Notice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inverting:
+    """The way from an image to noise."""
+
+    source: Tensor
+    """(c, h, w), float64: the encoded image."""
+    grid: Grid
+    """Levels from the image's to the noisiest used."""
+    guidance: Guidance
+    options: InversionOptions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Masking:
+    """The question where an edit would change an image."""
+
+    source: Tensor
+    """(c, h, w), float64: the encoded image."""
+    level: Level
+    """How much noise the two predictions are compared under."""
+    target_embeds: Tensor
+    reference_embeds: Tensor
+    samples: int
+    noise: Callable[[str, int], Tensor]
+    """(purpose, index) -> standard normal (c, h, w), float64."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Editing:
+    """The way back from noise to a changed image."""
+
+    arrays: Mapping[str, Tensor]
+    """Of the inversion (see ``jobs.Inversion.arrays``), float64; ``source`` alone where the method inverts nothing."""
+    grid: Grid
+    """Levels from the image's to the one the arrays reach."""
+    guidance: Guidance
+    """Towards the target prompt."""
+    mixing_coefficient: float
+    """EDICT's p of the inversion; 1 elsewhere."""
+    noise: Callable[[str, int], Tensor]
+    """(purpose, index) -> standard normal (c, h, w), float64."""
+    method: EditMethod | None = None
+    masking: Masking | None = None
+    """Where the mask is to be computed."""
+    mask: Tensor | None = None
+    """(h, w), 1 = may change: where it is given instead."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a method arrives at."""
+
+    latents: Tensor
+    """(c, h, w), float64, at the image's level."""
+    mask: Tensor | None = None
+    """(h, w), 1 = may change."""
+    notices: tuple[Notice, ...] = ()

@@ -1,0 +1,1 @@
+"""Who may have the device, and when: jobs become generators, their rows share forward passes."""

@@ -1,0 +1,191 @@
+"""The loop that owns the device: admit, schedule, predict, advance."""
+
+import logging
+import queue
+from collections import Counter as Tally
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from underpaint_server.backends.protocol import Backend
+from underpaint_server.engine import pictures
+from underpaint_server.engine.messages import (
+    Advanced,
+    Cancel,
+    Ended,
+    Order,
+    Passed,
+    Previewed,
+    Report,
+    Split,
+    Start,
+    Stop,
+)
+from underpaint_server.engine.run import Run, now
+from underpaint_server.engine.scheduler import Pass, Ticket, choose
+from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, OutOfMemory, UnderpaintError
+from underpaint_server.jobs import Preview
+from underpaint_server.rows import Batch, Decode, Denoise, Key
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs every job of one device in one thread. Orders come in through a queue, reports go out through ``report``."""
+
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        inbox: "queue.SimpleQueue[Order]",
+        report: Callable[[Report], None],
+        max_batch_size: int,
+    ) -> None:
+        self._backends = backends
+        self._inbox = inbox
+        self._report = report
+        self._max_batch_size = max_batch_size
+        self._caps: dict[Key, int] = {}
+        self._runs: dict[int, Run] = {}
+        self._passes = 0
+        self._stopping = False
+
+    def run(self) -> None:
+        """Until told to stop. Between two passes nothing waits but for the next pass."""
+        while not self._stopping:
+            self._admit()
+            self._drop_late()
+            chosen = choose([t for run in self._runs.values() for t in run.tickets()], self._cap, self._minimum)
+            if chosen is not None:
+                self._advance(chosen, *self._predict(chosen))
+
+    # --- admit ---------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Take every order that is there; with nothing to do, wait for one."""
+        while True:
+            try:
+                order = self._inbox.get(block=not self._runs)
+            except queue.Empty:
+                return
+            match order:
+                case Start():
+                    self._start(order)
+                case Cancel(id=job):
+                    self._end(job, Cancelled("cancelled by the caller"))
+                case Stop():
+                    self._stopping = True
+                    return
+
+    def _start(self, order: Start) -> None:
+        backend = self._backends.get(order.job.model)
+        try:
+            if backend is None:
+                raise ModelNotFound(f"no model '{order.job.model}' in this engine")  # noqa: TRY301
+            self._runs[order.id] = Run(order, backend)
+        except Exception as error:
+            self._report(Ended(order.id, _as_known(error)))
+
+    def _drop_late(self) -> None:
+        late = [id_ for id_, run in self._runs.items() if run.start.deadline is not None and run.start.deadline < now()]
+        for id_ in late:
+            self._end(id_, DeadlinePassed("the deadline passed while the work was running"))
+
+    def _end(self, job: int, outcome: UnderpaintError) -> None:
+        run = self._runs.pop(job, None)
+        if run is not None:
+            run.close()
+            self._report(Ended(job, outcome))
+
+    # --- schedule ------------------------------------------------------------------------------------------------
+
+    def _cap(self, key: Key) -> int:
+        return self._caps.get(key, self._max_batch_size)
+
+    def _minimum(self, key: Key) -> int:
+        return self._backends[key.model].minimum(key.kind)
+
+    # --- predict -------------------------------------------------------------------------------------------------
+
+    def _predict(self, chosen: Pass) -> tuple[list[Any], float, float]:
+        """An answer or an error for every ticket, when the pass began and how long it took."""
+        begin = now()
+        answers = self._attempt(chosen)
+        duration_s = now() - begin
+        self._passes += 1
+        key = chosen.tickets[0].key
+        rows_by_method = Tally(self._runs[ticket.job].method for ticket in chosen.tickets)
+        memory = self._backends[key.model].memory_bytes()
+        padding = chosen.size - len(chosen.tickets)
+        self._report(Passed(key.model, key.kind.__name__.lower(), rows_by_method, padding, duration_s, memory))
+        return answers, begin, duration_s
+
+    def _attempt(self, chosen: Pass) -> list[Any]:
+        """One forward pass; when it fails, smaller ones, so that only the jobs at fault are hit."""
+        key = chosen.tickets[0].key
+        rows = [self._runs[ticket.job].row(ticket.index) for ticket in chosen.tickets]
+        try:
+            return list(self._backends[key.model].predict(Batch(rows, chosen.size)))
+        except OutOfMemory as error:
+            if len(chosen.tickets) == 1 or key.batch_class is not None:
+                return [error] * len(rows)
+            self._caps[key] = len(rows) // 2
+            self._report(Split(key.model, "oom"))
+            middle = len(rows) // 2
+            halves = (chosen.tickets[:middle], chosen.tickets[middle:])
+            sizes = (max(len(half), self._minimum(key)) for half in halves)
+            return [a for half, size in zip(halves, sizes, strict=True) for a in self._attempt(Pass(half, size))]
+        except Exception as error:
+            if len({ticket.job for ticket in chosen.tickets}) == 1:
+                return [error] * len(rows)
+            self._report(Split(key.model, "error"))
+            return [self._attempt(replace(chosen, tickets=(ticket,)))[0] for ticket in chosen.tickets]
+
+    # --- advance -------------------------------------------------------------------------------------------------
+
+    def _advance(self, chosen: Pass, answers: list[Any], begin: float, duration_s: float) -> None:
+        """Hand every answer to its job; a job that fails ends alone."""
+        jobs = Tally(ticket.job for ticket in chosen.tickets)
+        is_network = chosen.tickets[0].key.kind is Denoise
+        for job, rows in jobs.items():
+            run = self._runs[job]
+            run.served = self._passes
+            run.progress.add(rows if is_network else 0, len(jobs), begin, duration_s)
+        for ticket, answer in zip(chosen.tickets, answers, strict=True):
+            if ticket.job in self._runs:
+                self._answer(ticket, answer)
+
+    def _answer(self, ticket: Ticket, answer: Any) -> None:
+        run = self._runs[ticket.job]
+        try:
+            if isinstance(answer, Exception):
+                raise answer  # noqa: TRY301
+            moved = run.answer(ticket.index, answer)
+        except Exception as error:
+            self._end(ticket.job, _as_known(error))
+            return
+        if run.result is not None:
+            del self._runs[ticket.job]
+            self._report(Ended(ticket.job, replace(run.result, usage=run.progress.usage())))
+        elif moved:
+            self._tell(run)
+
+    def _tell(self, run: Run) -> None:
+        if run.progress.due(now()):
+            self._report(Advanced(run.start.id, run.progress.snapshot(now()), run.progress.rows))
+        guess = run.take_preview()
+        if guess is not None:
+            self._report(Previewed(run.start.id, Preview(self._look(run, guess), run.progress.step)))
+
+    def _look(self, run: Run, guess: Decode) -> Any:
+        """A preview, decoded on the spot: only calls that ask for previews wait for them."""
+        backend = self._backends[run.start.job.model]
+        size = backend.batch_class(Decode, tuple(guess.latents.shape)) or backend.minimum(Decode)
+        (image,) = backend.predict(Batch([guess], size))
+        return pictures.picture(image)
+
+
+def _as_known(error: Exception) -> UnderpaintError:
+    if isinstance(error, UnderpaintError):
+        return error
+    log.error("a job failed", exc_info=error)
+    return Bug(f"{type(error).__name__}: {error}")

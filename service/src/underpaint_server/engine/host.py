@@ -1,0 +1,72 @@
+"""The engine process as the front sees it: spawned, listened to, told, ended."""
+
+import asyncio
+import multiprocessing
+import threading
+from collections.abc import Callable
+
+from underpaint_server.engine import worker
+from underpaint_server.engine.messages import Order, Report, Stop
+from underpaint_server.settings import Settings
+
+STOP_S = 5.0
+
+
+class EngineProcess:
+    """One child process. ``on_report`` and ``on_exit`` (with the exit code) are called on the loop that made it.
+
+    The child is spawned, never forked: a fork would inherit gRPC's threads and sockets.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        on_report: Callable[["EngineProcess", Report], None],
+        on_exit: Callable[["EngineProcess", int | None], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_report = on_report
+        self._on_exit = on_exit
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=worker.main, args=(theirs, settings), name="engine", daemon=True)
+        self._process.start()
+        theirs.close()
+        threading.Thread(target=self._listen, name="engine reports", daemon=True).start()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child."""
+        return self._process.pid
+
+    def tell(self, order: Order) -> None:
+        """Send an order; one that the child no longer reads is lost with it, and ``on_exit`` follows."""
+        try:
+            self._pipe.send(order)
+        except (BrokenPipeError, OSError):
+            return
+
+    def kill(self) -> None:
+        """End the child at once; ``on_exit`` follows."""
+        self._process.kill()
+
+    async def stop(self) -> None:
+        """Ask the child to leave, and end it if it does not."""
+        self.tell(Stop())
+        await asyncio.to_thread(self._process.join, STOP_S)
+        self._process.kill()
+        await asyncio.to_thread(self._process.join)
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._call(self._on_report, self._pipe.recv())
+        except (EOFError, OSError):
+            self._process.join()
+            self._call(self._on_exit, self._process.exitcode)
+
+    def _call(self, function: Callable[..., None], argument: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, self, argument)
+        except RuntimeError:  # the loop is closed: nobody is left to tell
+            return

@@ -1,0 +1,27 @@
+"""What a job is called in metrics and logs."""
+
+from underpaint_server.jobs import (
+    DdimEdit,
+    DiffEdit,
+    EdictEdit,
+    EdictInversion,
+    EditJob,
+    InvertJob,
+    Job,
+    MaskJob,
+    SdEdit,
+)
+
+METHODS: dict[type, str] = {SdEdit: "sdedit", DdimEdit: "ddim", EdictEdit: "edict", DiffEdit: "diffedit"}
+"""Options of an edit -> its name in ``Model.methods`` and in metrics."""
+
+
+def method_name(job: Job) -> str:
+    """The name of what a job runs: "edict", "invert_ddim", "mask", ..."""
+    match job:
+        case InvertJob():
+            return "invert_edict" if isinstance(job.options.method, EdictInversion) else "invert_ddim"
+        case EditJob():
+            return METHODS[type(job.method)]
+        case MaskJob():
+            return "mask"

@@ -1,0 +1,39 @@
+"""How fast the engine is, from what it reports."""
+
+import time
+
+_WEIGHT = 0.1
+"""Share of a new value in the running mean."""
+
+
+class Pace:
+    """Running means over forward passes; zeros until there was one."""
+
+    def __init__(self) -> None:
+        self.row_s = 0.0
+        """Seconds of one network row, at the sizes that passes lately had."""
+        self.pass_s = 0.0
+        """Seconds of one pass."""
+        self.last_pass_at: float | None = None
+        """Unix time of the last pass."""
+        self._heard = time.monotonic()
+
+    def add(self, rows: int, duration_s: float, now: float) -> None:
+        """A pass of ``rows`` network rows (0 for the side stages) was reported; ``now`` is monotonic."""
+        self._heard = now
+        if rows:
+            self.last_pass_at = time.time()
+            self.row_s = _blend(self.row_s, duration_s / rows)
+            self.pass_s = _blend(self.pass_s, duration_s)
+
+    def rest(self, now: float) -> None:
+        """There was nothing to do until now: silence counts from here."""
+        self._heard = now
+
+    def silent_s(self, now: float) -> float:
+        """Seconds since the last pass, or since there was something to do."""
+        return now - self._heard
+
+
+def _blend(mean: float, value: float) -> float:
+    return value if mean == 0 else (1 - _WEIGHT) * mean + _WEIGHT * value

@@ -1,0 +1,54 @@
+"""Between what callers know (pictures, arrays of an inversion) and what the device knows (tensors)."""
+
+from math import inf, log10
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from underpaint_server.diffusion import masks
+from underpaint_server.errors import NonFiniteLatents
+from underpaint_server.jobs import Inversion, Picture
+from underpaint_server.models.facts import Facts
+
+
+def image(picture: Picture) -> Tensor:
+    """Pixels (H, W, 3) as an image (3, H, W), float32, [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def picture(image: Tensor) -> Picture:
+    """An image (3, H, W), float32, [-1, 1], as pixels (H, W, 3)."""
+    pixels: Picture = ((image.cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+def latent_mask(mask: Picture, latents: Tensor, model: Facts) -> Tensor:
+    """A mask of pixels (H, W) in {0, 255} at the resolution of latents (c, h, w), in {0, 1}."""
+    white = torch.from_numpy(np.ascontiguousarray(mask) >= 128).double()
+    return masks.to_latent_size(white, *latents.shape[1:]).to(model.device)
+
+
+def mask_picture(mask: Tensor, model: Facts) -> Picture:
+    """A mask at latent resolution (h, w) in {0, 1} as pixels (H, W) in {0, 255}."""
+    height, width = mask.shape[0] * model.vae_scale, mask.shape[1] * model.vae_scale
+    pixels: Picture = (masks.to_pixel_size(mask.cpu(), height, width) * 255).byte().contiguous().numpy()
+    return pixels
+
+
+def arrays(inversion: Inversion, model: Facts) -> dict[str, Tensor]:
+    """The arrays of an inversion on the model's device."""
+    return {name: torch.from_numpy(array.copy()).to(model.device) for name, array in inversion.arrays.items()}
+
+
+def psnr_db(one: Picture, other: Picture) -> float:
+    """Peak signal-to-noise ratio of two pictures of one size; infinite when they are equal."""
+    mse = float(np.square(one.astype(np.float64) - other.astype(np.float64)).mean())
+    return inf if mse == 0 else 20 * log10(255) - 10 * log10(mse)
+
+
+def check_finite(*tensors: Tensor) -> None:
+    """Raise :class:`NonFiniteLatents` if any value is NaN or infinite."""
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise NonFiniteLatents("the latents left the numbers; fewer steps, a lower guidance_scale or, for EDICT, a "
+                               "mixing weight closer to 1 keep them finite")

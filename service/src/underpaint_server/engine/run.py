@@ -1,0 +1,194 @@
+"""One job inside the engine: its generator, the group it waits for, and the count of what it has had."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from underpaint_server.backends.protocol import Backend
+from underpaint_server.diffusion.ddim import pred_x0
+from underpaint_server.engine.messages import Start
+from underpaint_server.engine.names import method_name
+from underpaint_server.engine.programs import is_exact, program
+from underpaint_server.engine.scheduler import Ticket
+from underpaint_server.jobs import EditJob, Generated, InvertJob, Job, Phase, Progress, Result, Stored, Usage
+from underpaint_server.models.facts import Facts
+from underpaint_server.plans import Stage, plan
+from underpaint_server.rows import Decode, Denoise, Encode, Key, Row
+
+PROGRESS_EVERY_S = 0.05
+
+
+class Run:
+    """Feeds answers into a job's generator and knows which rows it waits for."""
+
+    def __init__(self, start: Start, backend: Backend) -> None:
+        """Starts the generator up to its first group; whatever that raises is the job's own error."""
+        self.start = start
+        self.method = method_name(start.job)
+        self.result: Result | None = None
+        self.served = 0
+        self.progress = Counter(start, plan(start.job))
+        self._backend = backend
+        self._batch_class = _batch_class(start.job, backend)
+        self._generator = program(start.job, backend.facts, self._batch_class)
+        self._group: Sequence[Row] = next(self._generator)
+        self._answers: dict[int, Any] = {}
+        self._preview: Decode | None = None
+
+    def tickets(self) -> Iterator[Ticket]:
+        """One for each row that has no answer yet."""
+        for index, row in enumerate(self._group):
+            if index not in self._answers:
+                yield Ticket(self.start.id, index, self._key(row), self.start.priority, self.served)
+
+    def row(self, index: int) -> Row:
+        """The row of that place in the group."""
+        return self._group[index]
+
+    def answer(self, index: int, value: Any) -> bool:
+        """Take one answer; True when that completed the group and the job went on (or ended, see ``result``)."""
+        self._answers[index] = value
+        if len(self._answers) < len(self._group):
+            return False
+        answers = [self._answers[i] for i in range(len(self._group))]
+        self._remember_guess(self._group[-1], answers[-1])
+        self._answers = {}
+        try:
+            self._group = self._generator.send(answers)
+        except StopIteration as end:
+            self._group, self.result = (), end.value
+        return True
+
+    def take_preview(self) -> Decode | None:
+        """The present guess at the picture, when a preview is due; asked for once a step at most."""
+        every, step = self.start.preview_every, self.progress.step
+        due = every > 0 and step > 0 and step % every == 0 and self.progress.phase is Phase.DENOISING
+        guess, self._preview = (self._preview if due else None), None
+        return guess if self.progress.is_new_step() else None
+
+    def close(self) -> None:
+        """End the generator; its rows are gone."""
+        self._group = ()
+        self._generator.close()
+
+    def _remember_guess(self, row: Row, answer: Any) -> None:
+        if self.start.preview_every > 0 and isinstance(row, Denoise):
+            self._preview = Decode(pred_x0(row.latents, answer, row.alpha_bar))
+
+    def _key(self, row: Row) -> Key:
+        kind = type(row)
+        match row:
+            case Denoise(latents=latents):
+                return Key(self.start.job.model, kind, tuple(latents.shape), self._batch_class)
+            case Encode(image=image):
+                shape = tuple(image.shape)
+            case Decode(latents=latents):
+                shape = tuple(latents.shape)
+            case _:
+                shape = ()
+        return Key(self.start.job.model, kind, shape, self._backend.batch_class(kind, shape))
+
+
+class Counter:
+    """Counts a job's rows against its plan: the one place that progress, usage and phases come from."""
+
+    def __init__(self, start: Start, stages: tuple[Stage, ...]) -> None:
+        self.rows = 0
+        self._stages = stages
+        self._total = sum(stage.rows for stage in stages)
+        self._submitted = start.submitted
+        self._first: float | None = None
+        self._compute_s = 0.0
+        self._passes = 0
+        self._jobs_beside = 0
+        self._phases: dict[Phase, list[float]] = {}
+        self._reported = 0.0
+        self._step_seen = (Phase.ENCODING, 0)
+
+    def add(self, rows: int, jobs: int, begin: float, duration_s: float) -> None:
+        """``rows`` network rows were answered by a pass that ``jobs`` jobs shared; 0 for the side stages."""
+        span = self._phases.setdefault(self.phase, [begin, begin])
+        span[1] = begin + duration_s
+        self._compute_s += duration_s
+        if rows:
+            self._first = self._first or begin
+            self.rows += rows
+            self._passes += 1
+            self._jobs_beside += jobs
+
+    @property
+    def phase(self) -> Phase:
+        """What the next row belongs to."""
+        return self._position()[0]
+
+    @property
+    def step(self) -> int:
+        """Steps finished in this phase."""
+        return self._position()[1]
+
+    def is_new_step(self) -> bool:
+        """Whether the step is another one than at the last such question."""
+        now, before = (self.phase, self.step), self._step_seen
+        self._step_seen = now
+        return now != before
+
+    def due(self, now: float) -> bool:
+        """Whether it is time for another report; reports are for people, not for every pass."""
+        if now - self._reported < PROGRESS_EVERY_S:
+            return False
+        self._reported = now
+        return True
+
+    def snapshot(self, now: float) -> Progress:
+        """Where the job is, with the time that is left at its own pace so far."""
+        phase, step, steps = self._position()
+        pace = (now - self._first) / self.rows if self._first is not None and self.rows else 0.0
+        fraction = self.rows / self._total if self._total else 0.0
+        return Progress(phase, step, steps, min(1.0, fraction), eta_s=pace * (self._total - self.rows))
+
+    def usage(self) -> Usage:
+        """What the job has cost."""
+        return Usage(
+            queue_time_s=max(0.0, (self._first or self._submitted) - self._submitted),
+            compute_time_s=self._compute_s,
+            network_evaluations=self.rows,
+            mean_batch_size=self._jobs_beside / self._passes if self._passes else 0.0,
+            phase_s={phase: end - begin for phase, (begin, end) in self._phases.items()},
+        )
+
+    def _position(self) -> tuple[Phase, int, int]:
+        if self.rows == 0:
+            return Phase.ENCODING, 0, 1
+        left = self.rows
+        for stage in self._stages:
+            if left < stage.rows:
+                return stage.phase, left // stage.rows_per_step, stage.steps
+            left -= stage.rows
+        return Phase.DECODING, 0, 1
+
+
+def _batch_class(job: Job, backend: Backend) -> int | None:
+    """The class an exact job is pinned to: its inversion's where there is one, so that tomorrow's edit replays it."""
+    if not is_exact(job):
+        return None
+    made = job.inversion if isinstance(job, InvertJob) else None
+    if isinstance(job, EditJob) and isinstance(job.source, Stored):
+        made = job.source.inversion
+    if made is not None and made.batch_class is not None:
+        return made.batch_class
+    return backend.batch_class(Denoise, _latent_shape(job, backend.facts))
+
+
+def _latent_shape(job: Job, facts: Facts) -> tuple[int, int, int]:
+    match job.source:
+        case Stored(inversion=inversion):
+            return facts.latent_shape(inversion.width, inversion.height)
+        case Generated(width=width, height=height):
+            return facts.latent_shape(width, height)
+        case photo:
+            return facts.latent_shape(photo.pixels.shape[1], photo.pixels.shape[0])
+
+
+def now() -> float:
+    """The clock that both processes read."""
+    return time.monotonic()

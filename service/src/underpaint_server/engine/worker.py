@@ -1,0 +1,60 @@
+"""The engine process: loads the models, then runs the loop until the front says stop or is gone.
+
+Imported by the front to be named as the target of a spawned process, so nothing heavy may be imported at the top.
+"""
+
+import queue
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from underpaint_server.engine.messages import LoadFailed, Ready, Stop
+from underpaint_server.errors import Bug, UnderpaintError
+from underpaint_server.settings import Settings
+from underpaint_server.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from underpaint_server.backends.protocol import Backend
+    from underpaint_server.engine.messages import Order
+
+
+def main(pipe: Connection, settings: Settings) -> None:
+    """Serve the configured models over ``pipe``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when work ends
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    configure_logging(settings.log_level)
+    try:
+        backends, seconds = _load(settings)
+    except UnderpaintError as error:
+        pipe.send(LoadFailed(error))
+        return
+    except Exception as error:
+        pipe.send(LoadFailed(Bug(f"{type(error).__name__}: {error}")))
+        raise
+    from underpaint_server.engine.engine import Engine
+
+    inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, inbox), name="orders", daemon=True).start()
+    pipe.send(Ready(tuple((backends[name].facts.info, seconds[name]) for name, _ in settings.places)))
+    Engine(backends, inbox, pipe.send, settings.max_batch_size).run()
+
+
+def _load(settings: Settings) -> tuple[dict[str, "Backend"], dict[str, float]]:
+    from underpaint_server.backends import load
+
+    backends, seconds = {}, {}
+    for name, place in settings.places:
+        begin = time.monotonic()
+        backends[name] = load(place, name, settings)
+        seconds[name] = time.monotonic() - begin
+    return backends, seconds
+
+
+def _receive(pipe: Connection, inbox: "queue.SimpleQueue[Order]") -> None:
+    try:
+        while True:
+            inbox.put(pipe.recv())
+    except (EOFError, OSError):  # the front is gone: so is everyone who waits
+        inbox.put(Stop())

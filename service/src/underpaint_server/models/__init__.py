@@ -1,0 +1,1 @@
+"""What a checkpoint is: how one is found, checked, read, and asked."""

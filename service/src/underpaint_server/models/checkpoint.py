@@ -1,0 +1,67 @@
+"""Finding a checkpoint and naming its contents."""
+
+import json
+from hashlib import file_digest, sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+from underpaint_server.errors import ModelNotReady
+
+_READ = ("*.json", "*.txt", "*.safetensors")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def resolve(place: str, allow_network: bool) -> Path:
+    """The directory of a checkpoint named by a directory or, where the network is allowed, by a hub id; "" is embedded.
+
+    Raises :class:`ModelNotReady`, saying what to do, when there is no pipeline directory with safetensors.
+    """
+    directory = Path(place) if place else embedded()
+    if not directory.is_dir():
+        if not allow_network:
+            raise ModelNotReady(f"'{place}' is no directory here; a hub id is fetched only with --allow-network")
+        directory = _fetch(place)
+    if not (directory / "model_index.json").is_file():
+        raise ModelNotReady(f"'{directory}' has no model_index.json: give a diffusers pipeline directory")
+    if not any(directory.glob("unet/*.safetensors")):
+        pickled = any(found for pattern in _PICKLED for found in directory.glob(f"unet/{pattern}"))
+        hint = "its weights are pickled; convert them, since pickles can run code" if pickled else "it has none"
+        raise ModelNotReady(f"'{directory}/unet' must hold safetensors: {hint}")
+    return directory
+
+
+def embedded() -> Path:
+    """The directory of underpaint-mini, from the distribution of that name."""
+    spec = find_spec("underpaint_mini")
+    if spec is None or spec.origin is None:
+        raise ModelNotReady("the embedded model is not installed: pip install underpaint-mini, or name a model")
+    return Path(spec.origin).parent / "model"
+
+
+def digest(directory: Path) -> str:
+    """sha256 (hex) over the names and contents of everything that is read from a checkpoint."""
+    total = sha256()
+    for file in sorted({file for pattern in _READ for file in directory.rglob(pattern)}):
+        with file.open("rb") as stream:
+            contents = file_digest(stream, "sha256").hexdigest()
+        total.update(f"{file.relative_to(directory).as_posix()}\0{contents}\n".encode())
+    return total.hexdigest()
+
+
+def config(directory: Path, part: str) -> dict[str, object]:
+    """The scheduler's, or the whole pipeline's, configuration as JSON has it."""
+    file = directory / part
+    try:
+        loaded = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelNotReady(f"'{file}' cannot be read: {error}") from error
+    return {key: value for key, value in loaded.items() if not key.startswith("_") or key == "_class_name"}
+
+
+def _fetch(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_READ)))
+    except Exception as error:
+        raise ModelNotReady(f"'{hub_id}' is no directory here and could not be fetched: {error}") from error

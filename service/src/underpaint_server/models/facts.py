@@ -1,0 +1,25 @@
+"""What an algorithm may know of a model: everything but the network."""
+
+from dataclasses import dataclass
+
+import torch
+
+from underpaint_server.diffusion.schedule import Schedule
+from underpaint_server.jobs import ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """One loaded model, as seen by whoever plans work for it."""
+
+    info: ModelInfo
+    schedule: Schedule
+    latent_channels: int
+    vae_scale: int
+    """Pixels a latent is wide and high."""
+    device: torch.device
+    """Where latent state lives."""
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of a picture of that size in pixels."""
+        return self.latent_channels, height // self.vae_scale, width // self.vae_scale

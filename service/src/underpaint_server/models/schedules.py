@@ -1,0 +1,53 @@
+"""A checkpoint's scheduler configuration as a :class:`Schedule`: only its numbers count, not its class."""
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from underpaint_server.diffusion.schedule import Schedule, Spacing, cumulate, linear, scaled_linear
+from underpaint_server.errors import ModelNotReady
+
+
+class Prediction(Enum):
+    """What a network was trained to predict."""
+
+    EPSILON = "epsilon"
+    V = "v_prediction"
+    SAMPLE = "sample"
+
+
+def schedule(config: Mapping[str, Any]) -> Schedule:
+    """The training levels and the grid's spacing; raises :class:`ModelNotReady` for what is not understood."""
+    if config.get("rescale_betas_zero_snr"):
+        raise ModelNotReady("scheduler: rescale_betas_zero_snr is not supported: its noisiest level cannot be inverted")
+    spacing = config.get("timestep_spacing", "leading")
+    if spacing not in {s.value for s in Spacing}:
+        raise ModelNotReady(f"scheduler: timestep_spacing '{spacing}' is none of {[s.value for s in Spacing]}")
+    return Schedule(
+        alphas_cumprod=tuple(_alphas_cumprod(config)),
+        spacing=Spacing(spacing),
+        steps_offset=int(config.get("steps_offset", 0)),
+        set_alpha_to_one=bool(config.get("set_alpha_to_one", True)),
+    )
+
+
+def prediction(config: Mapping[str, Any]) -> Prediction:
+    """What the network predicts; raises :class:`ModelNotReady` for what is not understood."""
+    named = config.get("prediction_type", "epsilon")
+    if named not in {p.value for p in Prediction}:
+        raise ModelNotReady(f"scheduler: prediction_type '{named}' is none of {[p.value for p in Prediction]}")
+    return Prediction(named)
+
+
+def _alphas_cumprod(config: Mapping[str, Any]) -> list[float]:
+    if config.get("trained_betas") is not None:
+        return cumulate(config["trained_betas"])
+    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    timesteps = config.get("num_train_timesteps", 1000)
+    match config.get("beta_schedule", "linear"):
+        case "scaled_linear":
+            return scaled_linear(start, end, timesteps)
+        case "linear":
+            return linear(start, end, timesteps)
+        case other:
+            raise ModelNotReady(f"scheduler: beta_schedule '{other}' is neither 'linear' nor 'scaled_linear'")
