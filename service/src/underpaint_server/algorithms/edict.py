@@ -11,6 +11,7 @@ from torch import Tensor
 from underpaint_server.diffusion.ddim import coefficients
 from underpaint_server.diffusion.sampling import Guidance, guided
 from underpaint_server.diffusion.schedule import Grid, Level
+from underpaint_server.diffusion.snap import snap
 from underpaint_server.diffusion.tasks import Editing, Inverting, Outcome
 from underpaint_server.jobs import EdictInversion
 from underpaint_server.rows import Steps
@@ -61,11 +62,11 @@ def _steps(grid: Grid) -> list[tuple[int, Level, Level]]:
 
 def _do(one: Tensor, other: Tensor, noisy: Level, clean: Level, guidance: Guidance) -> Steps[Tensor]:
     a, b = coefficients(noisy, clean)
-    noise_pred = yield from guided(other, noisy, guidance)
+    noise_pred = yield from guided(snap(other), noisy, guidance)
     return a * one + b * noise_pred
 
 
 def _undo(one: Tensor, other: Tensor, noisy: Level, clean: Level, guidance: Guidance) -> Steps[Tensor]:
     a, b = coefficients(noisy, clean)
-    noise_pred = yield from guided(other, noisy, guidance)
+    noise_pred = yield from guided(snap(other), noisy, guidance)
     return (one - b * noise_pred) / a

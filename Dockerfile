@@ -1,0 +1,46 @@
+# The server with its embedded model, for CPU or CUDA: what TORCH installs decides.
+#
+#   docker build -t underpaint .
+#   docker build -t underpaint --build-arg TORCH_INDEX=URL .     URL of an index that has the CPU wheels of torch
+#
+FROM python:3.11-slim-bookworm AS build
+
+ARG TORCH=torch==2.13.0
+ARG TORCH_INDEX=
+
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# The largest layer, and the one that changes least. The environment has no pip of its own: nothing installs at run time.
+RUN python3 -m venv --without-pip /opt/underpaint \
+    && python3 -m pip --python /opt/underpaint/bin/python install \
+        ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "${TORCH}"
+
+WORKDIR /src
+COPY client client
+COPY service service
+COPY models/underpaint-mini models/underpaint-mini
+RUN python3 -m pip --python /opt/underpaint/bin/python install \
+        ./client ./models/underpaint-mini ./service
+
+
+FROM python:3.11-slim-bookworm
+
+RUN groupadd --gid 10001 underpaint \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin underpaint \
+    && install -d -o 10001 -g 10001 /var/lib/underpaint
+
+COPY --from=build /opt/underpaint /opt/underpaint
+
+# Loopback, the default, would be of no use inside a container.
+ENV PATH=/opt/underpaint/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
+    HF_HUB_OFFLINE=1 \
+    UNDERPAINT_LISTEN=0.0.0.0:50051 \
+    UNDERPAINT_METRICS_LISTEN=0.0.0.0:9464
+
+USER 10001:10001
+WORKDIR /var/lib/underpaint
+EXPOSE 50051 9464
+ENTRYPOINT ["underpaint-server"]

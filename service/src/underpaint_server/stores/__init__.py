@@ -1,0 +1,6 @@
+"""Where inversions live between requests: one store over memory, files or S3."""
+
+from underpaint_server.stores.inversions import Entry, InversionStore
+from underpaint_server.stores.urls import STORES, open_store
+
+__all__ = ["STORES", "Entry", "InversionStore", "open_store"]

@@ -1,0 +1,120 @@
+"""Inversions as objects: ``inversions/{name}.safetensors``, and beside it an empty ``inversions/{name}.used``.
+
+The second object's modification time is the last use of the first. It is what replicas that share a store tell each
+other, and what a restart remembers: an object's own time cannot be moved without writing it again.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import ObjectStore
+
+from underpaint_server.stores.codec import header_bytes
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta  # the library defines it for type checkers only
+
+NAME = re.compile(r"[0-9a-f]{64}")
+"""Names of inversions: 64 lower-case hexadecimal digits."""
+
+_FOLDER = "inversions"
+_DATA, _USED = ".safetensors", ".used"
+_OBJECT = re.compile(rf"{_FOLDER}/({NAME.pattern})({re.escape(_DATA)}|{re.escape(_USED)})")
+_HEAD_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What the store tells of one inversion without opening it."""
+
+    size_bytes: int
+    version: str | None
+    """Changes when the object is replaced."""
+    used_at: float
+    """Unix time of the last use on record."""
+
+
+class Objects:
+    """Reads and writes whole inversions. A missing one is FileNotFoundError wherever it is read."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    async def read(self, name: str) -> tuple[bytes, Stat]:
+        """The whole file."""
+        answer = await obstore.get_async(self._store, _path(name, _DATA))
+        data = bytes(await answer.bytes_async())
+        return data, _stat(answer.meta)
+
+    async def read_head(self, name: str) -> tuple[bytes, Stat]:
+        """The file's first bytes, all of its header among them, and its last use."""
+        path = _path(name, _DATA)
+        try:
+            answer = await obstore.get_async(self._store, path, options={"range": (0, _HEAD_BYTES)})
+        except BaseError:
+            # Nothing of an empty object is in any range: what a full disk or a power cut may leave.
+            stat = _stat(await obstore.head_async(self._store, path))
+            if stat.size_bytes:
+                raise
+            return b"", stat
+        head, stat = bytes(await answer.bytes_async()), _stat(answer.meta)
+        needed = min(header_bytes(head), stat.size_bytes)
+        if needed > len(head):
+            head = bytes(await obstore.get_range_async(self._store, path, start=0, end=needed))
+        return head, await self._with_use(name, stat)
+
+    async def write(self, name: str, data: bytes, *, overwrite: bool) -> str | None:
+        """Write the file, at once or not at all, and return its version; raises AlreadyExistsError."""
+        mode: Literal["overwrite", "create"] = "overwrite" if overwrite else "create"
+        path = _path(name, _DATA)
+        result = await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
+        return result["e_tag"]
+
+    async def mark_used(self, name: str) -> None:
+        """Put the present time on record as the last use."""
+        await obstore.put_async(self._store, _path(name, _USED), b"")
+
+    async def remove(self, name: str) -> None:
+        """Remove the file; a missing one is no error."""
+        for kind in (_DATA, _USED):
+            try:
+                await obstore.delete_async(self._store, _path(name, kind))
+            except FileNotFoundError:
+                continue
+
+    async def scan(self) -> dict[str, Stat]:
+        """Every inversion there is, by name; objects of other kinds are passed over."""
+        files: dict[str, Stat] = {}
+        uses: dict[str, float] = {}
+        async for chunk in obstore.list(self._store, _FOLDER, chunk_size=1000):
+            for meta in chunk:
+                match = _OBJECT.fullmatch(meta["path"])
+                if match is None:
+                    continue
+                if match[2] == _DATA:
+                    files[match[1]] = _stat(meta)
+                else:
+                    uses[match[1]] = meta["last_modified"].timestamp()
+        return {name: _used(stat, uses.get(name, 0.0)) for name, stat in files.items()}
+
+    async def _with_use(self, name: str, stat: Stat) -> Stat:
+        try:
+            meta = await obstore.head_async(self._store, _path(name, _USED))
+        except FileNotFoundError:
+            return stat
+        return _used(stat, meta["last_modified"].timestamp())
+
+
+def _path(name: str, kind: str) -> str:
+    return f"{_FOLDER}/{name}{kind}"
+
+
+def _stat(meta: "ObjectMeta") -> Stat:
+    return Stat(meta["size"], meta["e_tag"], meta["last_modified"].timestamp())
+
+
+def _used(stat: Stat, at: float) -> Stat:
+    return replace(stat, used_at=max(stat.used_at, at))

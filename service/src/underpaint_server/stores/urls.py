@@ -1,0 +1,53 @@
+"""From a URL to an object store."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
+
+
+def open_store(url: str) -> ObjectStore:
+    """The object store at ``memory:///``, ``file:///path`` or ``s3://bucket/prefix``.
+
+    A missing directory is made. S3 takes its credentials, region and endpoint from the usual ``AWS_*`` variables.
+    Raises ValueError, naming what exists, for any other URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in STORES:
+        raise ValueError(f"store '{url}' is none of {', '.join(STORES)} URLs, such as file:///var/lib/underpaint")
+    return STORES[parts.scheme](parts)
+
+
+def _memory(parts: SplitResult) -> ObjectStore:
+    if parts.netloc or parts.path.strip("/"):
+        raise ValueError(f"store '{parts.geturl()}': memory has no places, write memory:///")
+    return MemoryStore()
+
+
+def _file(parts: SplitResult) -> ObjectStore:
+    if parts.netloc or not parts.path.startswith("/"):
+        raise ValueError(f"store '{parts.geturl()}': write an absolute path after file://, as in file:///path")
+    return LocalStore(Path(unquote(parts.path)), mkdir=True)
+
+
+def _s3(parts: SplitResult) -> ObjectStore:
+    if not parts.netloc:
+        raise ValueError(f"store '{parts.geturl()}': the bucket is missing, write s3://bucket/prefix")
+    # Plain HTTP is spoken only to an endpoint that is written so. The library would retry for three minutes; a request
+    # waits here, and has its own deadline.
+    return S3Store(
+        parts.netloc,
+        prefix=parts.path.strip("/") or None,
+        client_options={
+            "allow_http": True,
+            "connect_timeout": timedelta(seconds=5),
+            "timeout": timedelta(seconds=30),
+        },
+        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=30)},
+    )
+
+
+STORES: dict[str, Callable[[SplitResult], ObjectStore]] = {"memory": _memory, "file": _file, "s3": _s3}
+"""URL scheme to what opens it."""

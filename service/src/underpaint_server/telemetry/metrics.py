@@ -1,0 +1,275 @@
+"""Every metric the server exports, by name, and the events that move them.
+
+:class:`Metrics` is the only place that knows metric names. Everything else calls one of its ``on_...`` methods when
+something happened; what has a present value (queue, backlog, store) is read from its owner at scrape, never counted up
+and down, so that no lost event can make a gauge lie. Every label takes values from a closed set: what a caller may
+write freely (a model's name) is replaced by ``""`` unless it is known.
+"""
+
+from collections.abc import Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from underpaint_server.jobs import ModelInfo, Phase, Priority
+from underpaint_server.telemetry.scrape import AtScrape, EngineView, StoreView
+
+METHODS = ("edict", "diffedit", "ddim", "sdedit", "invert_edict", "invert_ddim", "mask")
+
+_LATENCY_S = (0.1, 0.25, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 7.5, 10, 15, 20, 30, 40, 60, 120, 240, 480)
+_QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_STEP_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_CANCEL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_LOAD_S = (0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_RPC_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 240, 480)
+_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+_BYTES = tuple(1024 * 4**power for power in range(9))
+_PIXELS = tuple(65536 * 2**power for power in range(9))
+
+
+class Metrics:
+    """All metrics of one server process.
+
+    ``registry`` None makes a registry of its own with the stock process, garbage-collector and platform collectors.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = CollectorRegistry() if registry is None else registry
+        if registry is None:
+            for stock in (ProcessCollector, PlatformCollector, GCCollector):
+                stock(registry=self.registry)
+        # A series with the birth time of every other series, of use to no dashboard.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation here
+        self._at_scrape = AtScrape()
+        self._models: set[str] = set()
+        self._define_requests()
+        self._define_jobs()
+        self._define_engine()
+        self._define_store()
+        self._start_at_zero()
+        self.registry.register(self._at_scrape)
+
+    # --- calls over the wire ------------------------------------------------------------------------------------
+
+    def on_request_started(self, *, service: str, rpc: str, grpc_type: str) -> None:
+        """A call arrived. ``service`` as ``underpaint.v1.EditService``, ``grpc_type`` as ``unary``, ``server_stream``,
+        ``client_stream`` or ``bidi_stream``."""
+        self._started.labels(grpc_type, service, rpc).inc()
+
+    def on_request_handled(
+        self,
+        *,
+        service: str,
+        rpc: str,
+        grpc_type: str,
+        code: str,
+        seconds: float,
+        reason: str = "",
+        method: str = "",
+        model: str = "",
+    ) -> None:
+        """A call ended with that gRPC code (``OK``, ``NOT_FOUND`` ...) and reason of the error tree, ``""`` if none.
+
+        ``method`` and ``model`` (an id) stay ``""`` where the call has none; unknown ones become ``""``.
+        """
+        method, model = _known(method, METHODS), _known(model, self._models)
+        self._handled.labels(grpc_type, service, rpc, code).inc()
+        self._handling.labels(grpc_type, service, rpc).observe(seconds)
+        self._requests.labels(rpc, method, code, reason).inc()
+        if method:
+            self._e2e.labels(rpc, method, model).observe(seconds)
+
+    def on_first_event(self, *, method: str, seconds: float) -> None:
+        """A stream sent its first message so many seconds after the call arrived."""
+        self._first_event.labels(_known(method, METHODS)).observe(seconds)
+
+    def on_request_message(self, *, rpc: str, bytes: int) -> None:
+        """Serialized size of one message received."""
+        self._request_bytes.labels(rpc).observe(bytes)
+
+    def on_response_message(self, *, rpc: str, bytes: int) -> None:
+        """Serialized size of one message sent."""
+        self._response_bytes.labels(rpc).observe(bytes)
+
+    def on_image(self, *, pixels: int) -> None:
+        """An image was received; pixels as in its header."""
+        self._image_pixels.observe(pixels)
+
+    def on_replay(self, *, result: str) -> None:
+        """A repeated request id ``joined`` the running request, or had its answer ``replayed``."""
+        self._replays.labels(result).inc()
+
+    # --- jobs ---------------------------------------------------------------------------------------------------
+
+    def on_queue_time(self, *, method: str, priority: Priority, seconds: float) -> None:
+        """A job left the queue."""
+        self._queue_time.labels(method, priority.name.lower()).observe(seconds)
+
+    def on_phase(self, *, phase: Phase, method: str, seconds: float) -> None:
+        """A job finished one of its phases."""
+        self._phase.labels(phase.value, method).observe(seconds)
+
+    def on_cancelled(self, *, method: str, stage: str) -> None:
+        """A job was cancelled while ``queued``, ``running`` or already ``finished``."""
+        self._cancellations.labels(method, stage).inc()
+
+    def on_deadline_missed(self, *, method: str, stage: str) -> None:
+        """A deadline could not be met: refused ``at_admission``, or passed while ``queued`` or ``running``."""
+        self._deadline_misses.labels(method, stage).inc()
+
+    # --- engine -------------------------------------------------------------------------------------------------
+
+    def on_pass(
+        self, *, model: str, kind: str, rows_by_method: Mapping[str, int], padding: int, duration_s: float
+    ) -> None:
+        """One forward pass ended: ``kind`` is ``denoise``, ``encode``, ``decode`` or ``embed``.
+
+        Only ``denoise`` counts as a step; its rows are network rows, and ``padding`` rows were computed for nobody.
+        """
+        self._passes.labels(model, kind).observe(duration_s)
+        if kind != "denoise":
+            return
+        rows = sum(rows_by_method.values())
+        for method, count in rows_by_method.items():
+            self._network_rows.labels(model, method).inc(count)
+        self._padding_rows.labels(model).inc(padding)
+        self._batch_rows.labels(model).observe(rows)
+        self._steps.labels(model).inc()
+        self._step_seconds.labels(model, _rows_bucket(rows + padding)).observe(duration_s)
+
+    def on_batch_split(self, *, model: str, reason: str) -> None:
+        """Rows that waited together had to go in several passes: ``shape``, ``oom``, ``deadline`` or ``full``."""
+        self._splits.labels(model, reason).inc()
+
+    def on_cancel_latency(self, *, model: str, seconds: float) -> None:
+        """Time from seeing a cancel to its rows being free."""
+        self._cancel_latency.labels(model).observe(seconds)
+
+    def on_engine_restart(self, *, reason: str) -> None:
+        """The engine process was replaced: ``crash``, ``stall`` or ``oom``."""
+        self._restarts.labels(reason).inc()
+
+    def on_model_loaded(self, *, info: ModelInfo, seconds: float) -> None:
+        """A model is ready, so many seconds after its loading began. Its id is a known label value from now on."""
+        self._models.add(info.id)
+        self._model_info.labels(info.id, info.digest, info.dtype).set(1)
+        self._model_load.labels(info.id).observe(seconds)
+
+    def on_memory(self, *, device: str, kind: str, bytes: int) -> None:
+        """Device memory as the engine last reported it: ``allocated``, ``reserved``, ``total`` or ``peak``."""
+        self._memory.labels(device, kind).set(bytes)
+
+    # --- store --------------------------------------------------------------------------------------------------
+
+    def on_store_request(self, *, result: str) -> None:
+        """An inversion was asked for: ``hit``, ``miss``, ``joined`` (another was making it) or ``expired``."""
+        self._store_requests.labels(result).inc()
+
+    def on_eviction(self, *, reason: str) -> None:
+        """An inversion was removed by ``ttl`` or for ``bytes``."""
+        self._evictions.labels(reason).inc()
+
+    # --- present values -----------------------------------------------------------------------------------------
+
+    def watch_engine(self, engine: EngineView) -> None:
+        """Read the engine's gauges from here at every scrape."""
+        self._at_scrape.engine = engine
+
+    def watch_store(self, store: StoreView) -> None:
+        """Read the store's gauges from here at every scrape."""
+        self._at_scrape.store = store
+
+    # --- definitions --------------------------------------------------------------------------------------------
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def _define_requests(self) -> None:
+        count, spread = self._counter, self._histogram
+        grpc = ("grpc_type", "grpc_service", "grpc_method")
+        self._started = count("grpc_server_started_total", "RPCs started.", *grpc)
+        self._handled = count("grpc_server_handled_total", "RPCs completed, by code.", *grpc, "grpc_code")
+        self._handling = spread("grpc_server_handling_seconds", "Time from arrival to completion.", _RPC_S, *grpc)
+        self._requests = count("underpaint_requests_total", "Requests by outcome.", "rpc", "method", "code", "reason")
+        self._e2e = spread(
+            "underpaint_e2e_request_latency_seconds", "Arrival to answer.", _LATENCY_S, "rpc", "method", "model"
+        )
+        self._first_event = spread(
+            "underpaint_time_to_first_event_seconds", "Arrival to the first message of a stream.", _QUEUE_S, "method"
+        )
+        self._request_bytes = spread("underpaint_request_message_bytes", "Messages received.", _BYTES, "rpc")
+        self._response_bytes = spread("underpaint_response_message_bytes", "Messages sent.", _BYTES, "rpc")
+        self._image_pixels = spread("underpaint_image_pixels", "Pixels of the images received.", _PIXELS)
+        self._replays = count("underpaint_idempotent_replays_total", "Repeats of a request id.", "result")
+
+    def _define_jobs(self) -> None:
+        count, spread = self._counter, self._histogram
+        self._queue_time = spread(
+            "underpaint_request_queue_time_seconds", "Admission to the first pass.", _QUEUE_S, "method", "priority"
+        )
+        self._phase = spread("underpaint_request_phase_seconds", "Time in one phase.", _LATENCY_S, "phase", "method")
+        self._cancellations = count("underpaint_cancellations_total", "Jobs cancelled.", "method", "stage")
+        self._deadline_misses = count("underpaint_deadline_misses_total", "Deadlines not met.", "method", "stage")
+
+    def _define_engine(self) -> None:
+        count, spread = self._counter, self._histogram
+        self._passes = spread("underpaint_pass_seconds", "Forward passes of any kind.", _STEP_S, "model", "kind")
+        self._step_seconds = spread(
+            "underpaint_denoising_step_seconds", "Passes of the denoising network.", _STEP_S, "model", "rows_bucket"
+        )
+        self._steps = count("underpaint_denoising_steps_total", "Passes of the denoising network.", "model")
+        self._network_rows = count("underpaint_network_rows_total", "Rows that jobs asked for.", "model", "method")
+        self._padding_rows = count("underpaint_padding_rows_total", "Rows that only fill a pass.", "model")
+        self._batch_rows = spread("underpaint_batch_rows", "Useful rows of one pass.", _ROWS, "model")
+        self._splits = count("underpaint_batch_splits_total", "Passes that had to be split.", "model", "reason")
+        self._cancel_latency = spread(
+            "underpaint_cancel_latency_seconds", "Cancel seen to rows free.", _CANCEL_S, "model"
+        )
+        self._restarts = count("underpaint_engine_restarts_total", "Engine processes replaced.", "reason")
+        self._model_load = spread("underpaint_model_load_seconds", "Time to load a model.", _LOAD_S, "model")
+        self._model_info = Gauge(
+            "underpaint_model_info", "Loaded models.", ("model", "digest", "dtype"), registry=self.registry
+        )
+        self._memory = Gauge(
+            "underpaint_gpu_memory_bytes", "Memory of the device.", ("device", "kind"), registry=self.registry
+        )
+
+    def _define_store(self) -> None:
+        self._store_requests = self._counter(
+            "underpaint_inversion_store_requests_total", "Inversions asked for.", "result"
+        )
+        self._evictions = self._counter(
+            "underpaint_inversion_store_evictions_total", "Inversions removed by the store itself.", "reason"
+        )
+
+    def _start_at_zero(self) -> None:
+        # A counter that appears with its first event hides that event from rate(); where the label values are few
+        # and fixed, all are there from the start.
+        for counter, values in (
+            (self._replays, ("joined", "replayed")),
+            (self._restarts, ("crash", "stall", "oom")),
+            (self._store_requests, ("hit", "miss", "joined", "expired")),
+            (self._evictions, ("ttl", "bytes")),
+        ):
+            for value in values:
+                counter.labels(value)
+
+
+def _known(value: str, known: tuple[str, ...] | set[str]) -> str:
+    return value if value in known else ""
+
+
+def _rows_bucket(rows: int) -> str:
+    return next((str(bucket) for bucket in _ROWS_BUCKETS if rows <= bucket), "inf")

@@ -1,0 +1,119 @@
+"""The torch backend against diffusers, and its bits against itself."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from support import checkpoints
+from support.engine import Bench
+from support.jobs import edict_options, edit_job, every_kind_of_job, invert_job
+
+from underpaint_server.backends import load
+from underpaint_server.backends.invariance import is_batch_invariant
+from underpaint_server.backends.protocol import Backend
+from underpaint_server.diffusion.noise import standard_normal
+from underpaint_server.jobs import DdimEdit, EdictEdit, EditJob, Generated, Inverted
+from underpaint_server.rows import Batch, Denoise, Embed
+from underpaint_server.settings import Settings
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.build(tmp_path_factory.mktemp("sd") / request.param, prediction_type=request.param)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Backend:
+    return load("", "mini", Settings())
+
+
+def test_a_generated_picture_is_the_one_diffusers_draws(directory: Path) -> None:
+    """Stable Diffusion 1.x and 2.x, guidance on, the same start noise: an independent implementation agrees."""
+    pipe = StableDiffusionPipeline.from_pretrained(directory, safety_checker=None, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    start = standard_normal((4, 12, 12), seed=5, purpose="start")
+    theirs = pipe("a red apple", num_inference_steps=20, guidance_scale=4.0, latents=start[None].float(), height=48,
+                  width=48, output_type="np").images[0]
+    with Bench(load(str(directory), "sd", Settings())) as bench:
+        source = Generated("a red apple", 5, 48, 48, 20)
+        (ours,) = bench.run([EditJob("sd", source, None, DdimEdit(), "a red apple", "", 4.0, 1)])
+    assert np.abs(ours.pixels / 255 - theirs).max() <= 2 / 255
+
+
+def test_edict_is_exact_on_checkpoints_of_every_kind(directory: Path) -> None:
+    with Bench(load(str(directory), "sd", Settings())) as bench:
+        for result in bench.run([invert_job("sd", 48, edict_options(20, s)) for s in (0.8, 0.75)]):
+            assert result.inversion.reconstruction_max_abs_error <= 1e-10
+
+
+def test_every_kind_of_job_runs_on_a_users_checkpoint(directory: Path) -> None:
+    jobs = every_kind_of_job("sd", 48, steps=5)
+    with Bench(load(str(directory), "sd", Settings())) as bench:
+        assert all(not isinstance(outcome, Exception) for outcome in bench.run(jobs))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_edict_is_exact_on_the_embedded_model_while_others_come_and_go(dtype: str) -> None:
+    """The promise of the product: 200 evaluations, every one of them in other company."""
+    jobs = every_kind_of_job("mini", 64, steps=6)
+    with Bench(load("", "mini", Settings(dtype=dtype))) as bench:
+        bench.start(0, invert_job("mini", 64, edict_options(25, 0.8)))
+        for id_, job in enumerate(jobs * 2, start=1):
+            bench.start(id_, job)
+        outcomes = bench.until_ended(*range(2 * len(jobs) + 1))
+        sizes = {sum(p.rows_by_method.values()) for p in bench.passes if "invert_edict" in p.rows_by_method}
+    assert len(sizes) >= 4, "the company must really have varied"
+    assert isinstance(outcomes[0], Inverted)
+    assert outcomes[0].inversion.reconstruction_max_abs_error <= 1e-10
+
+
+def test_equal_requests_give_equal_bytes_alone_and_in_company(embedded: Backend) -> None:
+    job = edit_job("mini", 64, EdictEdit(), steps=6)
+    with Bench(embedded) as bench:
+        (alone,) = bench.run([job])
+        crowd = bench.run([*every_kind_of_job("mini", 64, steps=6), job])
+    assert np.array_equal(alone.pixels, crowd[-1].pixels)
+
+
+def test_pinned_jobs_are_exact_too() -> None:
+    with Bench(load("", "mini", Settings(exact_batching="pinned", exact_batch_class=3))) as bench:
+        (result, _) = bench.run([invert_job("mini", 64, edict_options(6)), edit_job("mini", 64, DdimEdit(), steps=3)])
+        assert {p.padding + sum(p.rows_by_method.values()) for p in bench.passes if "invert_edict" in p.rows_by_method} == {3}
+    assert result.inversion.reconstruction_max_abs_error <= 1e-10
+
+
+def test_rows_have_the_same_bits_in_every_batch(embedded: Backend) -> None:
+    assert embedded.facts.info.batch_class is None
+    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
+    embeds = embedded.predict(Batch([Embed(t) for t in ("a red apple", "", "a blue fish", "a cat")], 4))
+    rows = [
+        Denoise(torch.randn((4, 16, 16), generator=generator).double(), rng.randrange(1000), 0.5, e.prompt_embeds)
+        for e in embeds * 4
+    ]
+    reference = {id(row): answer for row, answer in zip(rows, embedded.predict(Batch(rows, 16)), strict=True)}
+    for _ in range(12):
+        part = rng.sample(rows, rng.randint(1, 16))
+        answers = embedded.predict(Batch(part, max(2, len(part) + rng.randint(0, 2))))
+        assert all(torch.equal(answer, reference[id(row)]) for row, answer in zip(part, answers, strict=True))
+
+
+def test_the_measurement_finds_a_network_that_depends_on_the_size() -> None:
+    def steady(x: torch.Tensor, t: list[int], e: torch.Tensor) -> torch.Tensor:
+        return x * 2 + e.mean((1, 2))[:, None, None, None]
+
+    def drifting(x: torch.Tensor, t: list[int], e: torch.Tensor) -> torch.Tensor:
+        return steady(x, t, e) + (1e-7 if len(x) == 11 else 0.0)
+
+    shapes = {"latent_shape": (4, 8, 8), "embeds_shape": (4, 8), "minimum": 2, "maximum": 16}
+    assert is_batch_invariant(steady, **shapes)
+    assert not is_batch_invariant(drifting, **shapes)
+
+
+def test_what_the_text_encoder_cannot_read_is_reported(embedded: Backend) -> None:
+    long = "a red apple " * 30
+    (short, cut) = embedded.predict(Batch([Embed("a red apple"), Embed(long)], 4))
+    assert short.dropped == ""
+    assert cut.dropped.startswith("a red apple") or cut.dropped.startswith("red") or cut.dropped.startswith("apple")

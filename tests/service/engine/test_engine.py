@@ -1,0 +1,214 @@
+"""The loop: sharing, progress, cancellation, deadlines, failures; on the closed-form network."""
+
+import time
+
+import numpy as np
+import pytest
+from support.engine import Bench
+from support.jobs import diffedit, edict_options, edit_job, every_kind_of_job, invert_job
+
+from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
+from underpaint_server.engine.messages import Advanced, Ended, Passed, Previewed, Split
+from underpaint_server.engine.names import method_name
+from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, NonFiniteLatents, OutOfMemory
+from underpaint_server.jobs import EdictEdit, Edited, EditJob, Inverted, Phase, Priority, SdEdit, Stored
+from underpaint_server.plans import plan, total_rows
+from underpaint_server.rows import Denoise
+from underpaint_server.settings import Settings
+
+PX = SHAPE[1] * SCALE
+
+
+def toy(invariant: bool = True) -> ToyBackend:
+    return ToyBackend("toy", Settings(), invariant=invariant)
+
+
+def same(one: object, other: object) -> bool:
+    """Equal results, apart from what they cost."""
+    if isinstance(one, Edited):
+        return np.array_equal(one.pixels, other.pixels) and (one.mask is None or np.array_equal(one.mask, other.mask))
+    if isinstance(one, Inverted):
+        pairs = zip(one.inversion.arrays.values(), other.inversion.arrays.values(), strict=True)
+        return all(np.array_equal(a, b) for a, b in pairs)
+    return np.array_equal(one.mask, other.mask)
+
+
+def test_every_job_asks_for_the_rows_of_its_plan() -> None:
+    with Bench(toy()) as bench:
+        first = bench.run([invert_job("toy", PX), invert_job("toy", PX, edict_options())])
+        stored = {"edict": first[0].inversion}
+        jobs = every_kind_of_job("toy", PX, inversions=stored)
+        for job, result in zip(jobs, bench.run(jobs), strict=True):
+            assert result.usage.network_evaluations == total_rows(job), job
+            phases = [stage.phase for stage in plan(job)]
+            assert [p for p in result.usage.phase_s if p not in (Phase.ENCODING, Phase.DECODING)] == phases
+            assert len(set(phases)) == len(phases)
+
+
+def test_jobs_of_all_kinds_share_passes_and_get_what_they_get_alone() -> None:
+    jobs = every_kind_of_job("toy", PX)
+    with Bench(toy()) as bench:
+        alone = [bench.run([job])[0] for job in jobs]
+    with Bench(toy()) as bench:
+        together = bench.run(jobs)
+        rows = sum(sum(p.rows_by_method.values()) for p in bench.passes)
+        assert rows / len(bench.passes) > 4
+        assert any(len(p.rows_by_method) >= 4 for p in bench.passes)
+    assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_exact_jobs_keep_their_batch_class_where_the_size_matters() -> None:
+    """On a network whose answers drift with the size of the pass: pinned, padded, and the same bits under load."""
+    jobs = every_kind_of_job("toy", PX)
+    exact = [invert_job("toy", PX), edit_job("toy", PX, EdictEdit())]
+    with Bench(toy(invariant=False)) as bench:
+        alone = bench.run(exact[:1]) + bench.run(exact[1:])
+        assert {p.padding + sum(p.rows_by_method.values()) for p in bench.passes} == {4}
+    with Bench(toy(invariant=False)) as bench:
+        loaded = bench.run(exact + jobs)[:2]
+        together = [p for p in bench.passes if len(p.rows_by_method) > 1 and "invert_edict" in p.rows_by_method]
+        assert together, "free rows fill the places of a pinned pass"
+    assert all(same(a, b) for a, b in zip(alone, loaded, strict=True))
+    assert alone[0].inversion.reconstruction_max_abs_error <= 1e-10
+    assert alone[0].inversion.batch_class == 4
+
+
+def test_an_inversion_replays_its_own_batch_class() -> None:
+    with Bench(toy(invariant=False)) as bench:
+        (made,) = bench.run([invert_job("toy", PX)])
+    bench_settings = Settings(exact_batch_class=8)
+    with Bench(ToyBackend("toy", bench_settings, invariant=False)) as bench:
+        source = Stored(made.inversion)
+        bench.run([EditJob("toy", source, made.inversion.options, EdictEdit(), "x", "", 3.0, 1)])
+        assert {p.padding + sum(p.rows_by_method.values()) for p in bench.passes} == {4}
+
+
+def test_a_group_wider_than_a_pass_is_spread_over_several() -> None:
+    with Bench(toy(), max_batch_size=4) as bench:
+        (result,) = bench.run([edit_job("toy", PX, diffedit(samples=9))])
+        assert max(sum(p.rows_by_method.values()) for p in bench.passes) == 4
+    with Bench(toy()) as bench:
+        assert same(result, bench.run([edit_job("toy", PX, diffedit(samples=9))])[0])
+
+
+class Slow(ToyBackend):
+    """Takes a moment for every pass, so that something can happen in between."""
+
+    def predict(self, batch):
+        time.sleep(0.005)
+        return super().predict(batch)
+
+
+def test_cancelled_rows_are_gone_before_the_next_pass() -> None:
+    with Bench(Slow("toy", Settings())) as bench:
+        bench.start(1, invert_job("toy", PX, edict_options(200)))
+        bench.start(2, invert_job("toy", PX, edict_options(20)))
+        time.sleep(0.1)
+        bench.cancel(1)
+        outcomes = bench.until_ended(1, 2)
+        ended = next(i for i, r in enumerate(bench.reports) if isinstance(r, Ended) and r.id == 1)
+        after = [r for r in bench.reports[ended:] if isinstance(r, Passed) and r.kind == "denoise"]
+    assert isinstance(outcomes[1], Cancelled)
+    assert isinstance(outcomes[2], Inverted)
+    assert after
+    assert {sum(p.rows_by_method.values()) for p in after} == {2}, "only the other job's pair is left"
+
+
+def test_a_passed_deadline_ends_the_job_and_only_it() -> None:
+    with Bench(Slow("toy", Settings())) as bench:
+        bench.start(1, invert_job("toy", PX, edict_options(200)), deadline_s=0.1)
+        bench.start(2, invert_job("toy", PX, edict_options(20)), deadline_s=60)
+        outcomes = bench.until_ended(1, 2)
+    assert isinstance(outcomes[1], DeadlinePassed)
+    assert isinstance(outcomes[2], Inverted)
+
+
+class Poisoned(ToyBackend):
+    """Fails every pass that holds a row of one text."""
+
+    def predict(self, batch):
+        if any(isinstance(r, Denoise) and float(r.prompt_embeds.flatten()[0]) == self.poison for r in batch.rows):
+            raise RuntimeError("poison")
+        return super().predict(batch)
+
+    def arm(self, text: str) -> None:
+        from underpaint_server.rows import Embed
+
+        self.poison = float(self._answer(Embed(text), 1).prompt_embeds.flatten()[0])
+
+
+def test_one_jobs_failure_never_touches_another() -> None:
+    backend = Poisoned("toy", Settings())
+    backend.arm("a cursed circle")
+    cursed = EditJob("toy", edit_job("toy", PX, SdEdit(0.5, 20)).source, None, SdEdit(0.5, 20), "a cursed circle", "", 3.0, 1)
+    healthy = edit_job("toy", PX, SdEdit(0.5, 20))
+    with Bench(backend) as bench:
+        outcomes = bench.run([healthy, cursed, healthy])
+        assert [type(o) for o in outcomes] == [Edited, Bug, Edited]
+        assert "poison" in outcomes[1].message
+        assert any(isinstance(r, Split) and r.reason == "error" for r in bench.reports)
+
+
+def test_an_error_inside_a_generator_ends_that_job_alone() -> None:
+    with Bench(toy()) as bench:
+        broken = invert_job("toy", PX, edict_options(20, guidance_scale=float("inf")))
+        outcomes = bench.run([broken, invert_job("toy", PX)])
+    assert [type(o) for o in outcomes] == [NonFiniteLatents, Inverted]
+
+
+def test_a_full_device_halves_the_batch_and_remembers() -> None:
+    backend = toy()
+    backend.memory_rows = 5
+    jobs = every_kind_of_job("toy", PX)
+    with Bench(backend) as bench:
+        outcomes = bench.run(jobs)
+        assert any(isinstance(r, Split) and r.reason == "oom" for r in bench.reports)
+        late = bench.passes[len(bench.passes) // 2 :]
+        assert max(sum(p.rows_by_method.values()) for p in late) <= 5
+    with Bench(toy()) as bench:
+        assert all(same(a, b) for a, b in zip(outcomes, bench.run(jobs), strict=True))
+
+
+def test_what_does_not_even_fit_alone_says_so() -> None:
+    backend = toy()
+    backend.memory_rows = 0
+    with Bench(backend) as bench:
+        assert isinstance(bench.run([invert_job("toy", PX)])[0], OutOfMemory)
+
+
+def test_an_unknown_model_is_named() -> None:
+    with Bench(toy()) as bench:
+        (outcome,) = bench.run([invert_job("other", PX)])
+    assert isinstance(outcome, ModelNotFound)
+
+
+def test_interactive_work_goes_before_batch_work() -> None:
+    with Bench(Slow("toy", Settings()), max_batch_size=2) as bench:
+        bench.start(1, invert_job("toy", PX, edict_options(20)), priority=Priority.BATCH)
+        time.sleep(0.05)
+        bench.start(2, invert_job("toy", PX, edict_options(20)), priority=Priority.INTERACTIVE)
+        bench.until_ended(1, 2)
+        order = [r.id for r in bench.reports if isinstance(r, Ended)]
+    assert order == [2, 1]
+
+
+def test_progress_never_falls_and_previews_come_when_asked() -> None:
+    with Bench(Slow("toy", Settings())) as bench:
+        bench.start(1, edit_job("toy", PX, EdictEdit()), preview_every=4)
+        bench.start(2, edit_job("toy", PX, EdictEdit()))
+        bench.until_ended(1, 2)
+        fractions = [r.progress.fraction for r in bench.reports if isinstance(r, Advanced) and r.id == 1]
+        previews = [r for r in bench.reports if isinstance(r, Previewed)]
+    assert fractions == sorted(fractions)
+    assert len(fractions) > 2
+    assert {p.id for p in previews} == {1}
+    assert [p.preview.step for p in previews] == [4, 8, 12]
+    assert previews[0].preview.pixels.shape == (PX, PX, 3)
+
+
+@pytest.mark.parametrize(("job", "name"), [
+    (invert_job("toy", PX), "invert_edict"),
+    (edit_job("toy", PX, SdEdit(0.5, 20)), "sdedit"),
+])
+def test_jobs_have_names(job: object, name: str) -> None:
+    assert method_name(job) == name

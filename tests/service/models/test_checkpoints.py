@@ -1,0 +1,73 @@
+"""Reading a user's pipeline directory, and saying what is wrong with one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import checkpoints
+
+from underpaint_server.backends import load
+from underpaint_server.errors import ModelNotReady
+from underpaint_server.models import checkpoint, schedules
+from underpaint_server.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.build(tmp_path_factory.mktemp("sd") / "one")
+
+
+def test_what_a_model_says_of_itself(directory: Path) -> None:
+    info = load(str(directory), "mine", Settings()).facts.info
+    assert (info.id, info.width, info.height, info.size_multiple) == ("mine", 48, 48, 8)
+    assert (info.prompt_tokens, info.default_steps, info.dtype) == (20, 50, "float32")
+    assert info.methods == ("sdedit", "ddim", "edict", "diffedit")
+
+
+def test_the_digest_names_the_contents(directory: Path, tmp_path: Path) -> None:
+    same, other = (checkpoints.build(tmp_path / str(seed), seed=seed) for seed in (0, 1))
+    assert checkpoint.digest(same) == checkpoint.digest(directory)
+    assert checkpoint.digest(other) != checkpoint.digest(directory)
+
+
+def test_the_embedded_model_is_found() -> None:
+    assert (checkpoint.resolve("", allow_network=False) / "unet").is_dir()
+
+
+def bad(directory: Path, **scheduler: object) -> Path:
+    file = directory / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | scheduler))
+    return directory
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda d, t: t / "nowhere", "--allow-network"),
+    (lambda d, t: checkpoints.without(d, "model_index.json"), "model_index.json"),
+    (lambda d, t: checkpoints.without(d, "unet/*.safetensors"), "safetensors"),
+    (lambda d, t: checkpoints.without(d, "vae/config.json"), "cannot be read"),
+    (lambda d, t: checkpoints.build(t / "inpainting", in_channels=9), "inpainting"),
+    (lambda d, t: bad(checkpoints.build(t / "snr"), rescale_betas_zero_snr=True), "rescale_betas_zero_snr"),
+    (lambda d, t: bad(checkpoints.build(t / "flow"), prediction_type="flow"), "prediction_type"),
+])
+def test_what_cannot_be_served_says_why(directory: Path, tmp_path: Path, change, says: str) -> None:
+    copy = checkpoints.build(tmp_path / "sd")
+    with pytest.raises(ModelNotReady, match=says):
+        load(str(change(copy, tmp_path)), "m", Settings())
+
+
+def test_pickled_weights_are_refused_by_name(tmp_path: Path) -> None:
+    copy = checkpoints.without(checkpoints.build(tmp_path / "sd"), "unet/*.safetensors")
+    (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(ModelNotReady, match="pickles can run code"):
+        checkpoint.resolve(str(copy), allow_network=False)
+
+
+def test_half_precision_files_are_taken_where_there_are_no_others(tmp_path: Path) -> None:
+    copy = checkpoints.build(tmp_path / "sd")
+    for file in copy.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    assert load(str(copy), "m", Settings()).facts.info.width == 48
+
+
+def test_trained_betas_are_taken_as_they_are() -> None:
+    assert schedules.schedule({"trained_betas": [0.5, 0.5]}).alphas_cumprod == (0.5, 0.25)

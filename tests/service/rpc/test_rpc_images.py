@@ -1,0 +1,189 @@
+"""Encoded pictures: fitted as told, mapped back exactly, harmless whatever their bytes are."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+from support.front import MINI, encoded, picture
+from underpaint.v1 import types_pb2
+from underpaint.v1.types_pb2 import Fit
+from underpaint_server.errors import FieldInvalid, ImageTooLarge, ImageUndecodable
+from underpaint_server.rpc import fitting, images
+
+LIMITS = images.ImageLimits(max_bytes=1_000_000, max_pixels=1000 * 1000)
+SIDES = st.integers(1, 3000)
+FITS = st.sampled_from(list(Fit.values()))
+
+
+def decode(content: bytes, media_type: str = "") -> Image.Image:
+    return images.rgb(images.decode(types_pb2.Image(content=content, media_type=media_type), LIMITS))
+
+
+@given(fit=FITS, width=SIDES, height=SIDES)
+@example(fit=Fit.FIT_RESIZE, width=3000, height=1)
+@example(fit=Fit.FIT_CROP, width=1, height=3000)
+def test_every_picture_is_fitted_to_a_size_of_the_model(fit: int, width: int, height: int) -> None:
+    plan = fitting.plan(fit, (width, height), MINI)
+    assert plan.source_size == (width, height)
+    assert all(side > 0 and side % MINI.size_multiple == 0 for side in plan.size)
+    if fit == Fit.FIT_RESIZE:
+        assert 0.6 <= plan.width * plan.height / (MINI.width * MINI.height) <= 1.5
+    else:
+        assert plan.size == (MINI.width, MINI.height)
+    assert (plan.fit == Fit.FIT_UNSPECIFIED) == (plan.size == (width, height))
+    for start, length, whole in [
+        (plan.source_left, plan.source_box_width, width),
+        (plan.source_top, plan.source_box_height, height),
+        (plan.left, plan.box_width, plan.width),
+        (plan.top, plan.box_height, plan.height),
+    ]:
+        assert 0 <= start < start + length <= whole
+
+
+@given(fit=FITS, width=SIDES, height=SIDES)
+def test_fitting_a_fitted_picture_changes_nothing(fit: int, width: int, height: int) -> None:
+    plan = fitting.plan(fit, (width, height), MINI)
+    assert fitting.plan(Fit.FIT_RESIZE, plan.size, MINI) == fitting.untouched(plan.size)
+
+
+@given(fit=FITS, width=st.integers(1, 300), height=st.integers(1, 300))
+def test_the_pixels_have_the_planned_size(fit: int, width: int, height: int) -> None:
+    plan = fitting.plan(fit, (width, height), MINI)
+    assert fitting.fit_picture(Image.new("RGB", (width, height)), plan).shape == (plan.height, plan.width, 3)
+    assert fitting.fit_mask(Image.new("L", (width, height)), plan).shape == (plan.height, plan.width)
+
+
+@pytest.mark.parametrize("fit", [Fit.FIT_CROP, Fit.FIT_PAD, Fit.FIT_RESIZE])
+def test_the_record_says_where_each_part_went(fit: int) -> None:
+    image = Image.new("RGB", (400, 200), "black")
+    plan = fitting.plan(fit, image.size, MINI)
+    # A white square of the source, in the middle of the part that is used.
+    across, down = plan.source_box_width / plan.box_width, plan.source_box_height / plan.box_height
+    middle = (plan.source_left + plan.source_box_width // 2, plan.source_top + plan.source_box_height // 2)
+    box = (middle[0] - 40, middle[1] - 40, middle[0] + 40, middle[1] + 40)
+    image.paste("white", box)
+    white = fitting.fit_picture(image, plan)[..., 0] > 127
+    rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
+    back_x = plan.source_left + (np.array([columns[0], columns[-1] + 1]) - plan.left) * across
+    back_y = plan.source_top + (np.array([rows[0], rows[-1] + 1]) - plan.top) * down
+    np.testing.assert_allclose(back_x, (box[0], box[2]), atol=across)
+    np.testing.assert_allclose(back_y, (box[1], box[3]), atol=down)
+
+
+def test_padding_repeats_the_edges() -> None:
+    image = Image.new("RGB", (100, 10), "red")
+    image.paste("blue", (0, 9, 100, 10))
+    pixels = fitting.fit_picture(image, fitting.plan(Fit.FIT_PAD, image.size, MINI))
+    np.testing.assert_array_equal(pixels[:5], np.broadcast_to(pixels[20:21], (5, 64, 3)))
+    np.testing.assert_array_equal(pixels[-5:], np.broadcast_to(pixels[-1:], (5, 64, 3)))
+    assert pixels[-1, 0, 2] > pixels[0, 0, 2]
+
+
+def test_transparency_is_put_on_white() -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.putpixel((0, 0), (0, 0, 255, 255))
+    pixels = np.asarray(decode(encoded(image)))
+    assert tuple(pixels[0, 0]) == (0, 0, 255)
+    assert (pixels[1:] == 255).all()
+
+
+def test_sixteen_bits_of_grey_become_eight() -> None:
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    pixels = np.asarray(decode(encoded(Image.fromarray(ramp))))
+    np.testing.assert_array_equal(pixels[..., 0], ramp >> 8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "LA"])
+def test_other_modes_become_colour(mode: str) -> None:
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    assert decode(encoded(picture().convert(mode), kind)).mode == "RGB"
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (64, 48)), (6, (48, 64)), (8, (48, 64)), (3, (64, 48))])
+def test_pictures_are_turned_upright_first(orientation: int, size: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert decode(encoded(picture(), "JPEG", exif=exif)).size == size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_type_is_read_from_the_bytes(kind: str) -> None:
+    content = encoded(picture(), kind)
+    assert decode(content, f"image/{kind.lower()}").size == (64, 48)
+    for other in {"image/png", "image/jpeg", "image/webp", "image/gif"} - {f"image/{kind.lower()}"}:
+        with pytest.raises(ImageUndecodable, match=other):
+            decode(content, other)
+
+
+@given(content=st.binary(max_size=200), magic=st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF0000WEBP"]))
+def test_rubbish_is_refused_and_nothing_worse(content: bytes, magic: bytes) -> None:
+    with pytest.raises((ImageUndecodable, ImageTooLarge)):
+        decode(magic + content)
+
+
+WHOLE = {kind: encoded(picture(), kind) for kind in ("PNG", "JPEG", "WEBP")}
+
+
+@given(kind=st.sampled_from(["PNG", "JPEG", "WEBP"]), data=st.data())
+def test_a_damaged_picture_is_a_picture_or_refused(kind: str, data: Any) -> None:
+    content = bytearray(WHOLE[kind])
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        image = decode(bytes(content))
+    except (ImageUndecodable, ImageTooLarge):
+        return
+    assert image.mode == "RGB"
+
+
+@given(length=st.integers(0, len(WHOLE["PNG"]) - 40))
+def test_a_png_cut_short_is_refused(length: int) -> None:
+    with pytest.raises(ImageUndecodable):
+        decode(WHOLE["PNG"][:length])
+
+
+@pytest.mark.parametrize("media_type", images.MEDIA_TYPES)
+def test_equal_pixels_give_equal_bytes(media_type: str) -> None:
+    pixels = np.asarray(picture())
+    image = images.encode(pixels, media_type)
+    assert image == images.encode(pixels.copy(), media_type)
+    assert images.sniff(image.content) == image.media_type == media_type
+    if media_type != images.JPEG:
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image.content)).convert("RGB")), pixels)
+
+
+def mask_of(image: Image.Image, plan: fitting.Fitting, kind: str = "PNG") -> Any:
+    return images.decode_mask(types_pb2.Image(content=encoded(image, kind)), LIMITS, plan, "mask")
+
+
+@pytest.mark.parametrize("fit", [Fit.FIT_CROP, Fit.FIT_PAD, Fit.FIT_RESIZE])
+def test_masks_go_the_way_of_their_picture(fit: int) -> None:
+    plan = fitting.plan(fit, (320, 160), MINI)
+    grey = Image.new("L", (320, 160), 0)
+    grey.paste(255, (160, 0, 320, 160))
+    mask = mask_of(grey, plan)
+    shown = fitting.fit_picture(grey.convert("RGB"), plan)[..., 0]
+    assert set(np.unique(mask)) == {0, 255}
+    assert (mask != np.where(shown >= 128, 255, 0)).mean() < 0.02
+
+
+def test_masks_are_cut_at_the_middle() -> None:
+    grey = Image.fromarray(np.array([[127, 128] * 32] * 48, np.uint8))
+    mask = mask_of(grey, fitting.untouched((64, 48)))
+    assert mask.tolist() == [[0, 255] * 32] * 48
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
+def test_opaque_masks_of_any_mode_are_read(mode: str) -> None:
+    white = Image.new("L", (64, 48), 255).convert(mode)
+    assert (mask_of(white, fitting.untouched((64, 48))) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_masks_with_transparency_are_ambiguous(mode: str) -> None:
+    with pytest.raises(FieldInvalid, match="opaque"):
+        mask_of(Image.new(mode, (64, 48)), fitting.untouched((64, 48)))

@@ -1,0 +1,172 @@
+"""What the server says of itself: models, limits, health, reflection, and what it does not offer."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from support.front import Wire, edit, refused
+from underpaint.v1 import direction_service_pb2, edit_service_pb2, model_service_pb2
+from underpaint_server.engine.handle import EngineState
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_a_model_tells_its_limits(wire: Wire) -> None:
+    answer = await wire.models.GetModel(model_service_pb2.GetModelRequest(name="models/mini"))
+    assert answer.model == model_service_pb2.Model(
+        name="models/mini",
+        state=model_service_pb2.MODEL_STATE_READY,
+        digest="d" * 64,
+        methods=["sdedit", "ddim", "edict", "diffedit"],
+        limits=model_service_pb2.Limits(
+            max_image_bytes=60_000,
+            max_image_pixels=512 * 512,
+            max_steps=50,
+            max_batch_size=16,
+            max_prompt_chars=100,
+            size_multiple=8,
+            max_mask_samples=16,
+        ),
+        width=64,
+        height=48,
+        default_steps=20,
+    )
+
+
+async def test_models_are_listed_default_first_in_pages(wire: Wire) -> None:
+    request = model_service_pb2.ListModelsRequest(page_size=1)
+    first = await wire.models.ListModels(request)
+    request.page_token = first.next_page_token
+    second = await wire.models.ListModels(request)
+    assert [model.name for page in (first, second) for model in page.models] == ["models/mini", "models/other"]
+    assert second.next_page_token == ""
+    request.page_token = "mine"
+    assert (await refused(wire.models.ListModels(request))).paths == ["page_token"]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("models/none", "MODEL_NOT_FOUND"), ("mini", "FIELD_INVALID")])
+async def test_no_such_model(wire: Wire, name: str, reason: str) -> None:
+    assert (await refused(wire.models.GetModel(model_service_pb2.GetModelRequest(name=name)))).reason == reason
+
+
+def loading(wire: Wire) -> None:
+    wire.engine.state, wire.engine.models = EngineState.STARTING, {}
+
+
+async def test_while_loading_calls_are_told_to_come_back(wire: Wire) -> None:
+    loading(wire)
+    refusal = await refused(wire.edits.Edit(edit()))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING")
+    assert "grpc-retry-pushback-ms" in refusal.trailers
+    answer = await wire.models.GetModel(model_service_pb2.GetModelRequest(name="models/mini"))
+    assert answer.model.state == model_service_pb2.MODEL_STATE_LOADING
+
+
+async def test_a_model_that_failed_to_load_says_why(wire: Wire) -> None:
+    wire.engine.state, wire.engine.models, wire.engine.error = EngineState.FAILED, {}, "no weights there"
+    refusal = await refused(wire.edits.Edit(edit()))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_READY")
+    assert "no weights there" in refusal.message
+    model = (await wire.models.GetModel(model_service_pb2.GetModelRequest(name="models/mini"))).model
+    assert (model.state, model.error) == (model_service_pb2.MODEL_STATE_FAILED, "no weights there")
+
+
+async def health_of(wire: Wire) -> dict[str, Any]:
+    await wire.health.update()
+    stub = health_pb2_grpc.HealthStub(wire.channel)
+    names = ("", "startup", "readiness", "liveness", "underpaint.v1.EditService")
+    return {name: (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "startup", "ready", "alive"),
+    [
+        ({}, True, True, True),
+        ({"state": EngineState.STARTING, "models": {}}, False, False, True),
+        ({"state": EngineState.RESTARTING}, True, False, True),
+        ({"stalled": True}, True, True, False),
+        ({"state": EngineState.FAILED, "models": {}}, False, False, False),
+    ],
+    ids=["ready", "starting", "restarting", "stalled", "failed"],
+)
+async def test_health_follows_the_engine(
+    wire: Wire, change: dict[str, Any], startup: bool, ready: bool, alive: bool
+) -> None:
+    for name, value in change.items():
+        setattr(wire.engine, name, value)
+    status = {True: SERVING, False: NOT_SERVING}
+    assert await health_of(wire) == {
+        "": status[ready],
+        "readiness": status[ready],
+        "underpaint.v1.EditService": status[ready],
+        "startup": status[startup],
+        "liveness": status[alive],
+    }
+
+
+async def test_a_draining_server_is_alive_and_not_ready(wire: Wire) -> None:
+    wire.front.draining = True
+    health = await health_of(wire)
+    assert (health["readiness"], health["liveness"], health["startup"]) == (NOT_SERVING, SERVING, SERVING)
+    model = (await wire.models.GetModel(model_service_pb2.GetModelRequest(name="models/mini"))).model
+    assert model.state == model_service_pb2.MODEL_STATE_DRAINING
+
+
+async def test_watchers_hear_of_changes(wire: Wire) -> None:
+    watching = asyncio.create_task(wire.health.watch())
+    watch = health_pb2_grpc.HealthStub(wire.channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
+    assert (await watch.read()).status == SERVING
+    wire.front.draining = True
+    assert (await watch.read()).status == NOT_SERVING
+    watch.cancel()
+    watching.cancel()
+
+
+async def test_an_unknown_health_name_is_not_found(wire: Wire) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health_pb2_grpc.HealthStub(wire.channel).Check(health_pb2.HealthCheckRequest(service="x"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_reflection_lists_the_services(wire: Wire) -> None:
+    async def ask() -> Any:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+    (answer,) = [a async for a in reflection_pb2_grpc.ServerReflectionStub(wire.channel).ServerReflectionInfo(ask())]
+    names = {service.name for service in answer.list_services_response.service}
+    assert names == {
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+        "underpaint.v1.DirectionService",
+        "underpaint.v1.EditService",
+        "underpaint.v1.InversionService",
+        "underpaint.v1.ModelService",
+    }
+
+
+async def test_what_is_in_the_contract_but_not_here_says_so(wire: Wire) -> None:
+    d, m = direction_service_pb2, model_service_pb2
+
+    async def parts() -> Any:
+        yield d.ImportDirectionRequest(chunk=b"x")
+
+    calls = [
+        wire.edits.SubmitEdit(edit_service_pb2.SubmitEditRequest(edit=edit())),
+        wire.models.LoadModel(m.LoadModelRequest(name="models/mini")),
+        wire.models.UnloadModel(m.UnloadModelRequest(name="models/mini")),
+        wire.directions.LearnDirection(d.LearnDirectionRequest()),
+        wire.directions.GetDirection(d.GetDirectionRequest()),
+        wire.directions.ListDirections(d.ListDirectionsRequest()),
+        wire.directions.DeleteDirection(d.DeleteDirectionRequest()),
+        wire.directions.ExportDirection(d.ExportDirectionRequest()),
+    ]
+    refusals = [await refused(call) for call in calls]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await wire.directions.ImportDirection(parts())
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert {(r.code, r.reason) for r in refusals} == {(grpc.StatusCode.UNIMPLEMENTED, "METHOD_DISABLED")}
+    assert wire.engine.jobs == []

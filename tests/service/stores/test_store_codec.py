@@ -1,0 +1,123 @@
+"""The file format: everything survives, and no changed bit goes unseen."""
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.numpy import load, save
+from underpaint_server.errors import StoreCorrupt
+from underpaint_server.jobs import DdimConvention, DdimInversion, EdictInversion, Inversion, InversionOptions
+from underpaint_server.stores.codec import decode, decode_record, encode, header_bytes
+
+METHODS = st.one_of(
+    st.builds(EdictInversion, st.floats(0.5, 1)), st.builds(DdimInversion, st.sampled_from(DdimConvention))
+)
+OPTIONS = st.builds(
+    InversionOptions, METHODS, st.integers(1, 1000), st.floats(0.01, 1), st.floats(0, 30), st.text(max_size=200)
+)
+ARRAYS = st.dictionaries(
+    st.sampled_from(["source", "x", "y", "trajectory"]),
+    hnp.arrays(np.float64, hnp.array_shapes(min_dims=3, max_dims=4, max_side=4)),
+    min_size=1,
+)
+FIGURES = st.none() | st.floats(0, allow_nan=False, allow_infinity=True)
+INVERSIONS = st.builds(
+    Inversion, st.text(), st.text(), OPTIONS, st.integers(8), st.integers(8), st.none() | st.integers(2), ARRAYS,
+    FIGURES, FIGURES,
+)  # fmt: skip
+FITTINGS = st.dictionaries(st.text(), st.integers())
+WHEN = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+
+
+def facts(inversion: Inversion) -> tuple[Any, ...]:
+    """Everything but the arrays, comparable."""
+    return (
+        inversion.model, inversion.model_digest, inversion.options, inversion.width, inversion.height,
+        inversion.batch_class, inversion.reconstruction_psnr_db, inversion.reconstruction_max_abs_error,
+    )  # fmt: skip
+
+
+def same_arrays(one: Inversion, other: Inversion) -> bool:
+    return one.arrays.keys() == other.arrays.keys() and all(
+        one.arrays[name].dtype == other.arrays[name].dtype
+        and one.arrays[name].shape == other.arrays[name].shape
+        and one.arrays[name].tobytes() == other.arrays[name].tobytes()
+        for name in one.arrays
+    )
+
+
+def small() -> Inversion:
+    options = InversionOptions(EdictInversion(0.93), 50, 0.8, 3.0, "a dog")
+    arrays = {name: np.arange(12.0).reshape(3, 2, 2) for name in ("source", "x", "y")}
+    return Inversion("mini", "d" * 64, options, 64, 48, None, arrays, math.inf, 1e-14)
+
+
+@given(INVERSIONS, FITTINGS)
+def test_everything_survives(inversion: Inversion, fitting: dict[str, int]) -> None:
+    data = encode(inversion, fitting, WHEN)
+    back, record = decode(data)
+    assert facts(back) == facts(inversion)
+    assert same_arrays(back, inversion)
+    assert (record.fitting, record.create_time) == (fitting, WHEN)
+    assert record.inversion.arrays == {}
+
+
+@given(INVERSIONS, FITTINGS)
+def test_the_same_inversion_is_the_same_bytes(inversion: Inversion, fitting: dict[str, int]) -> None:
+    assert encode(inversion, fitting, WHEN) == encode(inversion, fitting, WHEN)
+
+
+@given(st.data())
+def test_no_changed_bit_goes_unseen(data: st.DataObject) -> None:
+    file = bytearray(encode(small(), {"width": 64}, WHEN))
+    bit = data.draw(st.integers(0, 8 * len(file) - 1))
+    file[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(StoreCorrupt):
+        decode(bytes(file))
+
+
+@given(st.data())
+def test_a_file_cut_short_is_corrupt(data: st.DataObject) -> None:
+    file = encode(small(), {}, WHEN)
+    with pytest.raises(StoreCorrupt):
+        decode(file[: data.draw(st.integers(0, len(file) - 1))])
+
+
+@given(st.binary(max_size=200))
+def test_anything_else_is_corrupt(data: bytes) -> None:
+    with pytest.raises(StoreCorrupt):
+        decode(data)
+
+
+def test_the_record_is_read_from_the_header_alone() -> None:
+    file = encode(small(), {"left": 3}, WHEN)
+    head = file[: header_bytes(file[:8])]
+    assert len(head) < len(file)
+    record = decode_record(head)
+    assert facts(record.inversion) == facts(small())
+    assert record.fitting == {"left": 3}
+
+
+def test_any_safetensors_reader_can_read_it() -> None:
+    file = encode(small(), {}, WHEN)
+    assert {name: array.dtype for name, array in load(file).items()} == dict.fromkeys(("source", "x", "y"), np.float64)
+    header = json.loads(file[8 : header_bytes(file)])
+    assert json.loads(header["__metadata__"]["underpaint"])["reconstruction_psnr_db"] == "inf"
+
+
+def test_another_version_of_the_format_is_refused() -> None:
+    text = json.dumps({"format": 2})
+    with pytest.raises(StoreCorrupt, match="format 2 is not 1"):
+        decode(save({"x": np.zeros(1)}, metadata={"underpaint": text}))
+
+
+def test_arrays_need_not_be_contiguous() -> None:
+    turned = np.arange(24.0).reshape(4, 3, 2).transpose(2, 0, 1)
+    inversion = Inversion("mini", "d", small().options, 64, 64, 4, {"x": turned})
+    assert np.array_equal(decode(encode(inversion, {}, WHEN))[0].arrays["x"], turned)

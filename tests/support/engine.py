@@ -1,0 +1,63 @@
+"""The engine's loop in a thread of the test, without processes and sockets."""
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from underpaint_server.backends.protocol import Backend
+from underpaint_server.engine.engine import Engine
+from underpaint_server.engine.messages import Cancel, Ended, Passed, Report, Start, Stop
+from underpaint_server.jobs import Job, Priority
+
+
+class Bench:
+    """Start jobs, collect reports."""
+
+    def __init__(self, backend: Backend, max_batch_size: int = 16) -> None:
+        self.reports: list[Report] = []
+        self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        engine = Engine({backend.facts.info.id: backend}, self.inbox, self._out.put, max_batch_size)
+        self._thread = threading.Thread(target=engine.run, daemon=True)
+
+    def __enter__(self) -> "Bench":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.inbox.put(Stop())
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def start(self, id_: int, job: Job, *, priority: Priority = Priority.NORMAL, deadline_s: float | None = None,
+              preview_every: int = 0) -> None:
+        now = time.monotonic()
+        deadline = None if deadline_s is None else now + deadline_s
+        self.inbox.put(Start(id_, job, priority, now, deadline, preview_every))
+
+    def cancel(self, id_: int) -> None:
+        self.inbox.put(Cancel(id_))
+
+    def until_ended(self, *ids: int) -> dict[int, Any]:
+        """Outcomes of these jobs, when all have one."""
+        outcomes: dict[int, Any] = {}
+        while not set(ids) <= outcomes.keys():
+            report = self._out.get(timeout=120)
+            self.reports.append(report)
+            if isinstance(report, Ended):
+                outcomes[report.id] = report.outcome
+        return outcomes
+
+    def run(self, jobs: Sequence[Job]) -> list[Any]:
+        """All jobs at once; their outcomes in order."""
+        for id_, job in enumerate(jobs):
+            self.start(id_, job)
+        outcomes = self.until_ended(*range(len(jobs)))
+        return [outcomes[id_] for id_ in range(len(jobs))]
+
+    @property
+    def passes(self) -> list[Passed]:
+        """Forward passes of the network so far."""
+        return [r for r in self.reports if isinstance(r, Passed) and r.kind == "denoise"]

@@ -1,0 +1,73 @@
+"""Jobs and pictures that several suites ask for."""
+
+import numpy as np
+
+from underpaint_server.jobs import (
+    DdimEdit,
+    DdimInversion,
+    DiffEdit,
+    EdictEdit,
+    EdictInversion,
+    EditJob,
+    Generated,
+    Inversion,
+    InversionOptions,
+    InvertJob,
+    Job,
+    MaskJob,
+    Photo,
+    Picture,
+    SdEdit,
+    Stored,
+)
+
+
+def disc(size: int, colour: tuple[int, int, int] = (220, 40, 40), share: float = 0.33) -> Picture:
+    """A disc on light grey, (size, size, 3)."""
+    y, x = np.mgrid[:size, :size]
+    inside = (x - size / 2) ** 2 + (y - size / 2) ** 2 < (size * share) ** 2
+    return np.where(inside[..., None], np.array(colour), 235).astype(np.uint8)
+
+
+def edict_options(steps: int = 20, strength: float = 0.8, guidance_scale: float = 3.0) -> InversionOptions:
+    return InversionOptions(EdictInversion(), steps, strength, guidance_scale, "a red circle")
+
+
+def ddim_options(steps: int = 20, strength: float = 0.8, guidance_scale: float = 1.0) -> InversionOptions:
+    return InversionOptions(DdimInversion(), steps, strength, guidance_scale, "")
+
+
+def diffedit(mask: Picture | None = None, samples: int = 5) -> DiffEdit:
+    return DiffEdit(mask, 0.5, samples, 0.5, "a red circle")
+
+
+def invert_job(model: str, size: int, options: InversionOptions | None = None, verify: bool = True) -> InvertJob:
+    return InvertJob(model, Photo(disc(size)), options or edict_options(), verify)
+
+
+def edit_job(model: str, size: int, method: object, source: object = None, steps: int = 20, seed: int = 3) -> EditJob:
+    """An edit of the disc to green with that method's usual inversion."""
+    options = {EdictEdit: edict_options(steps), DdimEdit: ddim_options(steps), DiffEdit: ddim_options(steps)}
+    source = source or Photo(disc(size))
+    needs = None if isinstance(source, Generated) and isinstance(method, EdictEdit | DdimEdit) else options.get(type(method))
+    return EditJob(model, source, needs, method, "a green circle", "", 3.0, seed)
+
+
+def every_kind_of_job(model: str, size: int, steps: int = 20, inversions: dict[str, Inversion] | None = None) -> list[Job]:
+    """One of each thing a server can be asked for; those from stored inversions too, where they are given."""
+    drawn = Generated("a red apple", 5, size, size, steps)
+    mask = disc(size, (255, 255, 255))[..., 0] // 255 * 255
+    jobs: list[Job] = [
+        invert_job(model, size, edict_options(steps)),
+        invert_job(model, size, edict_options(steps, 0.7), verify=False),
+        invert_job(model, size, ddim_options(steps, guidance_scale=3.0)),
+        *(edit_job(model, size, m, steps=steps) for m in (SdEdit(0.7, steps), DdimEdit(), EdictEdit(), diffedit())),
+        edit_job(model, size, diffedit(mask), steps=steps),
+        *(edit_job(model, size, m, drawn, steps) for m in (SdEdit(0.5, steps), DdimEdit(), EdictEdit(), diffedit())),
+        MaskJob(model, Photo(disc(size)), ddim_options(steps), diffedit(), "a green circle", "", 5.0, 3),
+        MaskJob(model, drawn, ddim_options(steps), diffedit(), "a green circle", "", 5.0, 3),
+    ]
+    for name, inversion in (inversions or {}).items():
+        method = EdictEdit() if name == "edict" else DdimEdit()
+        jobs.append(EditJob(model, Stored(inversion), inversion.options, method, "a green circle", "", 3.0, 3))
+    return jobs
