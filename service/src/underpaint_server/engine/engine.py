@@ -1,11 +1,12 @@
 """The loop that owns the device: admit, schedule, predict, advance."""
 
-import logging
 import queue
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
+
+import structlog
 
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.engine import pictures
@@ -27,7 +28,7 @@ from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFou
 from underpaint_server.jobs import Preview
 from underpaint_server.rows import Batch, Decode, Denoise, Key
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Engine:
@@ -187,5 +188,5 @@ class Engine:
 def _as_known(error: Exception) -> UnderpaintError:
     if isinstance(error, UnderpaintError):
         return error
-    log.error("a job failed", exc_info=error)
+    log.error("job failed", exc_info=error)
     return Bug(f"{type(error).__name__}: {error}")

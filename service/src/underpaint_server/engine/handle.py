@@ -6,10 +6,11 @@ reaches the device, and a crash of the engine costs the jobs inside it and no ot
 
 import asyncio
 import itertools
-import logging
 import time
 from collections.abc import Coroutine, Mapping
 from enum import Enum
+
+import structlog
 
 from underpaint_server.engine.host import EngineProcess
 from underpaint_server.engine.messages import (
@@ -42,7 +43,7 @@ from underpaint_server.jobs import Job, ModelInfo, Priority, Usage
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 WATCH_S = 0.25
 """How often deadlines of waiting jobs and the engine's pulse are looked at."""
@@ -294,8 +295,8 @@ class EngineHandle:
         self._infos = {info.id: info for info, _ in models}
         for info, seconds in models:
             self._metrics.on_model_loaded(info=info, seconds=seconds)
-            log.info("model ready", extra={"model": info.id, "digest": info.digest, "dtype": info.dtype,
-                                           "batch_class": info.batch_class, "seconds": round(seconds, 2)})
+            log.info("model ready", model=info.id, digest=info.digest, dtype=info.dtype, batch_class=info.batch_class,
+                     seconds=round(seconds, 2))
         self._crashes = 0
         self._pace.rest(time.monotonic())
         self._set(EngineState.READY)
@@ -339,7 +340,7 @@ class EngineHandle:
         self._crashes += 1
         reason = "stall" if self._stall_killed else "crash"
         self._stall_killed = False
-        log.error("engine ended", extra={"exit_code": exit_code, "restart_reason": reason, "in_a_row": self._crashes})
+        log.error("engine ended", exit_code=exit_code, reason=reason, in_a_row=self._crashes)
         self._metrics.on_engine_restart(reason=reason)
         lost, self._running = list(self._running.values()), {}
         for job in lost:
@@ -358,7 +359,7 @@ class EngineHandle:
 
     def _fail(self, message: str) -> None:
         self._error = message
-        log.error("engine failed", extra={"error": message})
+        log.error("engine failed", error=message)
         self._set(EngineState.FAILED)
         for job in [*self._waiting, *self._running.values()]:
             self._settle(job, ModelNotReady(message))

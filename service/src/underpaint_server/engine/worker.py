@@ -3,6 +3,7 @@
 Imported by the front to be named as the target of a spawned process, so nothing heavy may be imported at the top.
 """
 
+import os
 import queue
 import signal
 import threading
@@ -25,6 +26,9 @@ def main(pipe: Connection, settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when work ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_logging(settings.log_level)
+    # Threads that wait for each other by spinning starve each other as soon as anything else wants the cores: 40 times
+    # slower on a busy 2-core machine. Read by the OpenMP library when torch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         backends, seconds = _load(settings)
     except UnderpaintError as error:
