@@ -1,5 +1,6 @@
 """Around every call: one log line, the metrics, and no secret of ours in an answer."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -72,6 +73,21 @@ async def test_calls_are_counted_by_outcome(wire: Wire) -> None:
     labels = {"grpc_service": "underpaint.v1.EditService", "grpc_method": "Edit", "grpc_type": "unary"}
     assert wire.metric("grpc_server_started_total", **labels) == 2
     assert wire.metric("grpc_server_handled_total", grpc_code="OK", **labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("timeout", "code", "reason"),
+    [(None, "CANCELLED", "CANCELLED"), (0.05, "DEADLINE_EXCEEDED", "DEADLINE_PASSED")],
+)
+async def test_leaving_is_counted_for_what_it_is(wire: Wire, timeout: float | None, code: str, reason: str) -> None:
+    wire.engine.held = True
+    call = wire.edits.Edit(edit("ddim"), timeout=timeout)
+    if timeout is None:
+        await wire.engine.submitted.wait()
+        call.cancel()
+    while not count(wire, "Edit", code, reason, "ddim"):
+        await asyncio.sleep(0.001)
+    assert wire.engine.cancelled == wire.engine.handles
 
 
 async def test_sizes_and_first_events_are_measured(wire: Wire) -> None:

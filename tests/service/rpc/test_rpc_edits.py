@@ -302,7 +302,7 @@ async def test_the_callers_deadline_reaches_the_engine(wire: Wire) -> None:
     await wire.edits.Edit(edit("sdedit"))
     with_deadline, without = wire.engine.deadlines
     assert with_deadline is not None
-    assert 0 < with_deadline <= 50
+    assert 0 < with_deadline < 100  # gRPC rounds what it sends up
     assert without is None
 
 

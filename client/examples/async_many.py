@@ -1,0 +1,32 @@
+"""Invert one picture once, then make many edits of it at the same time; the server runs their steps together."""
+
+import asyncio
+from pathlib import Path
+
+from sample import SOURCE_PROMPT, flags, red_circle
+from underpaint import AsyncClient, Edited
+
+COLOURS = ("orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown")
+
+
+async def main() -> None:
+    """One inversion, eight edits at once."""
+    options = flags(__doc__, "async_many").parse_args()
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    async with AsyncClient(options.target) as client:
+        inversion = await client.invert(red_circle(), source_prompt=SOURCE_PROMPT, steps=20, verify=True)
+        print(f"{inversion.name}: round trip {inversion.reconstruction_psnr_db:.1f} dB")
+
+        async def paint(colour: str) -> Edited:
+            result = await client.edit(inversion, SOURCE_PROMPT.replace("red", colour), seed=1)
+            result.save(folder / f"{colour}.png")
+            return result
+
+        results = await asyncio.gather(*map(paint, COLOURS))
+    shared = sum(result.usage.mean_batch_size for result in results) / len(results)
+    print(f"{len(results)} edits written to {folder}; each shared its steps with {shared - 1:.1f} others on average")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,43 @@
+"""Follow an edit: progress of each phase, a preview every few steps, and the mask that DiffEdit found."""
+
+from pathlib import Path
+
+from sample import SOURCE_PROMPT, TARGET_PROMPT, flags, red_circle
+from underpaint import Client, DiffEdit, Preview, Progress
+
+
+def on_progress(progress: Progress) -> None:
+    """Print one line for each snapshot; the server skips some when this is slow."""
+    eta = "" if progress.eta_s is None else f", {progress.eta_s:.1f} s left"
+    print(f"{progress.fraction:4.0%} {progress.phase} {progress.step}/{progress.total_steps}{eta}")
+
+
+def main() -> None:
+    """Edit with DiffEdit and write result, mask and previews."""
+    options = flags(__doc__, "progress_and_preview").parse_args()
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def on_preview(preview: Preview) -> None:
+        (folder / f"step-{preview.step:03}.jpg").write_bytes(preview.image_bytes)
+
+    with Client(options.target) as client:
+        result = client.edit(
+            red_circle(),
+            TARGET_PROMPT,
+            DiffEdit(reference_prompt=SOURCE_PROMPT, steps=20, samples=4),
+            seed=1,
+            progress=on_progress,
+            on_preview=on_preview,
+            preview_every=5,
+        )
+        again = client.repeat(result.resolved)
+    result.save(folder / "result.png")
+    if result.mask is not None:
+        result.mask.save(folder / "mask.png")
+    (folder / "resolved.json").write_text(result.resolved.to_json())
+    print(f"written to {folder}; the repeat is {'the same' if again.image_bytes == result.image_bytes else 'another'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What the examples share: a picture to edit, and the flags."""
+
+import argparse
+import io
+
+from PIL import Image, ImageDraw
+
+SOURCE_PROMPT = "a simple red circle on a white plain background"
+TARGET_PROMPT = "a simple blue circle on a white plain background"
+
+
+def red_circle() -> Image.Image:
+    """An icon of 64 x 64 pixels, the size that the embedded model works at."""
+    picture = Image.new("RGB", (256, 256), (250, 250, 250))
+    ImageDraw.Draw(picture).ellipse((40, 40, 216, 216), fill=(205, 48, 48))
+    return picture.resize((64, 64), Image.Resampling.LANCZOS)
+
+
+def red_circle_png() -> bytes:
+    """The same, encoded."""
+    buffer = io.BytesIO()
+    red_circle().save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def flags(description: str | None, output: str) -> argparse.ArgumentParser:
+    """``--target`` and ``--output``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--target", default="localhost:50051", help="server, host:port")
+    parser.add_argument("--output", default=output, help="where to write (%(default)s)")
+    return parser

@@ -1,0 +1,61 @@
+"""The same service from plain gRPC: generated stubs, no client library.
+
+Everything the client does beyond this is in the contract too: retries come from a service config, refusals from
+``google.rpc.Status``, progress from a server stream.
+"""
+
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from sample import SOURCE_PROMPT, TARGET_PROMPT, flags, red_circle_png
+from underpaint.v1 import edit_service_pb2 as pb
+from underpaint.v1 import edit_service_pb2_grpc as stubs
+from underpaint.v1 import inversion_service_pb2, types_pb2
+
+
+def explain(error: Any) -> str:
+    """Reason and fields at fault, from the trailer that carries google.rpc.Status."""
+    trailers = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
+    lines = [f"{error.code().name}: {error.details()}"]
+    for detail in status.details:
+        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info):
+            lines.append(f"reason {info.reason} {dict(info.metadata)}")
+        elif detail.Unpack(bad):
+            lines += [f"{violation.field}: {violation.description}" for violation in bad.field_violations]
+    return "\n  ".join(lines)
+
+
+def main() -> None:
+    """One edit over the stream, then one that the server refuses."""
+    options = flags(__doc__, "stock_grpc.png").parse_args()
+    edit = pb.EditRequest(
+        request_id=str(uuid.uuid4()),
+        image=types_pb2.Image(content=red_circle_png()),
+        inversion_parameters=inversion_service_pb2.InversionParameters(source_prompt=SOURCE_PROMPT, steps=20),
+        target_prompt=TARGET_PROMPT,
+        edict=pb.EdictEdit(),
+    )
+    with grpc.insecure_channel(options.target) as channel:
+        service = stubs.EditServiceStub(channel)
+        for event in service.StreamEdit(pb.StreamEditRequest(edit=edit), timeout=120, wait_for_ready=True):
+            if event.WhichOneof("event") == "progress":
+                print(types_pb2.Phase.Name(event.progress.phase), f"{event.progress.fraction:.0%}")
+            elif event.WhichOneof("event") == "result":
+                Path(options.output).write_bytes(event.result.image.content)
+                print("written", options.output, "from", event.result.inversion)
+        try:
+            service.Edit(pb.EditRequest(target_prompt=TARGET_PROMPT, sdedit=pb.SdEdit(strength=2)), timeout=120)
+        except grpc.RpcError as error:
+            print("refused, as it should be:", explain(error))
+        else:
+            sys.exit("a strength of 2 was accepted")
+
+
+if __name__ == "__main__":
+    main()

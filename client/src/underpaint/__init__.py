@@ -1,0 +1,76 @@
+"""Underpaint: diffusion inversion and real-image editing, from Python.
+
+::
+
+    from underpaint import Client, Edict
+
+    with Client("localhost:50051") as client:
+        result = client.edit("apple.png", "a green apple", Edict(strength=0.8), source_prompt="a red apple")
+        result.save("green.png")
+"""
+
+from underpaint.aio import AsyncClient
+from underpaint.client import Client
+from underpaint.errors import UnderpaintError
+from underpaint.methods import (
+    Convention,
+    Ddim,
+    DdimInversion,
+    DiffEdit,
+    Edict,
+    EdictInversion,
+    Fit,
+    Generated,
+    Priority,
+    SdEdit,
+)
+from underpaint.results import (
+    Edited,
+    Fitting,
+    Inversion,
+    InversionHandle,
+    Limits,
+    Mask,
+    Model,
+    ModelState,
+    Notice,
+    Phase,
+    Preview,
+    Progress,
+    Resolved,
+    Usage,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Convention",
+    "Ddim",
+    "DdimInversion",
+    "DiffEdit",
+    "Edict",
+    "EdictInversion",
+    "Edited",
+    "Fit",
+    "Fitting",
+    "Generated",
+    "Inversion",
+    "InversionHandle",
+    "Limits",
+    "Mask",
+    "Model",
+    "ModelState",
+    "Notice",
+    "Phase",
+    "Preview",
+    "Priority",
+    "Progress",
+    "Resolved",
+    "SdEdit",
+    "UnderpaintError",
+    "Usage",
+    "__version__",
+    "errors",
+]

@@ -1,0 +1,239 @@
+"""The ``underpaint`` command: the client from a shell.
+
+Exit status: 0 done, 1 the server or the way to it failed (stderr says what to do next), 2 wrong usage, 130 interrupted.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from underpaint import __version__, _report, images
+from underpaint.client import Client
+from underpaint.errors import UnderpaintError
+from underpaint.methods import (
+    Convention,
+    Ddim,
+    DdimInversion,
+    DiffEdit,
+    Edict,
+    EdictInversion,
+    EditMethod,
+    Fit,
+    InversionMethod,
+    Priority,
+    SdEdit,
+)
+
+_METHODS: dict[str, type[EditMethod]] = {"edict": Edict, "ddim": Ddim, "sdedit": SdEdit, "diffedit": DiffEdit}
+_INVERSIONS: dict[str, type[InversionMethod]] = {"edict": EdictInversion, "ddim": DdimInversion}
+
+
+class UsageError(Exception):
+    """The arguments make no sense together."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(argv)
+    try:
+        with Client(options.target, timeout=options.timeout, connect_timeout=options.connect_timeout) as client:
+            report = options.run(client, options)
+    except UnderpaintError as error:
+        return _fail(error, options.json)
+    except (UsageError, ValueError, OSError) as error:
+        print(f"underpaint: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(json.dumps(report.data, indent=2) if options.json else report.text())
+    return 0
+
+
+def _fail(error: UnderpaintError, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(_report.of_error(error).data, indent=2))
+    print(f"underpaint: {_report.of_error(error).text()}", file=sys.stderr)
+    return 1
+
+
+def _edit(client: Client, options: argparse.Namespace) -> _report.Report:
+    output = Path(options.output)
+    work = _work(options) | {"output_media_type": images.media_type_of(output)}
+    if options.mask_out:
+        images.media_type_of(options.mask_out)  # a name that cannot be written is found before the work
+    result = client.edit(options.source, options.target_prompt, _method(options), progress=_bar(options), **work)
+    files = {"image": result.save(output)}
+    if options.mask_out and result.mask_bytes is not None:
+        files["mask"] = images.save(result.mask_bytes, "image/png", options.mask_out)
+    return _report.of_edit(result, files)
+
+
+def _mask(client: Client, options: argparse.Namespace) -> _report.Report:
+    options.method = "diffedit"
+    images.media_type_of(options.output)
+    method = _method(options)
+    assert isinstance(method, DiffEdit)
+    result = client.compute_mask(options.source, options.target_prompt, method, **_work(options))
+    return _report.of_mask(result, {"mask": result.save(options.output)})
+
+
+def _generate(client: Client, options: argparse.Namespace) -> _report.Report:
+    output = Path(options.output)
+    names = ("seed", "width", "height", "steps", "negative_prompt", "guidance_scale", "model", "priority")
+    given = {name: getattr(options, name) for name in names}
+    media_type = images.media_type_of(output)
+    result = client.generate(options.prompt, output_media_type=media_type, progress=_bar(options), **given)
+    return _report.of_edit(result, {"image": result.save(output)})
+
+
+def _invert(client: Client, options: argparse.Namespace) -> _report.Report:
+    names = ("source_prompt", "steps", "strength", "guidance_scale", "fit", "verify", "model", "priority")
+    given = {name: getattr(options, name) for name in names}
+    method = _chosen(_INVERSIONS[options.method], options, {"mixing_coefficient", "convention"})
+    inversion = client.invert(options.image, method=method, progress=_bar(options), **given)
+    files = {}
+    if options.output:
+        client.export_inversion(inversion, options.output)
+        files["latents"] = Path(options.output)
+    return _report.of_inversion(inversion, files)
+
+
+def _models(client: Client, options: argparse.Namespace) -> _report.Report:
+    del options
+    return _report.of_models(client.models())
+
+
+def _work(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("source_prompt", "negative_prompt", "seed", "guidance_scale", "fit", "model", "priority")
+    return {name: getattr(options, name) for name in names}
+
+
+def _method(options: argparse.Namespace) -> Any:
+    every = {field.name for kind in _METHODS.values() for field in dataclasses.fields(kind)}
+    return _chosen(_METHODS[options.method], options, every)
+
+
+def _chosen(kind: Any, options: argparse.Namespace, every: set[str]) -> Any:
+    """A method with the flags given; flags of other methods are refused, not ignored."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    given = {name: value for name in sorted(every) if (value := getattr(options, name, None)) not in (None, "")}
+    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in known]
+    if foreign:
+        raise UsageError(f"{', '.join(foreign)}: not a setting of --method {options.method}")
+    return kind(**given)
+
+
+def _bar(options: argparse.Namespace) -> bool:
+    return not options.quiet and sys.stderr.isatty()
+
+
+# --- flags ------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="underpaint", description="Invert and edit pictures on an Underpaint server.")
+    parser.add_argument("--version", action="version", version=f"underpaint {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = _shared()
+
+    def command(name: str, run: Any, text: str, *more: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text, description=text, parents=[*more, shared])
+        one.set_defaults(run=run)
+        return one
+
+    _edit_flags(command("edit", _edit, "Change a picture into what a prompt says.", _work_flags(), _diffedit_flags()))
+    _mask_flags(command("mask", _mask, "Show where DiffEdit would change a picture.", _work_flags(), _diffedit_flags()))
+    _generate_flags(command("generate", _generate, "Draw a picture from a prompt.", _model_flags()))
+    _invert_flags(
+        command("invert", _invert, "Turn a photo into an inversion to edit from.", _model_flags(), _photo_flags())
+    )
+    command("models", _models, "List the server's models.")
+    return parser
+
+
+def _shared() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False)
+    group = flags.add_argument_group("connection and output")
+    target = os.environ.get("UNDERPAINT_TARGET", "localhost:50051")
+    group.add_argument("--target", default=target, help="server, host:port (UNDERPAINT_TARGET; now %(default)s)")
+    group.add_argument("--timeout", type=float, default=120.0, metavar="S", help="seconds for the whole call (120)")
+    group.add_argument("--connect-timeout", type=float, default=10.0, metavar="S", help="seconds to connect (10)")
+    group.add_argument("--json", action="store_true", help="print the result as JSON")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
+    return flags
+
+
+def _model_flags() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--model", default="", help="model id; the server's default when left out")
+    flags.add_argument("--priority", choices=[str(each) for each in Priority])
+    flags.add_argument("--steps", type=int, metavar="N", help="steps of the whole schedule")
+    flags.add_argument("--guidance-scale", type=float, metavar="W", help="weight of the prompt; 1 is off")
+    return flags
+
+
+def _work_flags() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False, parents=[_model_flags(), _photo_flags()])
+    flags.add_argument("source", help="picture file, or inversions/... of an earlier run")
+    flags.add_argument("target_prompt", help="text of the result")
+    flags.add_argument("--negative-prompt", default="", help="text to steer away from")
+    flags.add_argument("--seed", type=int, help="0 or more; drawn and reported when left out")
+    flags.add_argument("--inversion-guidance-scale", type=float, metavar="W", help="guidance while inverting")
+    return flags
+
+
+def _photo_flags() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--source-prompt", default="", help="text that describes the photo")
+    flags.add_argument("--strength", type=float, metavar="S", help="share of the schedule, above 0, at most 1")
+    flags.add_argument("--fit", choices=[str(each) for each in Fit], help="how the photo is brought to size (crop)")
+    flags.add_argument("--convention", choices=[str(each) for each in Convention], help="of DDIM inversion (target)")
+    return flags
+
+
+def _diffedit_flags() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False)
+    group = flags.add_argument_group("diffedit")
+    group.add_argument("--threshold", type=float, help="cut of the difference, between 0 and 1 (0.5)")
+    group.add_argument("--samples", type=int, help="noise samples (10)")
+    group.add_argument("--mask-strength", type=float, help="where in the schedule the mask is taken (0.5)")
+    group.add_argument("--reference-prompt", default="", help="prompt that the target prompt is compared with")
+    return flags
+
+
+def _edit_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", choices=list(_METHODS), default="edict", help="how to edit (edict)")
+    parser.add_argument("--mixing-coefficient", type=float, metavar="P", help="EDICT's p (0.93)")
+    parser.add_argument("--mask", metavar="FILE", help="diffedit: a mask of your own, white is changed")
+    parser.add_argument("--mask-out", metavar="FILE", help="diffedit: write the mask that was used")
+    parser.add_argument("-o", "--output", default="edited.png", metavar="FILE", help=".png, .jpg or .webp (edited.png)")
+
+
+def _mask_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", default="mask.png", metavar="FILE", help="where to write it (mask.png)")
+
+
+def _generate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="text of the picture")
+    parser.add_argument("--negative-prompt", default="", help="text to steer away from")
+    parser.add_argument("--seed", type=int, help="0 or more; drawn and reported when left out")
+    parser.add_argument("--width", type=int, help="pixels; the model's own when left out")
+    parser.add_argument("--height", type=int, help="pixels; the model's own when left out")
+    parser.add_argument("-o", "--output", default="generated.png", metavar="FILE", help=".png, .jpg or .webp")
+
+
+def _invert_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("image", help="picture file")
+    parser.add_argument("--method", choices=list(_INVERSIONS), default="edict", help="how to invert (edict)")
+    parser.add_argument("--mixing-coefficient", type=float, metavar="P", help="EDICT's p (0.93)")
+    parser.add_argument("--verify", action="store_true", help="also run the way back and report its error")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also write the latents as a safetensors file")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""The calls of the client without the I/O: generators that yield a :class:`Call`, get its answer, return a result.
+
+An answer is the response message, or for a stream whatever its reader makes of the messages. A failed call is thrown
+into the generator as one of our errors. Both clients run these same generators.
+"""
+
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from underpaint import _crc32c, _requests, _responses, results
+from underpaint.errors import ExportCorrupt, InversionExpired, ServerError, StoreCorrupt
+from underpaint.v1 import edit_service_pb2 as edit_pb
+from underpaint.v1 import inversion_service_pb2 as inversion_pb
+from underpaint.v1 import model_service_pb2 as model_pb
+
+T = TypeVar("T")
+OnProgress = Callable[[results.Progress], Any]
+OnPreview = Callable[[results.Preview], Any]
+Delivery = tuple[Callable[[Any], Any], Any]
+"""A callback of the user's, and what to call it with."""
+
+
+class Reader(Protocol):
+    """Makes one answer of a stream's messages."""
+
+    def feed(self, message: Any) -> Iterable[Delivery]:
+        """Take the next message."""
+
+    def end(self) -> Any:
+        """The answer, after the last message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC."""
+
+    path: str
+    response: type[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One RPC to make; with a reader it is a server stream."""
+
+    method: Method
+    request: Message
+    reader: Reader | None = None
+
+    @property
+    def request_id(self) -> str:
+        """Id of the work in it, if it has one."""
+        request: Any = self.request
+        work = getattr(request, "edit", None) or getattr(request, "invert", None) or request
+        return getattr(work, "request_id", "")
+
+
+Flow = Generator[Call, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Who wants to know what happens on the way."""
+
+    on_progress: OnProgress | None = None
+    on_preview: OnPreview | None = None
+    preview_every: int | None = None
+    """Steps from one preview to the next."""
+
+    def __post_init__(self) -> None:
+        if self.preview_every is not None and self.on_preview is None:
+            raise ValueError("preview_every needs on_preview, which gets the previews")
+        if self.preview_every is not None and self.preview_every < 1:
+            raise ValueError("preview_every is a number of steps, 1 or more")
+
+    @property
+    def any(self) -> bool:
+        """Whether somebody listens; else the unary RPC does."""
+        return self.on_progress is not None or self.on_preview is not None
+
+
+_DEFAULT_PREVIEW_EVERY = 5
+
+_EDIT = Method("/underpaint.v1.EditService/Edit", edit_pb.EditResponse)
+_STREAM_EDIT = Method("/underpaint.v1.EditService/StreamEdit", edit_pb.StreamEditResponse)
+_COMPUTE_MASK = Method("/underpaint.v1.EditService/ComputeMask", edit_pb.ComputeMaskResponse)
+_INVERT = Method("/underpaint.v1.InversionService/Invert", inversion_pb.InvertResponse)
+_STREAM_INVERT = Method("/underpaint.v1.InversionService/StreamInvert", inversion_pb.StreamInvertResponse)
+_GET_INVERSION = Method("/underpaint.v1.InversionService/GetInversion", inversion_pb.GetInversionResponse)
+_LIST_INVERSIONS = Method("/underpaint.v1.InversionService/ListInversions", inversion_pb.ListInversionsResponse)
+_DELETE_INVERSION = Method("/underpaint.v1.InversionService/DeleteInversion", inversion_pb.DeleteInversionResponse)
+_EXPORT_INVERSION = Method("/underpaint.v1.InversionService/ExportInversion", inversion_pb.ExportInversionResponse)
+_GET_MODEL = Method("/underpaint.v1.ModelService/GetModel", model_pb.GetModelResponse)
+_LIST_MODELS = Method("/underpaint.v1.ModelService/ListModels", model_pb.ListModelsResponse)
+
+
+def edit(work: _requests.Edit, listeners: Listeners) -> Flow[results.Edited]:
+    """Edit; from the photo once more when the inversion is gone."""
+    sent, response = yield from _or_from_origin(work, lambda request: _edit_call(request, listeners))
+    return _responses.edited(response, sent, work.origin)
+
+
+def compute_mask(work: _requests.Edit) -> Flow[results.Mask]:
+    """Compute DiffEdit's mask; from the photo once more when the inversion is gone."""
+    sent, response = yield from _or_from_origin(
+        work, lambda request: Call(_COMPUTE_MASK, edit_pb.ComputeMaskRequest(edit=request))
+    )
+    return _responses.mask(response, sent, work.origin)
+
+
+def invert(request: inversion_pb.InvertRequest, on_progress: OnProgress | None) -> Flow[results.Inversion]:
+    """Invert a photo."""
+    if on_progress is None:
+        response = yield Call(_INVERT, request)
+    else:
+        reader = _Events({"progress": (on_progress, _responses.progress)})
+        response = yield Call(_STREAM_INVERT, inversion_pb.StreamInvertRequest(invert=request), reader)
+    return _responses.inverted(response, request)
+
+
+def get_inversion(name: str) -> Flow[results.Inversion]:
+    """Look one inversion up."""
+    response = yield Call(_GET_INVERSION, inversion_pb.GetInversionRequest(name=name))
+    return _responses.inversion(response.inversion)
+
+
+def list_inversions(page_size: int, page_token: str) -> Flow[tuple[list[results.Inversion], str]]:
+    """One page, and the token of the next, empty after the last."""
+    request = inversion_pb.ListInversionsRequest(page_size=page_size, page_token=page_token)
+    response = yield Call(_LIST_INVERSIONS, request)
+    return [_responses.inversion(each) for each in response.inversions], response.next_page_token
+
+
+def delete_inversion(name: str, allow_missing: bool) -> Flow[None]:
+    """Delete one inversion."""
+    yield Call(_DELETE_INVERSION, inversion_pb.DeleteInversionRequest(name=name, allow_missing=allow_missing))
+
+
+def export_inversion(name: str) -> Flow[bytes]:
+    """The safetensors file of an inversion, its size and checksum checked."""
+    content: bytes = yield Call(_EXPORT_INVERSION, inversion_pb.ExportInversionRequest(name=name), _Export(name))
+    return content
+
+
+def get_model(name: str) -> Flow[results.Model]:
+    """Look one model up."""
+    response = yield Call(_GET_MODEL, model_pb.GetModelRequest(name=name))
+    return _responses.model(response.model)
+
+
+def list_models() -> Flow[list[results.Model]]:
+    """All models, page by page."""
+    found: list[results.Model] = []
+    token = ""
+    while True:
+        response = yield Call(_LIST_MODELS, model_pb.ListModelsRequest(page_token=token))
+        found += [_responses.model(each) for each in response.models]
+        token = response.next_page_token
+        if not token:
+            return found
+
+
+def _edit_call(request: edit_pb.EditRequest, listeners: Listeners) -> Call:
+    if not listeners.any:
+        return Call(_EDIT, request)
+    routes: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {}
+    if listeners.on_progress is not None:
+        routes["accepted"] = (listeners.on_progress, _responses.accepted)
+        routes["progress"] = (listeners.on_progress, _responses.progress)
+    every = 0
+    if listeners.on_preview is not None:
+        routes["preview"] = (listeners.on_preview, _responses.preview)
+        every = listeners.preview_every or _DEFAULT_PREVIEW_EVERY
+    return Call(_STREAM_EDIT, edit_pb.StreamEditRequest(edit=request, preview_every=every), _Events(routes))
+
+
+def _or_from_origin(
+    work: _requests.Edit, call: Callable[[edit_pb.EditRequest], Call]
+) -> Flow[tuple[edit_pb.EditRequest, Any]]:
+    try:
+        return work.request, (yield call(work.request))
+    except (InversionExpired, StoreCorrupt):
+        again = _requests.from_origin(work)
+        if again is None:
+            raise
+    return again, (yield call(again))
+
+
+class _Events:
+    """Routes a stream's events to those who listen and keeps its last one, the result."""
+
+    def __init__(self, routes: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]) -> None:
+        self._routes = routes
+        self._result: Any = None
+
+    def feed(self, message: Any) -> Iterable[Delivery]:
+        kind = message.WhichOneof("event")
+        if kind == "result":
+            self._result = message.result
+        elif kind in self._routes:  # else an event that nobody asked for, or newer than this client
+            listener, convert = self._routes[kind]
+            yield listener, convert(getattr(message, kind))
+
+    def end(self) -> Any:
+        if self._result is None:
+            raise ServerError("the server ended the stream without a result")
+        return self._result
+
+
+class _Export:
+    """Puts a file together from its chunks."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._content = bytearray()
+        self._total: int | None = None
+        self._crc = 0
+        self._promised: int | None = None
+
+    def feed(self, message: inversion_pb.ExportInversionResponse) -> Iterable[Delivery]:
+        if self._total is None:
+            self._total = message.total_bytes
+        self._content += message.chunk
+        self._crc = _crc32c.extend(self._crc, message.chunk)
+        self._promised = message.crc32c
+        return ()
+
+    def end(self) -> bytes:
+        if len(self._content) != self._total:
+            raise ExportCorrupt(
+                f"{self._name}: {len(self._content)} of {self._total or 0} bytes arrived; export again",
+                metadata={"expected": str(self._total or 0), "actual": str(len(self._content))},
+            )
+        if self._crc != self._promised:
+            raise ExportCorrupt(
+                f"{self._name}: the checksum does not match; export again",
+                metadata={"expected": f"{self._promised:08x}", "actual": f"{self._crc:08x}"},
+            )
+        return bytes(self._content)

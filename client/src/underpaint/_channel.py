@@ -1,0 +1,209 @@
+"""Channels: their options, and when they are opened.
+
+A channel is opened at the first call and never used in another process, nor under another event loop, than the one it
+was opened in: gRPC's threads do not survive a fork, and its asyncio half belongs to its loop. So a client may be made
+before a fork; whether a process may fork after its first call is up to its version of gRPC.
+"""
+
+import asyncio
+import inspect
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from underpaint.errors import ConnectionFailed, DeadlinePassed
+
+T = TypeVar("T")
+_MIB = 1024 * 1024
+
+# Asked once before the first call, so that a wrong target is told from slow work. gRPC's own wait for readiness keeps a
+# thread that complains when the channel closes soon after. An empty message is a valid request for the whole server.
+_PROBE = "/grpc.health.v1.Health/Check"
+
+MAX_MESSAGE_BYTES = 24 * _MIB
+SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [
+                {"service": "underpaint.v1.EditService"},
+                {"service": "underpaint.v1.InversionService"},
+                {"service": "underpaint.v1.ModelService"},
+            ],
+            "waitForReady": True,
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "3s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+    "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.2},
+}
+OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES + _MIB),  # a larger message than this is never retried
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    ("grpc.primary_user_agent", "underpaint-python/0.1.0"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the server is and how to reach it."""
+
+    address: str
+    credentials: grpc.ChannelCredentials | None
+    options: Sequence[tuple[str, Any]]
+    connect_timeout: float
+    """Seconds to wait for the first connection."""
+
+    @property
+    def all_options(self) -> list[tuple[str, Any]]:
+        """Ours, but for those that the caller has set."""
+        return list({**dict(OPTIONS), **dict(self.options)}.items())
+
+    def refuse_silence(self, answer: Any, waited_s: float) -> None:
+        """Raise ConnectionFailed when the probe timed out; any other answer, even a refusal, comes from a server."""
+        if answer.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise ConnectionFailed(
+                f"no server answers at {self.address} within {waited_s:.3g} s: is it running, and is the target right?"
+            ) from answer
+
+
+class Deadline:
+    """What is left of a call's timeout, over all RPCs that it takes."""
+
+    def __init__(self, timeout: float) -> None:
+        self._end = time.monotonic() + timeout
+
+    def left(self) -> float:
+        """Seconds, above 0; raises DeadlinePassed otherwise."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise DeadlinePassed("the timeout passed before the call was complete")
+        return left
+
+
+@dataclass(slots=True)
+class Opened(Generic[T]):
+    """A channel, and whether it has ever reached a server."""
+
+    channel: T
+    reached: bool = False
+
+
+class Owned(Generic[T]):
+    """One channel for each owner (a process, or a process's event loop), opened when first asked for."""
+
+    def __init__(self, make: Callable[[], T], owner: Callable[[], object]) -> None:
+        self._make = make
+        self._owner = owner
+        self._lock = threading.Lock()
+        self._held: tuple[object, Opened[T]] | None = None
+        self._foreign: list[Opened[T]] = []
+
+    def get(self) -> Opened[T]:
+        """The owner's channel."""
+        owner = self._owner()
+        with self._lock:
+            if self._held is None or self._held[0] != owner:
+                if self._held is not None:
+                    self._foreign.append(self._held[1])  # never closed: closing waits for threads that are not here
+                self._held = (owner, Opened(self._make()))
+            return self._held[1]
+
+    def take(self) -> T | None:
+        """The owner's channel, given up; None when there is none."""
+        with self._lock:
+            held, self._held = self._held, None
+        return held[1].channel if held is not None and held[0] == self._owner() else None
+
+
+class Connection:
+    """The channel of a synchronous client."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._owned = Owned(self._open, os.getpid)
+
+    def _open(self) -> grpc.Channel:
+        target = self._target
+        if target.credentials is None:
+            return grpc.insecure_channel(target.address, options=target.all_options)
+        return grpc.secure_channel(target.address, target.credentials, options=target.all_options)
+
+    def channel(self, deadline: Deadline) -> grpc.Channel:
+        """The channel, which has reached a server at least once."""
+        opened = self._owned.get()
+        if not opened.reached:
+            patience = min(self._target.connect_timeout, deadline.left())
+            try:
+                probe: Any = opened.channel.unary_unary(_PROBE)
+                probe(b"", timeout=patience, wait_for_ready=True)
+            except grpc.RpcError as answer:
+                self._target.refuse_silence(answer, patience)
+            opened.reached = True
+        return opened.channel
+
+    def close(self) -> None:
+        """Close it; the next call opens another."""
+        channel = self._owned.take()
+        if channel is not None:
+            channel.close()
+
+
+class AsyncConnection:
+    """The channel of an asynchronous client."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._owned = Owned(self._open, lambda: (os.getpid(), asyncio.get_running_loop()))
+
+    def _open(self) -> grpc.aio.Channel:
+        target = self._target
+        if target.credentials is None:
+            return grpc.aio.insecure_channel(target.address, options=target.all_options)
+        return grpc.aio.secure_channel(target.address, target.credentials, options=target.all_options)
+
+    async def channel(self, deadline: Deadline) -> grpc.aio.Channel:
+        """The channel, which has reached a server at least once."""
+        opened = self._owned.get()
+        if not opened.reached:
+            patience = min(self._target.connect_timeout, deadline.left())
+            try:
+                probe: Any = opened.channel.unary_unary(_PROBE)
+                await probe(b"", timeout=patience, wait_for_ready=True)
+            except grpc.RpcError as answer:
+                self._target.refuse_silence(answer, patience)
+            opened.reached = True
+        return opened.channel
+
+    async def close(self) -> None:
+        """Close it; the next call opens another."""
+        channel = self._owned.take()
+        if channel is not None:
+            await channel.close()
+
+
+def deliver(callback: Callable[[Any], Any], value: Any) -> None:
+    """Call a listener."""
+    callback(value)
+
+
+async def deliver_async(callback: Callable[[Any], Any], value: Any) -> None:
+    """Call a listener, which may be a coroutine function."""
+    outcome = callback(value)
+    if inspect.isawaitable(outcome):
+        await outcome

@@ -1,0 +1,64 @@
+"""Who is told about progress: the caller's function, or a bar on stderr."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+from underpaint.results import Phase, Progress
+
+F = TypeVar("F", bound=Callable[[Progress], Any])
+
+
+@contextmanager
+def listening(progress: bool | F | None) -> Iterator[F | Callable[[Progress], Any] | None]:
+    """A listener for the length of a call: the given function, a bar for True, None for nobody."""
+    if progress is True:
+        with _rich() as drawing:
+            yield Bar(drawing)
+    else:
+        yield progress or None
+
+
+class Bar:
+    """Draws snapshots: phase, share of the whole, steps of the phase, time left."""
+
+    def __init__(self, drawing: "RichProgress") -> None:
+        self._drawing = drawing
+        self._task = drawing.add_task("connecting", total=1.0, detail="", eta="")
+
+    def __call__(self, progress: Progress) -> None:
+        self._drawing.update(
+            self._task,
+            completed=progress.fraction,
+            description=str(progress.phase),
+            detail=_detail(progress),
+            eta="" if progress.eta_s is None else f"{progress.eta_s:.1f} s left",
+        )
+
+
+def _detail(progress: Progress) -> str:
+    if progress.phase is Phase.QUEUED:
+        return f"{progress.queue_position} ahead" if progress.queue_position else ""
+    return f"{progress.step}/{progress.total_steps}" if progress.total_steps else ""
+
+
+def _rich() -> "RichProgress":
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[eta]}"),
+    )
+    # Without a terminal the bar would be noise in a log, and in a notebook rich draws its own.
+    silent = not (console.is_terminal or console.is_jupyter)
+    return RichProgress(*columns, console=console, transient=True, disable=silent)

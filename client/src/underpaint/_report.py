@@ -1,0 +1,164 @@
+"""What the command prints about a result: rows for people, plain values for machines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from underpaint import errors
+from underpaint.results import Edited, Inversion, Mask, Model, Notice, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The same facts twice."""
+
+    data: Any
+    """For ``--json``."""
+    rows: Sequence[Sequence[str]]
+    """For a terminal."""
+
+    def text(self) -> str:
+        """The rows, columns aligned."""
+        widths = [max(len(cell) for cell in column) for column in zip(*self.rows, strict=True)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in self.rows)
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def of_edit(result: Edited, files: Mapping[str, Path]) -> Report:
+    """An edit."""
+    data = {
+        **_files(files),
+        "media_type": result.media_type,
+        "inversion": str(result.inversion) if result.inversion else None,
+        "seed": result.resolved.seed,
+        "usage": _usage(result.usage),
+        "notices": _notices(result.notices),
+        "resolved": result.resolved.to_dict(),
+    }
+    rows = [*_file_rows(files), ("seed", str(result.resolved.seed))]
+    rows += [("inversion", str(result.inversion))] if result.inversion else []
+    return Report(data, [*rows, *_usage_rows(result.usage), *_notice_rows(result.notices)])
+
+
+def of_mask(result: Mask, files: Mapping[str, Path]) -> Report:
+    """A mask."""
+    data = {
+        **_files(files),
+        "coverage": result.coverage,
+        "seed": result.resolved.seed,
+        "usage": _usage(result.usage),
+        "notices": _notices(result.notices),
+        "resolved": result.resolved.to_dict(),
+    }
+    rows = [*_file_rows(files), ("coverage", f"{result.coverage:.1%}"), ("seed", str(result.resolved.seed))]
+    return Report(data, [*rows, *_usage_rows(result.usage), *_notice_rows(result.notices)])
+
+
+def of_inversion(inversion: Inversion, files: Mapping[str, Path]) -> Report:
+    """An inversion."""
+    psnr, error = inversion.reconstruction_psnr_db, inversion.reconstruction_max_abs_error
+    data = {
+        **_files(files),
+        "inversion": inversion.name,
+        "model": inversion.model,
+        "steps": inversion.parameters.steps,
+        "strength": inversion.parameters.strength,
+        "size": [inversion.width, inversion.height],
+        "size_bytes": inversion.size_bytes,
+        "reconstruction_psnr_db": psnr,
+        "reconstruction_max_abs_error": error,
+        "expire_time": inversion.expire_time.isoformat() if inversion.expire_time else None,
+        "usage": _usage(inversion.usage) if inversion.usage else None,
+        "notices": _notices(inversion.notices),
+    }
+    rows = [*_file_rows(files), ("inversion", inversion.name), ("model", inversion.model)]
+    rows += [("size", f"{inversion.width} x {inversion.height} px, {inversion.size_bytes} bytes of latents")]
+    rows += [("round trip", f"{psnr:.1f} dB")] if psnr is not None else []
+    rows += [("latent error", f"{error:.2g}")] if error is not None else []
+    rows += [("expires", f"{inversion.expire_time:%Y-%m-%d %H:%M:%S} UTC")] if inversion.expire_time else []
+    rows += _usage_rows(inversion.usage) if inversion.usage else []
+    return Report(data, [*rows, *_notice_rows(inversion.notices)])
+
+
+def of_models(models: Sequence[Model]) -> Report:
+    """A table of models."""
+    data = [
+        {
+            "name": model.name,
+            "state": model.state,
+            "size": [model.width, model.height],
+            "default_steps": model.default_steps,
+            "methods": list(model.methods),
+            "digest": model.digest,
+            "error": model.error,
+        }
+        for model in models
+    ]
+    rows = [("MODEL", "STATE", "SIZE", "STEPS", "METHODS")]
+    for model in models:
+        size = f"{model.width}x{model.height}" if model.width else "-"  # not known before it is loaded
+        does = model.error or " ".join(model.methods) or "-"
+        rows.append((model.name.removeprefix("models/"), model.state, size, str(model.default_steps or "-"), does))
+    return Report(data, rows)
+
+
+_ADVICE: tuple[tuple[type[errors.UnderpaintError], str], ...] = (
+    (errors.ConnectionFailed, "start one with `underpaint-server`, or name it with --target or UNDERPAINT_TARGET"),
+    (errors.Unavailable, "try again in {retry_after}"),
+    (errors.DeadlineExceeded, "give it longer with --timeout, or ask for fewer --steps"),
+    (errors.ModelNotFound, "`underpaint models` lists those that exist"),
+    (errors.InversionExpired, "invert the photo again with `underpaint invert`"),
+    (errors.PayloadTooLarge, "send a smaller or better compressed picture"),
+    (errors.ImageTooLarge, "send a smaller or better compressed picture"),
+    (errors.ImageUndecodable, "send a PNG, JPEG or WebP file"),
+    (errors.OutOfMemory, "ask for a smaller picture"),
+    (errors.MethodDisabled, "`underpaint models` lists the methods of each model"),
+    (errors.ServerError, "report it to whoever runs the server, with the request id {request_id}"),
+)
+
+
+def of_error(error: errors.UnderpaintError) -> Report:
+    """A failure, with what to do next."""
+    retry_after = f"{error.retry_after_s:.3g} s" if error.retry_after_s else "a moment"
+    advice = next((text for kind, text in _ADVICE if isinstance(error, kind)), "")
+    advice = advice.format(retry_after=retry_after, request_id=error.request_id or "in its log")
+    data = {
+        "error": type(error).__name__,
+        "message": error.message,
+        "reason": error.reason,
+        "metadata": error.metadata,
+        "violations": [{"path": each.path, "description": each.description} for each in error.violations],
+        "retry_after_s": error.retry_after_s,
+        "request_id": error.request_id,
+    }
+    rows = [(f"{error.message}{f' ({error.reason})' if error.reason else ''}",)]
+    rows += [(f"  {each.path}: {each.description}",) for each in error.violations if each.path not in error.message]
+    return Report({"error": data}, [*rows, (f"  -> {advice}",)] if advice else rows)
+
+
+def _files(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(path) for name, path in files.items()}
+
+
+def _file_rows(files: Mapping[str, Path]) -> list[tuple[str, str]]:
+    return list(_files(files).items())
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {name: getattr(usage, name) for name in Usage.__dataclass_fields__}
+
+
+def _usage_rows(usage: Usage) -> list[tuple[str, str]]:
+    cached = ", inversion from the store" if usage.inversion_cache_hit else ""
+    time = f"{usage.compute_time_s:.2f} s of computing, {usage.queue_time_s:.2f} s of waiting"
+    work = f"{usage.network_evaluations} network evaluations, mean batch {usage.mean_batch_size:.1f}{cached}"
+    return [("time", time), ("work", work)]
+
+
+def _notices(notices: Sequence[Notice]) -> list[dict[str, str]]:
+    return [{"reason": each.reason, "message": each.message} for each in notices]
+
+
+def _notice_rows(notices: Sequence[Notice]) -> list[tuple[str, str]]:
+    return [("note", f"{each.message} ({each.reason})") for each in notices]

@@ -1,0 +1,111 @@
+"""From a gRPC error to one of ours: the table, and the decoding of ``google.rpc.Status``."""
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from underpaint import errors
+from underpaint.errors import FieldViolation, UnderpaintError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+_TRAILER = "grpc-status-details-bin"
+_Code = grpc.StatusCode
+
+TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
+    (_Code.INVALID_ARGUMENT, ""): errors.InvalidRequest,
+    (_Code.INVALID_ARGUMENT, "FIELD_INVALID"): errors.FieldInvalid,
+    (_Code.INVALID_ARGUMENT, "IMAGE_UNDECODABLE"): errors.ImageUndecodable,
+    (_Code.INVALID_ARGUMENT, "IMAGE_TOO_LARGE"): errors.ImageTooLarge,
+    (_Code.INVALID_ARGUMENT, "REQUEST_ID_REUSED"): errors.RequestIdReused,
+    (_Code.OUT_OF_RANGE, ""): errors.InvalidRequest,
+    (_Code.NOT_FOUND, ""): errors.NotFound,
+    (_Code.NOT_FOUND, "MODEL_NOT_FOUND"): errors.ModelNotFound,
+    (_Code.NOT_FOUND, "INVERSION_EXPIRED"): errors.InversionExpired,
+    (_Code.FAILED_PRECONDITION, ""): errors.PreconditionFailed,
+    (_Code.FAILED_PRECONDITION, "INVERSION_MODEL_MISMATCH"): errors.InversionModelMismatch,
+    (_Code.FAILED_PRECONDITION, "MODEL_NOT_READY"): errors.ModelNotReady,
+    (_Code.UNAVAILABLE, ""): errors.ConnectionFailed,
+    (_Code.UNAVAILABLE, "*"): errors.Unavailable,
+    (_Code.UNAVAILABLE, "QUEUE_FULL"): errors.QueueFull,
+    (_Code.UNAVAILABLE, "DRAINING"): errors.Draining,
+    (_Code.UNAVAILABLE, "MODEL_LOADING"): errors.ModelLoading,
+    (_Code.UNAVAILABLE, "WORKER_RESTARTED"): errors.WorkerRestarted,
+    (_Code.DEADLINE_EXCEEDED, ""): errors.DeadlinePassed,
+    (_Code.DEADLINE_EXCEEDED, "DEADLINE_UNATTAINABLE"): errors.DeadlineUnattainable,
+    (_Code.DEADLINE_EXCEEDED, "DEADLINE_PASSED"): errors.DeadlinePassed,
+    (_Code.RESOURCE_EXHAUSTED, ""): errors.ResourceExhausted,
+    (_Code.RESOURCE_EXHAUSTED, "GPU_OUT_OF_MEMORY"): errors.OutOfMemory,
+    (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): errors.QuotaExceeded,
+    (_Code.CANCELLED, ""): errors.Cancelled,
+    (_Code.UNAUTHENTICATED, ""): errors.Unauthenticated,
+    (_Code.PERMISSION_DENIED, ""): errors.PermissionDenied,
+    (_Code.ABORTED, ""): errors.Conflict,
+    (_Code.ALREADY_EXISTS, ""): errors.Conflict,
+    (_Code.UNIMPLEMENTED, ""): errors.MethodDisabled,
+    (_Code.DATA_LOSS, ""): errors.DataLoss,
+    (_Code.DATA_LOSS, "STORE_CORRUPT"): errors.StoreCorrupt,
+    (_Code.INTERNAL, ""): errors.ServerError,
+    (_Code.INTERNAL, "NON_FINITE_LATENTS"): errors.NonFiniteLatents,
+    (_Code.INTERNAL, "BUG"): errors.Bug,
+    (_Code.UNKNOWN, ""): errors.ServerError,
+}
+"""(status code, ``ErrorInfo.reason``) to class. "" is no reason, "*" one that is not listed; it falls back to ""."""
+
+
+def translate(error: grpc.RpcError, request_id: str) -> UnderpaintError:
+    """The error to raise for a failed call; ``error`` becomes its cause."""
+    call: Any = error  # every error of a call is also the call, for both kinds of channel
+    code, message = call.code(), call.details() or ""
+    details = _details(call.trailing_metadata())
+    facts = _facts(details)
+    reason = facts.pop("reason", "")
+    kind = _kind(code, reason)
+    if kind is errors.ResourceExhausted and "larger than max" in message:
+        kind = errors.PayloadTooLarge  # the transport's own refusal has nothing but its text
+    elif message == "Deadline Exceeded":  # the channel's own words for the caller's timeout
+        message = "the timeout passed before the server answered"
+    facts.setdefault("request_id", request_id)
+    ours = kind(message or code.name, reason=reason, details=details, **facts)
+    ours.__cause__ = error
+    return ours
+
+
+def _kind(code: grpc.StatusCode, reason: str) -> type[UnderpaintError]:
+    for key in ((code, reason), (code, "*"), (code, "")):
+        if key in TABLE:
+            return TABLE[key]
+    return errors.ServerError
+
+
+def _details(trailers: Any) -> "tuple[Message, ...]":
+    from google.protobuf.message import DecodeError
+    from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+    payload = next((value for key, value in trailers or () if key == _TRAILER), b"")
+    found: list[Message] = []
+    try:
+        for packed in status_pb2.Status.FromString(payload).details:
+            kind = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2], None)
+            if kind is not None and packed.Is(kind.DESCRIPTOR):
+                found.append(kind.FromString(packed.value))
+    except DecodeError:
+        return ()  # a proxy wrote the trailer; code and message still tell the story
+    return tuple(found)
+
+
+def _facts(details: "tuple[Message, ...]") -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for detail in details:
+        found: Any = detail
+        match detail.DESCRIPTOR.name:
+            case "ErrorInfo":
+                facts |= {"reason": found.reason, "metadata": dict(found.metadata)}
+            case "BadRequest":
+                facts["violations"] = tuple(FieldViolation(v.field, v.description) for v in found.field_violations)
+            case "RetryInfo":
+                facts["retry_after_s"] = found.retry_delay.ToNanoseconds() / 1e9
+            case "RequestInfo":
+                facts["request_id"] = found.request_id
+    return facts

@@ -1,0 +1,156 @@
+"""What can be asked for: sources, ways to invert, ways to edit. None takes the server's default."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from underpaint.images import ImageLike
+
+
+class Fit(StrEnum):
+    """How a photo of another size or aspect is brought to the model's size. EXIF orientation is applied first."""
+
+    CROP = "crop"
+    """Scaled until the model's square is covered, then cropped to its centre."""
+    PAD = "pad"
+    """Scaled until it lies inside the model's square, edge pixels repeated around it."""
+    RESIZE = "resize"
+    """Aspect kept: scaled to the model's pixel count, sides rounded to what the model needs."""
+
+
+class Priority(StrEnum):
+    """Order within the server's queue."""
+
+    BATCH = "batch"
+    """Yields to everything else."""
+    NORMAL = "normal"
+    """Ordinary work."""
+    INTERACTIVE = "interactive"
+    """A person is waiting."""
+
+
+class Convention(StrEnum):
+    """The timestep that the network is told while DDIM inverts a step to a noisier level."""
+
+    TARGET = "target"
+    """The level it is going to."""
+    CURRENT = "current"
+    """The level it is at."""
+
+
+# --- how to invert ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdictInversion:
+    """Exact inversion through coupled latents (Wallace et al., CVPR 2023)."""
+
+    mixing_coefficient: float | None = None
+    """EDICT's p, (0, 1]; nearer to 1 is stabler over many steps, farther mixes the pair more. Server: 0.93."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DdimInversion:
+    """DDIM run backwards (Song et al., ICLR 2021): cheaper than EDICT, and an approximation."""
+
+    convention: Convention | None = None
+    """Which timestep the network is told. Server: target."""
+
+
+InversionMethod = EdictInversion | DdimInversion
+
+
+# --- what to edit -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A picture that the model draws itself, as the thing to edit."""
+
+    prompt: str
+    """Text of the picture."""
+    seed: int | None = None
+    """Noise it starts from, 0 .. 2**64 - 1; None draws one, which the answer reports."""
+    width: int | None = None
+    """Pixels; None takes the model's own size."""
+    height: int | None = None
+    """See ``width``."""
+    steps: int | None = None
+    """Steps of the schedule."""
+
+
+# --- how to edit ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edict:
+    """Invert exactly, come back with the target prompt (Wallace et al., CVPR 2023). Keeps what the prompts share.
+
+    All settings are those of the inversion: leave them out where the source is an inversion or a generated picture.
+    """
+
+    steps: int | None = None
+    """Steps of the whole schedule."""
+    strength: float | None = None
+    """Share of the schedule that is inverted, (0, 1]: 0 keeps the photo, 1 goes all the way to noise."""
+    mixing_coefficient: float | None = None
+    """EDICT's p, (0, 1]."""
+    inversion_guidance_scale: float | None = None
+    """Classifier-free guidance weight while inverting; 1 is off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ddim:
+    """Invert with DDIM, come back with the target prompt (Song et al., ICLR 2021).
+
+    All settings are those of the inversion: leave them out where the source is an inversion or a generated picture.
+    """
+
+    steps: int | None = None
+    """Steps of the whole schedule."""
+    strength: float | None = None
+    """Share of the schedule that is inverted, (0, 1]."""
+    convention: Convention | None = None
+    """Which timestep the network is told while inverting."""
+    inversion_guidance_scale: float | None = None
+    """Classifier-free guidance weight while inverting; 1 is off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SdEdit:
+    """Add noise up to a strength, denoise with the target prompt (Meng et al., ICLR 2022): image-to-image."""
+
+    strength: float | None = None
+    """Share of the schedule that is run, (0, 1]. Server: 0.8."""
+    steps: int | None = None
+    """Steps of the whole schedule."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffEdit:
+    """Find the region from two prompts, edit there, keep the rest (Couairon et al., ICLR 2023).
+
+    ``steps``, ``strength``, ``convention`` and ``inversion_guidance_scale`` are those of the inversion: leave them out
+    where the source is an inversion or a generated picture.
+    """
+
+    mask: ImageLike | None = field(default=None, repr=False)
+    """Replaces the computed mask: 8-bit grey, white is changed; as large as the photo, or as the model's picture."""
+    threshold: float | None = None
+    """Cut of the normalised difference, (0, 1). Server: 0.5."""
+    samples: int | None = None
+    """Noise samples that the difference is averaged over. Server: 10."""
+    mask_strength: float | None = None
+    """Share of the schedule at which the difference is taken, (0, 1). Server: 0.5."""
+    reference_prompt: str = ""
+    """Prompt that the target prompt is compared with."""
+    steps: int | None = None
+    """Steps of the whole schedule."""
+    strength: float | None = None
+    """Share of the schedule that is encoded and run back, (0, 1]."""
+    convention: Convention | None = None
+    """Which timestep the network is told while inverting."""
+    inversion_guidance_scale: float | None = None
+    """Classifier-free guidance weight while inverting; 1 is off."""
+
+
+EditMethod = Edict | Ddim | SdEdit | DiffEdit

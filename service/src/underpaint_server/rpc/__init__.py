@@ -1,0 +1,6 @@
+"""The wire: the only package that knows gRPC and the messages of ``underpaint.v1``.
+
+A call passes ``interceptors`` (log line, metrics, errors to statuses), a servicer (``edits``, ``inversions``,
+``models``, ``directions``), ``replay`` (a repeated request id joins the first), ``convert`` (defaults and limits),
+``sources`` (pixels or stored latents), the engine, and ``answers`` back.
+"""

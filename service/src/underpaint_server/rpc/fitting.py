@@ -1,0 +1,127 @@
+"""Bringing a picture of any size to one that the model works at, and the record of how it was done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image
+from underpaint.v1.types_pb2 import Fit
+
+from underpaint_server.jobs import ModelInfo, Picture
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """Which part of a received picture lies where in the model's picture; the fields are those of the message."""
+
+    fit: int
+    """A value of ``underpaint.v1.Fit``; FIT_UNSPECIFIED where nothing had to be done."""
+    source_width: int
+    source_height: int
+    width: int
+    height: int
+    source_left: int
+    source_top: int
+    source_box_width: int
+    source_box_height: int
+    left: int
+    top: int
+    box_width: int
+    box_height: int
+
+    @property
+    def source_size(self) -> Size:
+        """As received, in pixels."""
+        return self.source_width, self.source_height
+
+    @property
+    def size(self) -> Size:
+        """As fitted, in pixels."""
+        return self.width, self.height
+
+
+def plan(fit: int, source: Size, model: ModelInfo) -> Fitting:
+    """How a picture of the ``source`` size is fitted; ``fit`` is a value of ``underpaint.v1.Fit``."""
+    return _PLANS[fit](source, model)
+
+
+def untouched(size: Size) -> Fitting:
+    """The record of a picture that has a size of the model's already."""
+    return _whole(Fit.FIT_UNSPECIFIED, size, size)
+
+
+def fit_picture(image: Image.Image, fitting: Fitting) -> Picture:
+    """The pixels (height, width, 3) of an RGB image as the model sees it."""
+    return _apply(image, fitting, Image.Resampling.LANCZOS)
+
+
+def fit_mask(image: Image.Image, fitting: Fitting) -> Picture:
+    """The mask (height, width), 0 or 255, of a grey image of the fitting's source size."""
+    binary = image.point(lambda value: 255 if value >= 128 else 0)
+    return _apply(binary, fitting, Image.Resampling.NEAREST)
+
+
+def _apply(image: Image.Image, fitting: Fitting, resampling: Image.Resampling) -> Picture:
+    f = fitting
+    box = (f.source_left, f.source_top, f.source_left + f.source_box_width, f.source_top + f.source_box_height)
+    if (f.box_width, f.box_height) != f.source_size or box != (0, 0, *f.source_size):
+        image = image.resize((f.box_width, f.box_height), resampling, box=box)
+    pixels = np.asarray(image, dtype=np.uint8)
+    beside = [(f.top, f.height - f.top - f.box_height), (f.left, f.width - f.left - f.box_width)]
+    return np.pad(pixels, beside + [(0, 0)] * (pixels.ndim - 2), mode="edge")
+
+
+def _crop(source: Size, model: ModelInfo) -> Fitting:
+    target = (model.width, model.height)
+    if source == target:
+        return _whole(Fit.FIT_UNSPECIFIED, source, source)
+    scale = max(target[0] / source[0], target[1] / source[1])
+    width, height = (max(1, min(s, round(t / scale))) for s, t in zip(source, target, strict=True))
+    left, top = (source[0] - width) // 2, (source[1] - height) // 2
+    return Fitting(Fit.FIT_CROP, *source, *target, left, top, width, height, 0, 0, *target)
+
+
+def _pad(source: Size, model: ModelInfo) -> Fitting:
+    target = (model.width, model.height)
+    if source == target:
+        return _whole(Fit.FIT_UNSPECIFIED, source, source)
+    scale = min(target[0] / source[0], target[1] / source[1])
+    width, height = (max(1, min(t, round(s * scale))) for s, t in zip(source, target, strict=True))
+    left, top = (target[0] - width) // 2, (target[1] - height) // 2
+    return Fitting(Fit.FIT_PAD, *source, *target, 0, 0, *source, left, top, width, height)
+
+
+def _resize(source: Size, model: ModelInfo) -> Fitting:
+    target = _same_area(source, model)
+    return _whole(Fit.FIT_UNSPECIFIED if target == source else Fit.FIT_RESIZE, source, target)
+
+
+def _whole(fit: int, source: Size, target: Size) -> Fitting:
+    return Fitting(fit, *source, *target, 0, 0, *source, 0, 0, *target)
+
+
+def _same_area(source: Size, model: ModelInfo) -> Size:
+    """A size of about the model's pixel count and the source's aspect.
+
+    One that the rounding can lead to stays as it is, so that fitting a fitted picture changes nothing.
+    """
+    unit, area = model.size_multiple, model.width * model.height
+    if all(side % unit == 0 for side in source) and 0.6 * area <= source[0] * source[1] <= 1.5 * area:
+        return source
+    longest = max(1, area // unit**2)
+    aspect = source[0] / source[1]
+    ideal = ((area * aspect) ** 0.5, (area / aspect) ** 0.5)
+    width, height = (unit * min(longest, max(1, round(side / unit))) for side in ideal)
+    return width, height
+
+
+_PLANS: Final[dict[int, Callable[[Size, ModelInfo], Fitting]]] = {
+    Fit.FIT_UNSPECIFIED: _crop,
+    Fit.FIT_CROP: _crop,
+    Fit.FIT_PAD: _pad,
+    Fit.FIT_RESIZE: _resize,
+}

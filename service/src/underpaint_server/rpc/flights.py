@@ -1,0 +1,101 @@
+"""Work that several calls may wait for: it goes on while one of them is left, and ends with the last."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from underpaint_server.engine.ticket import JobHandle
+
+T = TypeVar("T")
+
+
+class Flight(Generic[T]):
+    """One piece of work. A call that waits for it is inside ``with flight:``; when the last leaves, it is cancelled."""
+
+    def __init__(self, run: Callable[["Flight[T]"], Awaitable[T]]) -> None:
+        self._admitted: asyncio.Future[JobHandle | None] = asyncio.get_running_loop().create_future()
+        self._callers = 0
+        self._task = asyncio.ensure_future(self._fly(run))
+        self._task.add_done_callback(self._landed)
+
+    def __enter__(self) -> Self:
+        self._callers += 1
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._callers -= 1
+        if self._callers == 0:
+            self._task.cancel()
+
+    @property
+    def open(self) -> bool:
+        """Whether a new call may still join: it runs and somebody waits for it, or it has ended well."""
+        if self._task.done():
+            return not self._task.cancelled() and self._task.exception() is None
+        return self._callers > 0
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._task.done()
+
+    @property
+    def answer(self) -> T:
+        """The answer of one that has ended well."""
+        return self._task.result()
+
+    def on_done(self, call: Callable[[], None]) -> None:
+        """Call this when it has ended, in whatever way."""
+        self._task.add_done_callback(lambda _: call())
+
+    def admit(self, handle: JobHandle) -> None:
+        """For the work itself: the engine has taken the job."""
+        if not self._admitted.done():
+            self._admitted.set_result(handle)
+
+    async def admitted(self) -> JobHandle | None:
+        """The running job as soon as there is one; None if the answer came without. Raises what the work raised."""
+        return await asyncio.shield(self._admitted)
+
+    async def result(self) -> T:
+        """The answer; raises what the work raised."""
+        return await asyncio.shield(self._task)
+
+    async def _fly(self, run: Callable[["Flight[T]"], Awaitable[T]]) -> T:
+        return await run(self)
+
+    def _landed(self, task: "asyncio.Task[T]") -> None:
+        # Looking at the exception also marks it as seen: the last caller may have left a moment before it was raised.
+        error = None if task.cancelled() else task.exception()
+        if self._admitted.done():
+            return
+        if task.cancelled():
+            self._admitted.cancel()
+        elif error is not None:
+            self._admitted.set_exception(error)
+            self._admitted.exception()
+        else:
+            self._admitted.set_result(None)
+
+
+class Flights(Generic[T]):
+    """Running work by key: whoever asks for the same thing meanwhile waits for the same."""
+
+    def __init__(self, on_join: Callable[[], None]) -> None:
+        self._flights: dict[Hashable, Flight[T]] = {}
+        self._on_join = on_join
+
+    def board(self, key: Hashable, run: Callable[[Flight[T]], Awaitable[T]]) -> Flight[T]:
+        """The flight under that key, a new one if none is under way."""
+        flight = self._flights.get(key)
+        if flight is not None and flight.open and not flight.done:
+            self._on_join()
+            return flight
+        started = self._flights[key] = Flight(run)
+        started.on_done(lambda: self._forget(key, started))
+        return started
+
+    def _forget(self, key: Hashable, flight: Flight[T]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]

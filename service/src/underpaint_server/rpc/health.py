@@ -1,0 +1,47 @@
+"""Health by the standard service, for probes and balancers; it never enters the queue."""
+
+import asyncio
+from typing import Final
+
+from grpc_health.v1 import health, health_pb2
+
+from underpaint_server.engine.handle import EngineState
+from underpaint_server.rpc.front import Front
+
+_LOOK_EVERY_S: Final = 0.5
+
+STARTUP: Final = "startup"
+READINESS: Final = "readiness"
+LIVENESS: Final = "liveness"
+_READY_NAMES: Final = ("", READINESS, "underpaint.v1.EditService", "underpaint.v1.InversionService")
+
+
+class Health:
+    """Keeps the standard servicer up to date.
+
+    ``startup`` serves once the models were loaded; ``readiness``, ``""`` and the services' own names serve while new
+    work is taken; ``liveness`` serves unless the engine stands still or has failed for good.
+    """
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self.servicer = health.aio.HealthServicer()
+
+    async def watch(self) -> None:
+        """Look at the engine every half second, for ever."""
+        while True:
+            await self.update()
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def update(self) -> None:
+        """Look now."""
+        engine = self._front.engine
+        ready = engine.state is EngineState.READY and not self._front.draining
+        for name in _READY_NAMES:
+            await self._set(name, ready)
+        await self._set(STARTUP, bool(engine.models))
+        await self._set(LIVENESS, not engine.stalled and engine.state is not EngineState.FAILED)
+
+    async def _set(self, name: str, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self.servicer.set(name, status)

@@ -1,0 +1,111 @@
+"""InversionService."""
+
+# ruff: noqa: N802, ARG002 (methods and their arguments are the contract's)
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import google_crc32c
+from underpaint.v1 import inversion_service_pb2 as messages
+from underpaint.v1 import inversion_service_pb2_grpc
+
+from underpaint_server.errors import InversionExpired
+from underpaint_server.jobs import Progress
+from underpaint_server.rpc import answers, work
+from underpaint_server.rpc.fields import Fields, at
+from underpaint_server.rpc.flights import Flight
+from underpaint_server.rpc.front import Front
+from underpaint_server.rpc.interceptors import Context
+from underpaint_server.rpc.names import inversion_id
+from underpaint_server.rpc.replay import fingerprint
+
+_CHUNK_BYTES: Final = 1024 * 1024
+PAGE: Final = 50
+MAX_PAGE: Final = 1000
+
+
+class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
+    """Turns images into stored latents; errors are those of :mod:`underpaint_server.errors`."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def Invert(self, request: messages.InvertRequest, context: Context) -> messages.InvertResponse:
+        """Invert and answer once."""
+        with await self._invert(request, context) as flight:
+            answer: messages.InvertResponse = await flight.result()
+        context.set_trailing_metadata((("server-timing", answers.server_timing(answer.usage)),))
+        return answer
+
+    async def StreamInvert(
+        self, request: messages.StreamInvertRequest, context: Context
+    ) -> AsyncIterator[messages.StreamInvertResponse]:
+        """Invert and report: progress, then the result."""
+        with at("invert"), await self._invert(request.invert, context) as flight:
+            handle = await flight.admitted()
+            if handle is not None and not flight.done:
+                async for event in handle.events():
+                    if isinstance(event, Progress):
+                        yield messages.StreamInvertResponse(progress=answers.progress(event))
+            answer: messages.InvertResponse = await flight.result()
+        context.set_trailing_metadata((("server-timing", answers.server_timing(answer.usage)),))
+        yield messages.StreamInvertResponse(result=answer)
+
+    async def GetInversion(
+        self, request: messages.GetInversionRequest, context: Context
+    ) -> messages.GetInversionResponse:
+        """One inversion's metadata."""
+        name = inversion_id(request.name, "name")
+        return messages.GetInversionResponse(inversion=answers.inversion(name, await self._front.store.head(name)))
+
+    async def ListInversions(
+        self, request: messages.ListInversionsRequest, context: Context
+    ) -> messages.ListInversionsResponse:
+        """A page of inversions, newest first."""
+        size = page_size(request.page_size)
+        entries, token = await self._front.store.list(size, request.page_token)
+        return messages.ListInversionsResponse(
+            inversions=[answers.inversion(entry.name, entry) for entry in entries], next_page_token=token
+        )
+
+    async def DeleteInversion(
+        self, request: messages.DeleteInversionRequest, context: Context
+    ) -> messages.DeleteInversionResponse:
+        """Delete one."""
+        name = inversion_id(request.name, "name")
+        if not await self._front.store.delete(name) and not request.allow_missing:
+            raise InversionExpired(
+                f"no {request.name} here",
+                metadata={"resource_type": "underpaint.v1.Inversion", "resource_name": request.name},
+            )
+        return messages.DeleteInversionResponse()
+
+    async def ExportInversion(
+        self, request: messages.ExportInversionRequest, context: Context
+    ) -> AsyncIterator[messages.ExportInversionResponse]:
+        """The safetensors file: its size first, its CRC-32C last."""
+        data = await self._front.store.export(inversion_id(request.name, "name"))
+        starts = range(0, len(data), _CHUNK_BYTES)
+        for start in starts:
+            yield messages.ExportInversionResponse(
+                total_bytes=len(data) if start == 0 else 0,
+                chunk=data[start : start + _CHUNK_BYTES],
+                crc32c=google_crc32c.value(data) if start == starts[-1] else 0,
+            )
+
+    async def _invert(self, request: messages.InvertRequest, context: Context) -> Flight[messages.InvertResponse]:
+        deadline = work.Deadline(context.time_remaining())
+
+        async def run(flight: Flight[Any]) -> messages.InvertResponse:
+            return await work.invert(self._front, request, flight, deadline=deadline)
+
+        digest = await self._front.pool.admit(fingerprint, "invert", request) if request.request_id else b""
+        return self._front.replay.board(request.request_id, digest, run)
+
+
+def page_size(asked: int) -> int:
+    """Entries of a page, 1 .. 1000; 0 takes 50. Raises FieldInvalid."""
+    fields = Fields()
+    size = fields.count("page_size", asked, PAGE, MAX_PAGE)
+    fields.check()
+    return size

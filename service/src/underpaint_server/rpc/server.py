@@ -1,0 +1,66 @@
+"""The gRPC server with all its services."""
+
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from underpaint.v1 import (
+    direction_service_pb2,
+    direction_service_pb2_grpc,
+    edit_service_pb2,
+    edit_service_pb2_grpc,
+    inversion_service_pb2,
+    inversion_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+)
+
+from underpaint_server.rpc.directions import DirectionService
+from underpaint_server.rpc.edits import EditService
+from underpaint_server.rpc.front import Front
+from underpaint_server.rpc.health import Health
+from underpaint_server.rpc.interceptors import CallInterceptor
+from underpaint_server.rpc.inversions import InversionService
+from underpaint_server.rpc.models import ModelService
+
+_MINUTE_MS: Final = 60_000
+
+_DESCRIPTORS: Final = (
+    edit_service_pb2.DESCRIPTOR,
+    inversion_service_pb2.DESCRIPTOR,
+    model_service_pb2.DESCRIPTOR,
+    direction_service_pb2.DESCRIPTOR,
+    health_pb2.DESCRIPTOR,
+)
+
+
+def build_server(front: Front, health: Health) -> grpc.aio.Server:
+    """A server that is not started yet and has no port."""
+    interceptor = CallInterceptor(front.metrics, front.engine.configured[0])
+    server = grpc.aio.server(interceptors=[interceptor], options=_options(front.settings.max_message_bytes))
+    edit_service_pb2_grpc.add_EditServiceServicer_to_server(EditService(front), server)
+    inversion_service_pb2_grpc.add_InversionServiceServicer_to_server(InversionService(front), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(front), server)
+    direction_service_pb2_grpc.add_DirectionServiceServicer_to_server(DirectionService(), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    names = [service.full_name for file in _DESCRIPTORS for service in file.services_by_name.values()]
+    reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+    return server
+
+
+def _options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # Clients may ping every ten seconds, also between calls; the default rule ends their connections for it.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_time_ms", _MINUTE_MS),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # A balanced client reads DNS again only when a connection ends: without this it never sees new replicas.
+        ("grpc.max_connection_age_ms", 5 * _MINUTE_MS),
+        ("grpc.max_connection_age_grace_ms", 10 * _MINUTE_MS),
+        # Two servers on one port would share the calls by chance; the second must fail to start.
+        ("grpc.so_reuseport", 0),
+    ]

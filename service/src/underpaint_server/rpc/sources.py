@@ -1,0 +1,136 @@
+"""What a job starts from: pixels or stored latents, fetched or decoded."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import structlog
+from underpaint.v1 import types_pb2
+
+from underpaint_server.errors import (
+    FieldInvalid,
+    FieldViolation,
+    InversionExpired,
+    InversionModelMismatch,
+    StoreCorrupt,
+)
+from underpaint_server.jobs import (
+    DdimEdit,
+    DdimInversion,
+    DiffEdit,
+    EdictEdit,
+    EdictInversion,
+    EditMethod,
+    Generated,
+    Inversion,
+    InversionOptions,
+    ModelInfo,
+    Photo,
+    Picture,
+    Stored,
+)
+from underpaint_server.rpc import fitting as fittings
+from underpaint_server.rpc import images
+from underpaint_server.rpc.convert import EditDraft, Named, Upload
+from underpaint_server.rpc.fitting import Fitting
+from underpaint_server.rpc.front import Front
+from underpaint_server.rpc.names import inversion_digest, inversion_name
+from underpaint_server.stores.inversions import Entry
+
+_log = structlog.get_logger()
+
+_KIND_OF: Mapping[type[EditMethod], type[EdictInversion | DdimInversion]] = {
+    EdictEdit: EdictInversion,
+    DdimEdit: DdimInversion,
+    DiffEdit: DdimInversion,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The beginning of an edit."""
+
+    source: Photo | Stored | Generated
+    inversion: InversionOptions | None
+    """How the source is or was inverted; None where nothing is."""
+    fitting: Fitting
+    name: str = ""
+    """64 hexadecimal digits of the inversion, made or to be made; empty where there is none."""
+
+    @property
+    def hit(self) -> bool:
+        """Whether the latents came from the store."""
+        return isinstance(self.source, Stored)
+
+
+async def start_of(front: Front, draft: EditDraft, *, use_store: bool = True) -> Start:
+    """Fetch or decode the source of an edit; ``use_store`` False always takes an image's own pixels.
+
+    Raises what decoding raises, and InversionExpired, InversionModelMismatch, StoreCorrupt, FieldInvalid.
+    """
+    match draft.source:
+        case Upload(image=image):
+            return await _from_image(front, draft, image, use_store)
+        case Named(inversion=name):
+            return await _from_store(front, draft, name)
+        case Generated() as generated:
+            size = (generated.width, generated.height)
+            return Start(generated, draft.inversion, fittings.untouched(size))
+
+
+async def read_picture(front: Front, image: types_pb2.Image, model: ModelInfo) -> tuple[Picture, Fitting]:
+    """The pixels of an uploaded image as the model sees them, and how they were fitted."""
+    return await front.pool.admit(_decode_and_fit, image, front.image_limits, model, front.metrics.on_image)
+
+
+async def stored(front: Front, name: str) -> tuple[Inversion, Entry] | None:
+    """The inversion of that name, None if it must be made again, for whatever reason: its image is at hand."""
+    try:
+        return await front.store.get(name)
+    except (InversionExpired, StoreCorrupt):
+        return None
+    except Exception as error:  # a store out of reach costs a repeated inversion, not the answer
+        _log.warning("the inversion store could not be read", inversion=name, error=str(error))
+        return None
+
+
+async def keep(front: Front, name: str, inversion: Inversion, fitting: Fitting) -> bool:
+    """Store what was made on the way to an edit; False, and a line in the log, where that fails."""
+    try:
+        await front.store.put(name, inversion, asdict(fitting))
+    except Exception as error:  # the edit is good all the same
+        _log.warning("an inversion could not be stored", inversion=name, error=str(error))
+        return False
+    return True
+
+
+async def _from_image(front: Front, draft: EditDraft, image: types_pb2.Image, use_store: bool) -> Start:
+    pixels, fitting = await read_picture(front, image, draft.model)
+    if draft.inversion is None or not use_store:
+        return Start(Photo(pixels), draft.inversion, fitting)
+    name = await front.pool.run(inversion_digest, draft.model, pixels, draft.inversion)
+    found = await stored(front, name)
+    return Start(Photo(pixels) if found is None else Stored(found[0]), draft.inversion, fitting, name)
+
+
+async def _from_store(front: Front, draft: EditDraft, name: str) -> Start:
+    inversion, entry = await front.store.get(name)
+    if inversion.model_digest != draft.model.digest:
+        raise InversionModelMismatch(
+            f"{inversion_name(name)} was made by other weights than those of models/{draft.model.id}: invert again",
+            metadata={"resource_name": inversion_name(name)},
+        )
+    kind = _KIND_OF.get(type(draft.method))
+    if kind is not None and not isinstance(inversion.options.method, kind):
+        made, wanted = type(inversion.options.method).__name__, kind.__name__
+        raise FieldInvalid(FieldViolation("inversion", f"is a {made}; this method starts from a {wanted}"))
+    options = inversion.options if kind is not None else None
+    return Start(Stored(inversion), options, Fitting(**entry.fitting), name)
+
+
+def _decode_and_fit(
+    image: types_pb2.Image, limits: images.ImageLimits, model: ModelInfo, on_image: Callable[..., None]
+) -> tuple[Picture, Fitting]:
+    decoded = images.rgb(images.decode(image, limits))
+    on_image(pixels=decoded.width * decoded.height)
+    fitting = fittings.plan(image.fit, decoded.size, model)
+    return fittings.fit_picture(decoded, fitting), fitting

@@ -1,0 +1,176 @@
+"""What the RPCs that compute have in common: from a request through the engine to an answer.
+
+Each function here is the body of one :class:`Flight`: it may be waited for by several calls, and is cancelled when the
+last of them leaves. Nothing is submitted before everything about the request was found right.
+"""
+
+import asyncio
+from dataclasses import asdict, replace
+from typing import Any
+
+from underpaint.v1 import edit_service_pb2, inversion_service_pb2
+
+from underpaint_server.engine.ticket import JobHandle
+from underpaint_server.errors import FieldInvalid, FieldViolation
+from underpaint_server.jobs import (
+    DiffEdit,
+    Edited,
+    EditJob,
+    Inverted,
+    InvertJob,
+    Masked,
+    MaskJob,
+    Photo,
+    Result,
+    Usage,
+)
+from underpaint_server.rpc import answers, convert, images, sources
+from underpaint_server.rpc.convert import EditDraft, InvertDraft
+from underpaint_server.rpc.fitting import Fitting
+from underpaint_server.rpc.flights import Flight
+from underpaint_server.rpc.front import Front
+from underpaint_server.rpc.names import inversion_digest
+from underpaint_server.rpc.sources import Start
+from underpaint_server.stores.inversions import Entry
+
+
+class Deadline:
+    """When the call must be answered, on the loop's clock."""
+
+    def __init__(self, left_s: float | None) -> None:
+        self._at = None if left_s is None else asyncio.get_running_loop().time() + left_s
+
+    def left_s(self) -> float | None:
+        """Seconds left, 0 at least; None without a deadline."""
+        return None if self._at is None else max(0.0, self._at - asyncio.get_running_loop().time())
+
+
+async def edit(
+    front: Front,
+    request: edit_service_pb2.EditRequest,
+    flight: Flight[Any],
+    *,
+    deadline: Deadline,
+    preview_every: int = 0,
+) -> edit_service_pb2.EditResponse:
+    """The answer to Edit and StreamEdit."""
+    draft = convert.edit_draft(request, front.model(request.model), front.settings)
+    start = await sources.start_of(front, draft)
+    job = EditJob(
+        model=draft.model.id,
+        source=start.source,
+        inversion=start.inversion,
+        method=await _with_mask(front, draft, start),
+        target_prompt=draft.target_prompt,
+        negative_prompt=draft.negative_prompt,
+        guidance_scale=_guidance(draft, start),
+        seed=draft.seed,
+    )
+    handle = front.engine.submit(
+        job, priority=draft.priority, deadline_s=deadline.left_s(), preview_every=preview_every
+    )
+    result = await _result(handle, flight)
+    assert isinstance(result, Edited)
+    if result.inversion is not None and not await sources.keep(front, start.name, result.inversion, start.fitting):
+        start = replace(start, name="")
+    return await front.pool.run(answers.edited, job, start, result, draft.media_type, draft.priority)
+
+
+async def compute_mask(
+    front: Front, request: edit_service_pb2.EditRequest, flight: Flight[Any], *, deadline: Deadline
+) -> edit_service_pb2.ComputeMaskResponse:
+    """The answer to ComputeMask."""
+    draft = convert.edit_draft(request, front.model(request.model), front.settings)
+    if not isinstance(draft.method, DiffEdit):
+        raise FieldInvalid(FieldViolation("method", "only diffedit has a mask"))
+    if draft.mask is not None:
+        raise FieldInvalid(FieldViolation("diffedit.mask", "given, so there is nothing to compute"))
+    start = await sources.start_of(front, draft, use_store=False)
+    assert start.inversion is not None
+    job = MaskJob(
+        model=draft.model.id,
+        source=start.source,
+        inversion=start.inversion,
+        method=draft.method,
+        target_prompt=draft.target_prompt,
+        negative_prompt=draft.negative_prompt,
+        guidance_scale=_guidance(draft, start),
+        seed=draft.seed,
+    )
+    handle = front.engine.submit(job, priority=draft.priority, deadline_s=deadline.left_s())
+    result = await _result(handle, flight)
+    assert isinstance(result, Masked)
+    return await front.pool.run(answers.masked, job, start, result, draft.media_type, draft.priority)
+
+
+async def invert(
+    front: Front, request: inversion_service_pb2.InvertRequest, flight: Flight[Any], *, deadline: Deadline
+) -> inversion_service_pb2.InvertResponse:
+    """The answer to Invert and StreamInvert; the same inversion being made already is waited for."""
+    draft = convert.invert_draft(request, front.model(request.model), front.settings)
+    pixels, fitting = await sources.read_picture(front, draft.image, draft.model)
+    name = await front.pool.run(inversion_digest, draft.model, pixels, draft.options)
+    found = await sources.stored(front, name)
+    if found is not None and (not draft.verify or found[0].reconstruction_max_abs_error is not None):
+        return _inverted(name, Inverted(found[0], Usage()), found[1], fitting, hit=True)
+    inversion = None if found is None else found[0]
+    job = InvertJob(draft.model.id, Photo(pixels), draft.options, draft.verify, inversion)
+
+    async def run(inner: Flight[Any]) -> tuple[Inverted, Entry]:
+        return await _make(front, name, job, fitting, draft, inner, deadline)
+
+    with front.inverting.board((name, draft.verify), run) as inner:
+        handle = await inner.admitted()
+        if handle is not None:
+            flight.admit(handle)
+        result, entry = await inner.result()
+        return _inverted(name, result, entry, fitting, hit=inversion is not None)
+
+
+async def _make(
+    front: Front,
+    name: str,
+    job: InvertJob,
+    fitting: Fitting,
+    draft: InvertDraft,
+    flight: Flight[Any],
+    deadline: Deadline,
+) -> tuple[Inverted, Entry]:
+    handle = front.engine.submit(job, priority=draft.priority, deadline_s=deadline.left_s())
+    result = await _result(handle, flight)
+    assert isinstance(result, Inverted)
+    return result, await front.store.put(name, result.inversion, asdict(fitting), replace=job.verify)
+
+
+def _inverted(
+    name: str, result: Inverted, entry: Entry, fitting: Fitting, *, hit: bool
+) -> inversion_service_pb2.InvertResponse:
+    return inversion_service_pb2.InvertResponse(
+        inversion=answers.inversion(name, entry, fitting),
+        usage=answers.usage(result.usage, hit),
+        notices=answers.notices(result.notices),
+    )
+
+
+async def _with_mask(front: Front, draft: EditDraft, start: Start) -> Any:
+    if draft.mask is None:
+        return draft.method
+    assert isinstance(draft.method, DiffEdit)
+    mask = await front.pool.run(images.decode_mask, draft.mask, front.image_limits, start.fitting, "diffedit.mask")
+    return replace(draft.method, mask=mask)
+
+
+def _guidance(draft: EditDraft, start: Start) -> float:
+    if draft.guidance_scale is not None:
+        return draft.guidance_scale
+    assert start.inversion is not None  # None stands for the inversion's only where the method has one
+    return start.inversion.guidance_scale
+
+
+async def _result(handle: JobHandle, flight: Flight[Any]) -> Result:
+    flight.admit(handle)
+    try:
+        return await handle.result()
+    except asyncio.CancelledError:
+        handle.cancel()
+        raise

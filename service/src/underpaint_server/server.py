@@ -1,0 +1,149 @@
+"""The composition root: builds the parts from the settings, starts them, drains and stops them."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeAlias
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+import structlog
+from obstore.exceptions import BaseError
+from prometheus_client import start_http_server
+
+from underpaint_server.engine.handle import EngineHandle
+from underpaint_server.errors import ModelNotReady
+from underpaint_server.rpc.front import Front
+from underpaint_server.rpc.health import Health
+from underpaint_server.rpc.server import build_server
+from underpaint_server.settings import Settings
+from underpaint_server.stores.inversions import InversionStore
+from underpaint_server.telemetry import Metrics, configure_logging
+
+_log = structlog.get_logger()
+
+Signals: TypeAlias = "asyncio.Queue[signal.Signals]"
+
+_FLUSH_S = 5.0
+"""Answers of work that has ended may still be on their way; streams of health watchers never end by themselves."""
+
+
+async def serve(settings: Settings) -> int:
+    """Run one server until SIGTERM or SIGINT; the exit status.
+
+    The first signal drains: new work is refused with Draining, present work gets ``settings.drain_s`` seconds. A second
+    one cuts that short.
+    """
+    configure_logging(settings.log_level)
+    metrics = Metrics()
+    try:
+        store = await InversionStore.open(
+            settings.store_url, max_bytes=settings.store_bytes, ttl_s=settings.store_ttl_s, metrics=metrics
+        )
+    except (ValueError, OSError, BaseError) as error:
+        _log.error("cannot open the store", url=settings.store_url, error=str(error))
+        return 1
+    engine = EngineHandle(settings, metrics)
+    metrics.watch_engine(engine)
+    front = Front.build(settings, engine, store, metrics)
+    health = Health(front)
+    await health.update()
+    server = build_server(front, health)
+    signals = _signals()
+    try:
+        address = _bind(server, settings.listen)
+        with _metrics_server(metrics, settings.metrics_listen) as metrics_address:
+            await engine.start()
+            await server.start()
+            _log.info("listening", address=address, metrics_address=metrics_address, models=list(engine.configured))
+            await _until_stopped(front, health, server, signals)
+    except _CannotBind as error:
+        _log.error("cannot listen", address=error.address, error=str(error.__cause__))
+        return 1
+    finally:
+        await engine.close()
+        await store.close()
+        front.pool.close()
+    _log.info("stopped")
+    return 0
+
+
+class _CannotBind(Exception):
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.address = address
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    host, _ = _host_port(listen)
+    try:
+        return f"{host}:{server.add_insecure_port(listen)}"
+    except RuntimeError as error:
+        raise _CannotBind(listen) from error
+
+
+@contextmanager
+def _metrics_server(metrics: Metrics, listen: str) -> Iterator[str]:
+    host, port = _host_port(listen)
+    try:
+        server, thread = start_http_server(port, host.strip("[]"), metrics.registry)
+    except OSError as error:
+        raise _CannotBind(listen) from error
+    assert isinstance(server, WSGIServer)
+    try:
+        yield f"{host}:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _host_port(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    return host, int(port)
+
+
+def _signals() -> Signals:
+    signals: Signals = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    return signals
+
+
+async def _until_stopped(front: Front, health: Health, server: grpc.aio.Server, signals: Signals) -> None:
+    background = [asyncio.create_task(health.watch()), asyncio.create_task(_report_ready(front))]
+    try:
+        first = await signals.get()
+        _log.info("draining", signal=first.name, seconds=front.settings.drain_s)
+        front.draining = True
+        await health.update()
+        await _drain(front, signals)
+        await server.stop(_FLUSH_S)
+    finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+
+
+async def _drain(front: Front, signals: Signals) -> None:
+    drain = asyncio.create_task(front.engine.drain(front.settings.drain_s))
+    second = asyncio.create_task(signals.get())
+    await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
+    if not drain.done():
+        _log.info("draining is cut short", signal=second.result().name)
+        await front.engine.drain(0)
+    for task in (drain, second):
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _report_ready(front: Front) -> None:
+    try:
+        await front.engine.wait_ready()
+    except ModelNotReady as error:
+        _log.error("the models failed to load; every call is refused until a restart", error=error.message)
+    else:
+        _log.info("ready", models={info.id: info.digest for info in front.engine.models.values()})

@@ -1,0 +1,235 @@
+"""What the channel does by itself: repeat, wait, limit, give up."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import pytest
+from underpaint import Client, errors
+from underpaint.v1 import edit_service_pb2, types_pb2
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("rpc", ["Edit", "StreamEdit"])
+@pytest.mark.parametrize("size", [1, 5 * MIB])
+def test_a_refused_request_is_repeated_under_the_same_id(client, server, refusal, photo, rpc, size):
+    full = refusal(grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL", pushback_ms=1)
+    server.script(rpc, full, full)
+    client.edit(photo + bytes(size), "t", progress=[].append if rpc == "StreamEdit" else None)
+    ids = {getattr(request, "edit", request).request_id for request in server.named(rpc)}
+    assert len(server.named(rpc)) == 3
+    assert len(ids) == 1
+
+
+def test_refusals_without_end_become_an_error(client, server, refusal, photo):
+    server.script("Edit", *[refusal(grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL", pushback_ms=1)] * 9)
+    with pytest.raises(errors.QueueFull):
+        client.edit(photo, "t")
+    assert len(server.named("Edit")) == 4
+
+
+@pytest.mark.parametrize("rpc", ["Invert", "ListModels", "DeleteInversion"])
+def test_every_service_is_repeated(client, server, refusal, photo, rpc):
+    inversion = client.invert(photo)
+    before = len(server.named(rpc))
+    server.script(rpc, refusal(grpc.StatusCode.UNAVAILABLE, "DRAINING", pushback_ms=1))
+    calls = {
+        "Invert": (client.invert, photo),
+        "ListModels": (client.models,),
+        "DeleteInversion": (client.delete_inversion, inversion),
+    }
+    call, *arguments = calls[rpc]
+    call(*arguments)
+    assert len(server.named(rpc)) - before >= 2
+
+
+def test_other_errors_are_not_repeated(client, server, refusal, photo):
+    server.script("Edit", refusal(grpc.StatusCode.INTERNAL, "BUG"))
+    with pytest.raises(errors.Bug):
+        client.edit(photo, "t")
+    assert len(server.named("Edit")) == 1
+
+
+def test_calls_spread_over_all_addresses_of_a_target(connect, server, photo):
+    other = type(server)()
+    try:
+        client = connect(f"ipv4:{server.target},{other.target}")
+        for _ in range(40):
+            client.edit(photo, "t")
+        assert len(server.requests) + len(other.requests) == 40
+        assert server.requests
+        assert other.requests
+    finally:
+        other.stop()
+
+
+def test_a_server_that_comes_back_is_waited_for(connect, photo, server):
+    client = connect(server.target)
+    client.edit(photo, "t")
+    server.stop()
+    again = []
+    restart = threading.Timer(4, lambda: again.append(type(server)(server.target)))
+    restart.start()  # later than the last of four attempts would be
+    try:
+        assert client.edit(photo, "u").image.size == (8, 8)
+    finally:
+        restart.join()
+        again[0].stop()
+    assert len(again[0].named("Edit")) == 1
+
+
+def test_a_timeout_reaches_the_server_and_ends_the_call(client, server, photo):
+    release = threading.Event()
+
+    def slow(request, context):
+        release.wait(20)
+        return edit_service_pb2.EditResponse()
+
+    server.script("Edit", slow)
+    with pytest.raises(errors.DeadlinePassed, match="the timeout passed before the server answered") as caught:
+        client.edit(photo, "t", timeout=0.3, request_id="6e2f9d9c-5c8f-4a0c-9b43-0d8f4f1f7a11")
+    release.set()
+    assert caught.value.request_id == "6e2f9d9c-5c8f-4a0c-9b43-0d8f4f1f7a11"
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
+    assert 0 < server.time_remaining[0] < 1
+
+
+def test_the_clients_timeout_holds_where_a_call_names_none(connect, server, photo):
+    client = connect(server.target, timeout=7)
+    client.edit(photo, "t")
+    client.edit(photo, "t", timeout=3)
+    default, own = server.time_remaining
+    assert 3.5 < default < 7.5  # gRPC rounds a timeout up, by a percent or two
+    assert 0 < own < 3.5
+
+
+def test_a_repeat_after_expiry_has_only_the_time_that_is_left(client, server, photo, refusal):
+    gone = refusal(grpc.StatusCode.NOT_FOUND, "INVERSION_EXPIRED")
+
+    def slowly_gone(request, context):
+        time.sleep(1)
+        gone(request, context)
+
+    inversion = client.invert(photo)
+    server.script("Edit", slowly_gone)
+    client.edit(inversion, "t", timeout=5)
+    _, first, second = server.time_remaining
+    assert second < first - 0.5
+
+
+def test_nobody_at_the_target(connect):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        client = connect(f"127.0.0.1:{taken.getsockname()[1]}", connect_timeout=0.2)
+        for _ in range(2):
+            with pytest.raises(errors.ConnectionFailed, match="no server answers at 127"):
+                client.models()
+
+
+def test_a_message_over_the_transports_limit(client, server, photo):
+    with pytest.raises(errors.PayloadTooLarge):
+        client.edit(photo + bytes(25 * MIB), "t")
+
+    def huge(request, context):
+        return edit_service_pb2.EditResponse(image=types_pb2.Image(content=bytes(25 * MIB)))
+
+    server.script("Edit", huge)
+    with pytest.raises(errors.PayloadTooLarge):
+        client.edit(photo, "t")
+
+
+def test_messages_of_sixteen_mebibytes_pass_both_ways(client, server, photo):
+    def large(request, context):
+        return edit_service_pb2.EditResponse(image=types_pb2.Image(content=bytes(16 * MIB)))
+
+    server.script("Edit", large)
+    assert len(client.edit(photo + bytes(16 * MIB), "t").image_bytes) == 16 * MIB
+
+
+def test_options_of_the_callers_win(connect, server, photo):
+    client = connect(server.target, options=[("grpc.max_send_message_length", 1000)])
+    with pytest.raises(errors.PayloadTooLarge):
+        client.edit(photo + bytes(1000), "t")
+
+
+def test_tls_with_credentials(connect, server, photo, tmp_path):
+    client = connect(server.target, credentials=grpc.ssl_channel_credentials(), connect_timeout=0.3)
+    with pytest.raises(errors.ConnectionFailed):  # the scripted server speaks plain text: the handshake must fail
+        client.models()
+
+
+def test_nothing_is_opened_before_the_first_call(kind, server):
+    from underpaint import AsyncClient
+
+    before = threading.active_count()
+    (Client if kind == "sync" else AsyncClient)(server.target)
+    assert threading.active_count() == before
+    assert server.requests == []
+
+
+_FORKING = """
+import os, sys
+from underpaint import Client
+
+client = Client(sys.argv[1], timeout=20)
+pid = os.fork()
+print("parent" if pid else "child", client.models()[0].name, flush=True)
+if pid == 0:
+    os._exit(0)
+sys.exit(os.waitpid(pid, 0)[1])
+"""
+
+
+def test_a_client_made_before_a_fork_works_on_both_sides(server):
+    command = [sys.executable, "-c", _FORKING, server.target]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, sorted(done.stdout.split("\n"))) == (0, ["", "child models/mini", "parent models/mini"])
+
+
+def test_another_process_gets_a_channel_of_its_own():
+    from underpaint._channel import Owned
+
+    owner = ["parent"]
+    owned = Owned(object, lambda: owner[0])
+    mine = owned.get()
+    assert owned.get() is mine
+    owner[0] = "child"
+    other = owned.get()
+    assert other.channel is not mine.channel
+    owner[0] = "grandchild"
+    assert owned.take() is None  # not its own: must not be closed here
+
+
+def test_a_channel_opens_once_for_many_threads(server, photo):
+    client = Client(server.target)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(client.edit(photo, "t"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    client.close()
+    assert len({result.image_bytes for result in results}) == 1
+    assert len(results) == 8
+
+
+def test_closing_twice_is_fine(server, kind):
+    from underpaint import AsyncClient
+
+    if kind == "sync":
+        with Client(server.target) as client:
+            client.models()
+        client.close()
+    else:
+
+        async def use():
+            async with AsyncClient(server.target) as client:
+                await client.models()
+            await client.close()
+
+        asyncio.run(use())

@@ -1,0 +1,230 @@
+"""What arrives at the server for what was asked."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from underpaint import (
+    Convention,
+    Ddim,
+    DdimInversion,
+    DiffEdit,
+    Edict,
+    EdictInversion,
+    Fit,
+    Generated,
+    Priority,
+    SdEdit,
+    errors,
+)
+from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
+
+METHODS = [
+    (Edict(), edit_service_pb2.EditRequest(edict={}), {"edict": {}}),
+    (
+        Edict(steps=30, strength=0.5, mixing_coefficient=0.9, inversion_guidance_scale=2.0),
+        edit_service_pb2.EditRequest(edict={}),
+        {"edict": {"mixing_weight": 0.9}, "steps": 30, "strength": 0.5, "guidance_scale": 2.0},
+    ),
+    (
+        Ddim(steps=30, convention=Convention.CURRENT),
+        edit_service_pb2.EditRequest(ddim={}),
+        {"ddim": {"convention": "DDIM_CONVENTION_CURRENT"}, "steps": 30},
+    ),
+    (
+        DiffEdit(threshold=0.0, samples=4, mask_strength=0.4, reference_prompt="r", strength=0.6),
+        edit_service_pb2.EditRequest(
+            diffedit={"threshold": 0.0, "samples": 4, "mask_strength": 0.4, "reference_prompt": "r"}
+        ),
+        {"ddim": {}, "strength": 0.6},
+    ),
+    (SdEdit(strength=0.7, steps=9), edit_service_pb2.EditRequest(sdedit={"strength": 0.7, "steps": 9}), None),
+]
+
+
+@pytest.mark.parametrize(("method", "expected", "inversion"), METHODS)
+def test_methods_arrive_as_themselves(client, server, photo, method, expected, inversion):
+    client.edit(photo, "t", method)
+    (request,) = server.named("Edit")
+    name = expected.WhichOneof("method")
+    assert request.WhichOneof("method") == name
+    assert getattr(request, name) == getattr(expected, name)
+    assert request.HasField("inversion_parameters") == (inversion is not None)
+    assert request.inversion_parameters == inversion_service_pb2.InversionParameters(**(inversion or {}))
+
+
+def test_defaults_are_left_to_the_server(client, server, photo):
+    client.edit(photo, "t")
+    (request,) = server.named("Edit")
+    assert {field.name for field, _ in request.ListFields()} == {
+        "request_id",
+        "image",
+        "inversion_parameters",
+        "target_prompt",
+        "edict",
+    }
+    assert request.image == types_pb2.Image(content=photo)
+
+
+def test_every_argument_of_an_edit_arrives(client, server, photo):
+    client.edit(
+        photo,
+        "after",
+        source_prompt="before",
+        negative_prompt="never",
+        seed=0,
+        guidance_scale=0.0,
+        fit=Fit.PAD,
+        model="mini",
+        output_media_type="image/webp",
+        priority=Priority.INTERACTIVE,
+        request_id="6e2f9d9c-5c8f-4a0c-9b43-0d8f4f1f7a11",
+    )
+    (request,) = server.named("Edit")
+    assert request.HasField("seed")
+    assert request.HasField("guidance_scale")
+    assert (request.seed, request.guidance_scale) == (0, 0.0)
+    assert (request.target_prompt, request.negative_prompt) == ("after", "never")
+    assert request.inversion_parameters.source_prompt == "before"
+    assert (request.image.fit, request.model) == (types_pb2.FIT_PAD, "models/mini")
+    assert (request.output_media_type, request.priority) == ("image/webp", types_pb2.PRIORITY_INTERACTIVE)
+    assert request.request_id == "6e2f9d9c-5c8f-4a0c-9b43-0d8f4f1f7a11"
+
+
+def test_every_argument_of_an_inversion_arrives(client, server, photo):
+    way = DdimInversion(convention=Convention.CURRENT)
+    client.invert(
+        photo, method=way, source_prompt="p", steps=7, strength=0.5, guidance_scale=1.0, verify=True, fit="resize",
+        priority="batch",
+    )  # fmt: skip
+    (request,) = server.named("Invert")
+    assert request.parameters == inversion_service_pb2.InversionParameters(
+        ddim={"convention": "DDIM_CONVENTION_CURRENT"}, source_prompt="p", steps=7, strength=0.5, guidance_scale=1.0
+    )
+    assert request.verify
+    assert (request.image.fit, request.priority) == (types_pb2.FIT_RESIZE, types_pb2.PRIORITY_BATCH)
+
+
+def test_request_ids_are_drawn_anew(client, server, photo):
+    client.edit(photo, "t")
+    client.edit(photo, "t")
+    first, second = (request.request_id for request in server.named("Edit"))
+    assert len(first) == 36
+    assert first != second
+
+
+def test_files_and_bytes_travel_as_they_are(client, server, tmp_path):
+    jpeg = io.BytesIO()
+    Image.new("RGB", (9, 7), "red").save(jpeg, "JPEG")
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(jpeg.getvalue())
+    for source in (path, str(path), jpeg.getvalue()):
+        client.edit(source, "t")
+    assert [request.image.content for request in server.named("Edit")] == [jpeg.getvalue()] * 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F"])
+def test_pillow_images_of_every_mode_travel_as_png(client, server, mode):
+    client.edit(Image.new(mode, (9, 7)), "t")
+    (request,) = server.named("Edit")
+    arrived = Image.open(io.BytesIO(request.image.content))
+    assert (arrived.format, arrived.size) == ("PNG", (9, 7))
+
+
+def test_orientation_of_a_pillow_image_is_applied_before_it_is_lost(client, server, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right by 90 degrees
+    Image.new("RGB", (9, 7), "red").save(tmp_path / "turned.jpg", exif=exif)
+    with Image.open(tmp_path / "turned.jpg") as turned:
+        client.edit(turned, "t")
+    (request,) = server.named("Edit")
+    assert Image.open(io.BytesIO(request.image.content)).size == (7, 9)
+
+
+def test_generated_sources_carry_their_own_settings(client, server):
+    client.edit(Generated("a cat", seed=0, width=64, height=72, steps=12), "a dog", Ddim())
+    (request,) = server.named("Edit")
+    expected = edit_service_pb2.GeneratedSource(prompt="a cat", seed=0, width=64, height=72, steps=12)
+    assert request.generated == expected
+    assert request.generated.HasField("seed")
+    assert not request.HasField("inversion_parameters")
+
+
+def test_generate_draws_the_prompt_it_is_given(client, server):
+    client.generate("a cat", seed=5, steps=3, guidance_scale=2.0)
+    (request,) = server.named("Edit")
+    assert request.generated == edit_service_pb2.GeneratedSource(prompt="a cat", seed=5, steps=3)
+    assert (request.target_prompt, request.WhichOneof("method"), request.guidance_scale) == ("a cat", "ddim", 2.0)
+
+
+def test_an_inversion_can_be_named_in_three_ways(client, server, photo):
+    inversion = client.invert(photo)
+    looked_up = client.get_inversion(inversion.name.removeprefix("inversions/"))
+    for source in (inversion, looked_up, inversion.name):
+        client.edit(source, "t")
+    assert {request.inversion for request in server.named("Edit")} == {inversion.name}
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("inversions/00", {"source_prompt": "p"}),
+        ("inversions/00", {"method": Edict(steps=3)}),
+        ("inversions/00", {"method": Edict(mixing_coefficient=0.5)}),
+        (Generated("a"), {"method": Ddim(convention=Convention.TARGET)}),
+        (Generated("a"), {"method": DiffEdit(strength=0.5)}),
+        (Generated("a"), {"fit": "crop"}),
+        ("inversions/00", {"fit": "crop"}),
+        (b"png", {"fit": "stretch"}),
+        (b"png", {"priority": "urgent"}),
+        (b"png", {"preview_every": 3}),
+        (b"png", {"preview_every": 0, "on_preview": print}),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_sent(client, server, source, options):
+    with pytest.raises(ValueError, match=r"leave|needs|steps|valid"):
+        client.edit(source, "t", **options)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("source", "method"), [(3, Edict()), (None, Edict()), (b"png", EdictInversion()), (b"png", "edict")]
+)
+def test_things_of_another_kind_are_refused(client, server, source, method):
+    with pytest.raises(TypeError):
+        client.edit(source, "t", method)
+    assert server.requests == []
+
+
+def test_a_missing_file_is_the_callers_own_error(client, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        client.edit(Path(tmp_path / "absent.png"), "t")
+
+
+def test_a_picture_over_a_known_limit_is_not_uploaded(client, server, photo):
+    large = photo + bytes(5000)
+    client.edit(large, "t")  # limits are not known yet: the server decides
+    client.models()
+    for call in (client.edit, client.compute_mask):
+        with pytest.raises(errors.ImageTooLarge) as caught:
+            call(large, "t", DiffEdit())
+        assert caught.value.metadata == {"limit": "5000", "actual": str(len(large))}
+    with pytest.raises(errors.ImageTooLarge):
+        client.invert(large, model="mini")
+    client.invert(large, model="unheard-of")
+    assert [name for name, _ in server.requests if name in ("Edit", "Invert", "ComputeMask")] == ["Edit", "Invert"]
+
+
+def test_a_mask_of_ones_own_is_sent(client, server, photo):
+    mask = Image.new("L", (8, 8), 255)
+    client.edit(photo, "t", DiffEdit(mask=mask))
+    (request,) = server.named("Edit")
+    assert Image.open(io.BytesIO(request.diffedit.mask.content)).mode == "L"
+
+
+def test_metadata_goes_with_every_call(connect, server, photo):
+    client = connect(server.target, metadata={"authorization": "Bearer t"})
+    client.edit(photo, "t")
+    client.models()
+    assert {sent["authorization"] for sent in server.metadata} == {"Bearer t"}
