@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 
 from PIL import Image, ImageDraw
 
@@ -26,6 +27,8 @@ def red_circle_png() -> bytes:
 def flags(description: str | None, output: str) -> argparse.ArgumentParser:
     """``--target`` and ``--output``."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--target", default="localhost:50051", help="server, host:port")
+    parser.add_argument(
+        "--target", default=os.environ.get("UNDERPAINT_TARGET", "localhost:50051"), help="server, host:port"
+    )
     parser.add_argument("--output", default=output, help="where to write (%(default)s)")
     return parser

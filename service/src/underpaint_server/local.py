@@ -99,3 +99,21 @@ class LocalServer:
     def tail(self, lines: int = 30) -> str:
         """The end of the log, for messages."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def main() -> int:
+    """``python -m underpaint_server.local COMMAND...``: run a command beside a fresh server.
+
+    The command finds the address in ``UNDERPAINT_TARGET``. The server takes its settings from ``UNDERPAINT_*`` too.
+    """
+    if len(sys.argv) < 2:
+        print("usage: python -m underpaint_server.local COMMAND...", file=sys.stderr)
+        return 2
+    print("starting a server with the embedded model ...", file=sys.stderr)
+    with LocalServer() as server:
+        print(f"it listens on {server.target}", file=sys.stderr)
+        return subprocess.call(sys.argv[1:], env={**os.environ, "UNDERPAINT_TARGET": server.target})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,61 @@
+# One command for each thing a person does here. `make help` lists them.
+
+PYTHON ?= python3
+# A version that a CPU-only wheel exists for; anything that pip understands may take its place, a path to a wheel too.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := client service models/underpaint-mini
+WAIT := OMP_WAIT_POLICY=PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check protos bench deploy-check clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.run ## start a server, edit a picture with every method, write demo/contact_sheet.png
+	$(BIN)/python -m underpaint_server.local $(BIN)/python client/examples/contact_sheet.py --output demo
+
+serve: $(VENV)/.run ## run a server with the embedded model on localhost:50051 until Ctrl-C
+	$(BIN)/underpaint-server
+
+test: $(VENV)/.dev ## run every test
+	$(WAIT) $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(VENV)/.dev ## lint, types, import layers, contract lint, generated files up to date
+	$(BIN)/ruff check .
+	$(BIN)/mypy service/src client/src client/examples benchmarks deploy/check.py
+	$(BIN)/lint-imports
+	$(BIN)/python protos/generate.py --check
+	$(BIN)/python client/make_sync.py --check
+
+protos: $(VENV)/.dev ## generate the wire code and the synchronous client
+	$(BIN)/python protos/generate.py
+	$(BIN)/python client/make_sync.py
+
+bench: $(VENV)/.run ## measure speed and quality, as ratios within one run; writes benchmarks/results
+	$(WAIT) $(BIN)/python -m benchmarks
+
+deploy-check: $(VENV)/.deploy ## render and validate everything under deploy/ and the Dockerfile, offline
+	$(BIN)/python deploy/check.py
+
+clean: ## remove what the other commands made
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache demo
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "the venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.run: $(VENV)/bin/pip constraints.txt $(PACKAGES:=/pyproject.toml)
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt '$(TORCH)'
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt $(foreach package,$(PACKAGES),-e $(package))
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.deploy: $(VENV)/.run deploy/requirements.txt
+	$(BIN)/pip install --disable-pip-version-check -q -r deploy/requirements.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""Speed and quality figures of Underpaint, measured on the real server: ``python -m benchmarks --help``."""

@@ -1,0 +1,64 @@
+"""The edits whose answer is known: composites with their true targets and regions."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FOLDER = Path(__file__).parents[1] / "tests" / "data" / "composites"
+KINDS = ("colour", "object", "background", "style", "skin tone")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One picture, the change asked for, and what it would look like if all went well."""
+
+    name: str
+    kind: str
+    """One of :data:`KINDS`."""
+    photo: Path
+    target: NDArray[np.uint8]
+    """(64, 64, 3)."""
+    region: NDArray[np.bool_]
+    """(64, 64), True where source and target may differ."""
+    source_prompt: str
+    target_prompt: str
+
+    @property
+    def source(self) -> NDArray[np.uint8]:
+        """The photo's pixels, (64, 64, 3)."""
+        return pixels(Image.open(self.photo))
+
+
+def load(per_kind: int | None = None) -> list[Case]:
+    """All cases, or so many of every kind."""
+    listing: list[dict[str, Any]] = json.loads((FOLDER / "cases.json").read_text())["cases"]
+    by_kind = {kind: [entry for entry in listing if entry["kind"] == kind][:per_kind] for kind in KINDS}
+    return [_case(entry) for entries in by_kind.values() for entry in entries]
+
+
+def pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """(height, width, 3) of a picture."""
+    return np.asarray(image.convert("RGB"))
+
+
+def psnr_db(one: NDArray[np.uint8], other: NDArray[np.uint8], region: NDArray[np.bool_] | None = None) -> float:
+    """Peak signal-to-noise ratio of two pictures, over ``region`` (h, w) only where one is given."""
+    squared = np.square(one.astype(np.float64) - other)
+    return float(10 * np.log10(255**2 / (squared if region is None else squared[region]).mean()))
+
+
+def _case(entry: dict[str, Any]) -> Case:
+    return Case(
+        name=entry["name"],
+        kind=entry["kind"],
+        photo=FOLDER / entry["source"],
+        target=pixels(Image.open(FOLDER / entry["target"])),
+        region=np.asarray(Image.open(FOLDER / entry["mask"]).convert("L")) >= 128,
+        source_prompt=entry["source_prompt"],
+        target_prompt=entry["target_prompt"],
+    )

@@ -1,0 +1,93 @@
+"""What a benchmark says: tables with the machine they were measured on, as Markdown and JSON."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+console = Console(stderr=True)
+"""Progress and tables for people; standard output stays free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Figures under a caption; the first column names the row."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """As a Markdown table, numbers to the right."""
+        lines = [self.columns, tuple("---" if i == 0 else "--:" for i in range(len(self.columns))), *self.rows]
+        return f"### {self.caption}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def show(self) -> None:
+        """On the terminal."""
+        table = RichTable(*self.columns, title=self.caption, title_justify="left")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of one benchmark."""
+
+    name: str
+    about: str
+    """What was done, in a few sentences."""
+    tables: tuple[Table, ...]
+    findings: tuple[str, ...]
+    """What the tables say, one sentence each, numbers filled in from the run."""
+    figures: dict[str, Any] = field(repr=False)
+    """Every number measured, as plain values."""
+
+    def write(self, folder: Path, *, quick: bool) -> None:
+        """``{name}.md`` and ``{name}.json`` in ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        where = machine()
+        named = f"{where['cpu']}, {where['cores']} cores; torch {where['torch']}, Python {where['python']}; {where['date']}"
+        parts = [f"# {self.name.capitalize()}", self.about, f"Measured on: {named}{'; quick run' if quick else ''}."]
+        parts += ["\n".join(f"* {finding}" for finding in self.findings)] if self.findings else []
+        parts += [table.markdown() for table in self.tables]
+        (folder / f"{self.name}.md").write_text("\n\n".join(parts) + "\n")
+        content = {"name": self.name, "machine": where, "quick": quick, "findings": self.findings, "figures": self.figures}
+        tables = [asdict(table) for table in self.tables]
+        (folder / f"{self.name}.json").write_text(json.dumps(content | {"tables": tables}, indent=1) + "\n")
+
+
+def machine() -> dict[str, str]:
+    """Processor, cores this process may use, versions, and the day in UTC."""
+    return {
+        "cpu": _processor(),
+        "cores": str(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else str(os.cpu_count()),
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median, with the smallest and the largest value where there are several."""
+    middle = f"{median(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    lines = info.read_text().splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    amx = " with AMX" if any(" amx_tile" in line for line in lines) else ""
+    return (name or platform.machine()) + amx

@@ -1,0 +1,60 @@
+"""Talking to the server under test: its counters, and many requests at once."""
+
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from prometheus_client.parser import text_string_to_metric_families
+from underpaint import Client
+
+from underpaint_server.local import LocalServer
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The network's passes so far, from the server's own metrics page."""
+
+    passes: float
+    rows: float
+    """Rows that requests asked for."""
+    padding: float
+    """Rows computed for nobody."""
+
+    @classmethod
+    def read(cls, server: LocalServer) -> "Counters":
+        """As they are now."""
+        with urllib.request.urlopen(server.metrics_url, timeout=30) as page:
+            families = {family.name: family for family in text_string_to_metric_families(page.read().decode())}
+        return cls(*(
+            sum(sample.value for sample in families[f"underpaint_{name}"].samples if sample.name.endswith("_total"))
+            for name in ("denoising_steps", "network_rows", "padding_rows")
+        ))  # fmt: skip
+
+    def __sub__(self, earlier: "Counters") -> "Counters":
+        return Counters(self.passes - earlier.passes, self.rows - earlier.rows, self.padding - earlier.padding)
+
+    @property
+    def rows_per_pass(self) -> float:
+        """Useful rows of a mean pass."""
+        return self.rows / self.passes
+
+    @property
+    def padding_share(self) -> float:
+        """Rows computed for nobody among all rows computed, 0 to 1."""
+        return self.padding / (self.rows + self.padding)
+
+
+def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """All calls at the same time; their answers in order."""
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(lambda call: call(), calls))
+
+
+def forget(client: Client) -> None:
+    """Empty the store, so that the next request computes everything anew."""
+    for inversion in list(client.list_inversions(page_size=100)):
+        client.delete_inversion(inversion, allow_missing=True)

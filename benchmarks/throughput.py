@@ -1,0 +1,166 @@
+"""Eight mixed requests at once against the same eight one after another."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import mean, median
+
+from underpaint import Client, Ddim, DiffEdit, Edict, Edited, SdEdit
+from underpaint.methods import EditMethod
+
+from benchmarks import cases, served
+from benchmarks.report import Report, Table, console, spread
+from underpaint_server.local import LocalServer
+
+METHODS: tuple[EditMethod, ...] = (Edict(), Ddim(), DiffEdit(), SdEdit())
+DTYPES = ("float32", "bfloat16")
+ABOUT = (
+    "Eight requests (two each of EDICT, DDIM, DiffEdit and SDEdit at their default settings, 50 steps; eight photos, "
+    "prompts and seeds) sent to a real server of the embedded model: one after another, and all at once. The two ways "
+    "alternate (A B A B ...) after one unmeasured round of each, and the pictures of both are compared byte for byte "
+    "before any time counts. Stored inversions are deleted before every round, so every round computes everything. "
+    "Figures are medians over the rounds, with smallest and largest; ratios are taken between neighbouring rounds."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One way of sending the eight requests, once."""
+
+    seconds: float
+    each_s: tuple[float, ...]
+    """Until the answer of each request."""
+    counters: served.Counters
+    pictures: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All rounds at one number format."""
+
+    dtype: str
+    alone: list[Round]
+    together: list[Round]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Speed-up of every pair of neighbouring rounds."""
+        return [a.seconds / b.seconds for a, b in zip(self.alone, self.together, strict=True)]
+
+
+def run(quick: bool) -> Report:
+    """See the module."""
+    outcomes = [_measure(dtype, rounds=2 if quick else 5) for dtype in (DTYPES[:1] if quick else DTYPES)]
+    return Report(
+        name="throughput",
+        about=ABOUT,
+        tables=(_speed(outcomes), *(_methods(outcome) for outcome in outcomes)),
+        findings=tuple(_finding(outcome) for outcome in outcomes),
+        figures={outcome.dtype: _figures(outcome) for outcome in outcomes},
+    )
+
+
+def _measure(dtype: str, rounds: int) -> Outcome:
+    with LocalServer(dtype=dtype) as server, Client(server.target, timeout=600) as client:
+        requests = _requests(client)
+        _refuse_unequal(_alone(server, client, requests), _together(server, client, requests))
+        outcome = Outcome(dtype, [], [])
+        for number in range(rounds):
+            outcome.alone.append(_alone(server, client, requests))
+            outcome.together.append(_together(server, client, requests))
+            _refuse_unequal(outcome.alone[-1], outcome.together[-1])
+            console.print(f"{dtype}, round {number + 1} of {rounds}: {outcome.ratios[-1]:.2f} times")
+        return outcome
+
+
+def _requests(client: Client) -> list[Callable[[], Edited]]:
+    return [
+        partial(client.edit, case.photo, case.target_prompt, method, seed=seed,
+                source_prompt="" if isinstance(method, SdEdit) else case.source_prompt)
+        for seed, (case, method) in enumerate(zip(cases.load()[::4], METHODS * 2, strict=True))
+    ]  # fmt: skip
+
+
+def _alone(server: LocalServer, client: Client, requests: list[Callable[[], Edited]]) -> Round:
+    return _round(server, client, lambda: [_timed(request) for request in requests])
+
+
+def _together(server: LocalServer, client: Client, requests: list[Callable[[], Edited]]) -> Round:
+    return _round(server, client, lambda: served.at_once([partial(_timed, request) for request in requests]))
+
+
+def _round(server: LocalServer, client: Client, send: Callable[[], list[tuple[Edited, float]]]) -> Round:
+    served.forget(client)
+    before, began = served.Counters.read(server), time.perf_counter()
+    answers = send()
+    seconds = time.perf_counter() - began
+    counters = served.Counters.read(server) - before
+    pictures = tuple(answer.image_bytes for answer, _ in answers)
+    return Round(seconds, tuple(each for _, each in answers), counters, pictures)
+
+
+def _timed(request: Callable[[], Edited]) -> tuple[Edited, float]:
+    began = time.perf_counter()
+    return request(), time.perf_counter() - began
+
+
+def _refuse_unequal(alone: Round, together: Round) -> None:
+    """Times of different work cannot be compared."""
+    unequal = [i for i, (a, b) in enumerate(zip(alone.pictures, together.pictures, strict=True)) if a != b]
+    if unequal or alone.counters.rows != together.counters.rows:
+        raise SystemExit(f"requests {unequal} gave other bytes at once than alone: nothing to time")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def _speed(outcomes: list[Outcome]) -> Table:
+    columns = ("network", "sent", "seconds", "edits/s", "network rows/s", "rows per pass", "padding", "mean answer s")
+    rows = [row for outcome in outcomes for row in (
+        _row(outcome.dtype, "one by one", outcome.alone),
+        _row(outcome.dtype, "at once", outcome.together),
+        (outcome.dtype, "ratio", f"**{spread(outcome.ratios)}**", "", "", "", "", ""),
+    )]  # fmt: skip
+    return Table("Eight requests", columns, tuple(rows))
+
+
+def _row(dtype: str, way: str, rounds: list[Round]) -> tuple[str, ...]:
+    seconds, first = median(r.seconds for r in rounds), rounds[0].counters
+    return (
+        dtype, way, spread([r.seconds for r in rounds]), f"{len(rounds[0].each_s) / seconds:.2f}",
+        f"{first.rows / seconds:.0f}", f"{median(r.counters.rows_per_pass for r in rounds):.2f}",
+        f"{100 * median(r.counters.padding_share for r in rounds):.1f} %",
+        f"{median(mean(r.each_s) for r in rounds):.2f}",
+    )  # fmt: skip
+
+
+def _methods(outcome: Outcome) -> Table:
+    rows = []
+    for number, method in enumerate(METHODS):
+        mine = [r.each_s[i] for r in outcome.alone for i in range(number, len(r.each_s), len(METHODS))]
+        beside = [r.each_s[i] for r in outcome.together for i in range(number, len(r.each_s), len(METHODS))]
+        rows.append((type(method).__name__, spread(mine), spread(beside)))
+    caption = f"Seconds of one request, {outcome.dtype}"
+    return Table(caption, ("method", "alone", "beside the seven others"), tuple(rows))
+
+
+def _finding(outcome: Outcome) -> str:
+    together = outcome.together[0].counters
+    return (
+        f"{outcome.dtype}: at once is {median(outcome.ratios):.2f} times as fast as one by one, with equal bytes; "
+        f"{together.rows_per_pass:.1f} rows share a pass instead of {outcome.alone[0].counters.rows_per_pass:.1f}."
+    )
+
+
+def _figures(outcome: Outcome) -> dict[str, object]:
+    return {
+        "ratios": outcome.ratios,
+        **{
+            way: [{
+                "seconds": r.seconds, "answer_s": r.each_s, "rows": r.counters.rows, "passes": r.counters.passes,
+                "padding_rows": r.counters.padding,
+            } for r in rounds]
+            for way, rounds in (("one_by_one", outcome.alone), ("at_once", outcome.together))
+        },
+    }  # fmt: skip

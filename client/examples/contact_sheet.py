@@ -1,0 +1,130 @@
+"""Edit one picture with every method at the same time, and lay the results side by side."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sample import flags
+from underpaint import AsyncClient, Ddim, DdimInversion, DiffEdit, Edict, Edited, EdictInversion, Inversion, SdEdit
+from underpaint import Progress as Step
+
+PHOTO = Path(__file__).with_name("sunglasses.png")  # from Fluent Emoji, MIT licence
+SOURCE = "a glossy smiling face with sunglasses on a white background"
+TARGET = "a glossy smiling face with sunglasses on a green background"
+METHODS = {
+    "EDICT": Edict(),
+    "DiffEdit": DiffEdit(threshold=0.3, reference_prompt=SOURCE),
+    "DDIM": Ddim(),
+    "SDEdit": SdEdit(strength=0.6),
+}
+CELL = 192
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    method: str
+    rows: int
+    seconds: float
+    psnr_db: float | None
+    occupancy: float
+
+
+async def main() -> None:
+    """Two inversions with their round trips, then four edits at once."""
+    options = flags(__doc__, "contact_sheet").parse_args()
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), TextColumn("{task.fields[phase]:<10}"), TimeElapsedColumn())
+    async with AsyncClient(options.target) as client:
+        with Progress(*columns) as drawing:
+            bars = {name: drawing.add_task(name, start=False, total=1.0, phase="") for name in ("invert EDICT", "invert DDIM", *METHODS)}
+            inversions, made = await _inversions(client, drawing, bars)
+            edits, rows = await _edits(client, drawing, bars)
+        exact = inversions["EDICT"]
+        reconstruction = (await client.edit(exact, SOURCE, Edict(), seed=1)).image
+    pictures = {
+        "source": Image.open(PHOTO), "EDICT reconstruction": reconstruction, "DiffEdit mask": edits["DiffEdit"].mask,
+        **{name: edit.image for name, edit in edits.items()},
+    }
+    file = folder / "contact_sheet.png"
+    _sheet(pictures).save(file)
+    _print(made + rows)
+    print(f"EDICT brings the latents back to {exact.reconstruction_max_abs_error:.1e}, "
+          f"DDIM to {inversions['DDIM'].reconstruction_max_abs_error:.1e} (largest error)")
+    print(f"wrote {file}")
+
+
+async def _inversions(
+    client: AsyncClient, drawing: Progress, bars: dict[str, TaskID]
+) -> tuple[dict[str, Inversion], list[Row]]:
+    async def one(name: str, method: EdictInversion | DdimInversion) -> tuple[Inversion, float]:
+        begin = time.monotonic()
+        made = await client.invert(PHOTO, method=method, source_prompt=SOURCE, verify=True,
+                                   progress=_follow(drawing, bars[f"invert {name}"]))
+        return made, time.monotonic() - begin
+
+    names = ("EDICT", "DDIM")
+    results = await asyncio.gather(one("EDICT", EdictInversion()), one("DDIM", DdimInversion()))
+    rows = [
+        Row(f"invert {name}, verify", made.usage.network_evaluations, seconds, made.reconstruction_psnr_db,
+            made.usage.mean_batch_size)
+        for name, (made, seconds) in zip(names, results, strict=True)
+        if made.usage is not None
+    ]
+    return {name: made for name, (made, _) in zip(names, results, strict=True)}, rows
+
+
+async def _edits(client: AsyncClient, drawing: Progress, bars: dict[str, TaskID]) -> tuple[dict[str, Edited], list[Row]]:
+    async def one(name: str) -> tuple[Edited, float]:
+        begin = time.monotonic()
+        needs_text = name in ("EDICT", "DDIM")
+        edit = await client.edit(PHOTO, TARGET, METHODS[name], source_prompt=SOURCE if needs_text else "", seed=1,
+                                 progress=_follow(drawing, bars[name]))
+        return edit, time.monotonic() - begin
+
+    results = dict(zip(METHODS, await asyncio.gather(*map(one, METHODS)), strict=True))
+    rows = [Row(name, edit.usage.network_evaluations, seconds, None, edit.usage.mean_batch_size)
+            for name, (edit, seconds) in results.items()]
+    return {name: edit for name, (edit, _) in results.items()}, rows
+
+
+def _follow(drawing: Progress, bar: TaskID) -> Callable[[Step], None]:
+    def show(step: Step) -> None:
+        drawing.start_task(bar)
+        drawing.update(bar, completed=step.fraction, phase=str(step.phase))
+
+    return show
+
+
+def _sheet(pictures: dict[str, Image.Image]) -> Image.Image:
+    """All pictures in one row, each under its label."""
+    label, gap = 22, 8
+    sheet = Image.new("RGB", (len(pictures) * (CELL + gap) + gap, CELL + label + 2 * gap), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for k, (name, picture) in enumerate(pictures.items()):
+        left = gap + k * (CELL + gap)
+        pen.text((left + CELL // 2, gap), name, fill="black", anchor="ma", font=font)
+        sheet.paste(picture.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC), (left, gap + label))
+        pen.rectangle((left - 1, gap + label - 1, left + CELL, gap + label + CELL), outline="silver")
+    return sheet
+
+
+def _print(rows: list[Row]) -> None:
+    table = Table("method", "rows", "seconds", "reconstruction PSNR", "jobs a pass")
+    for row in rows:
+        psnr = "" if row.psnr_db is None else f"{row.psnr_db:.1f} dB"
+        table.add_row(row.method, str(row.rows), f"{row.seconds:.1f}", psnr, f"{row.occupancy:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
