@@ -10,20 +10,25 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
 from sample import flags
-from underpaint import AsyncClient, Ddim, DdimInversion, DiffEdit, Edict, Edited, EdictInversion, Inversion, SdEdit
+from underpaint import AsyncClient, Ddim, DdimInversion, DiffEdit, Edict, EdictInversion, Edited, Inversion, SdEdit
 from underpaint import Progress as Step
 
 PHOTO = Path(__file__).with_name("sunglasses.png")  # from Fluent Emoji, MIT licence
 SOURCE = "a glossy smiling face with sunglasses on a white background"
 TARGET = "a glossy smiling face with sunglasses on a green background"
-METHODS = {
+METHODS: dict[str, Edict | DiffEdit | Ddim | SdEdit] = {
     "EDICT": Edict(),
     "DiffEdit": DiffEdit(threshold=0.3, reference_prompt=SOURCE),
     "DDIM": Ddim(),
     "SDEdit": SdEdit(strength=0.6),
 }
+COLUMNS = (
+    TextColumn("{task.description:<14}"),
+    BarColumn(),
+    TextColumn("{task.fields[phase]:<10}"),
+    TimeElapsedColumn(),
+)
 CELL = 192
 
 
@@ -43,23 +48,25 @@ async def main() -> None:
     options = flags(__doc__, "contact_sheet").parse_args()
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), TextColumn("{task.fields[phase]:<10}"), TimeElapsedColumn())
+    names = ("invert EDICT", "invert DDIM", *METHODS)
     async with AsyncClient(options.target) as client:
-        with Progress(*columns) as drawing:
-            bars = {name: drawing.add_task(name, start=False, total=1.0, phase="") for name in ("invert EDICT", "invert DDIM", *METHODS)}
+        with Progress(*COLUMNS) as drawing:
+            bars = {name: drawing.add_task(name, start=False, total=1.0, phase="") for name in names}
             inversions, made = await _inversions(client, drawing, bars)
             edits, rows = await _edits(client, drawing, bars)
         exact = inversions["EDICT"]
         reconstruction = (await client.edit(exact, SOURCE, Edict(), seed=1)).image
-    pictures = {
-        "source": Image.open(PHOTO), "EDICT reconstruction": reconstruction, "DiffEdit mask": edits["DiffEdit"].mask,
-        **{name: edit.image for name, edit in edits.items()},
-    }
+    pictures = {"source": Image.open(PHOTO), "EDICT reconstruction": reconstruction}
+    if edits["DiffEdit"].mask is not None:
+        pictures["DiffEdit mask"] = edits["DiffEdit"].mask
+    pictures |= {name: edit.image for name, edit in edits.items()}
     file = folder / "contact_sheet.png"
     _sheet(pictures).save(file)
     _print(made + rows)
-    print(f"EDICT brings the latents back to {exact.reconstruction_max_abs_error:.1e}, "
-          f"DDIM to {inversions['DDIM'].reconstruction_max_abs_error:.1e} (largest error)")
+    print(
+        f"EDICT brings the latents back to {exact.reconstruction_max_abs_error:.1e}, "
+        f"DDIM to {inversions['DDIM'].reconstruction_max_abs_error:.1e} (largest error)"
+    )
     print(f"wrote {file}")
 
 
@@ -68,32 +75,48 @@ async def _inversions(
 ) -> tuple[dict[str, Inversion], list[Row]]:
     async def one(name: str, method: EdictInversion | DdimInversion) -> tuple[Inversion, float]:
         begin = time.monotonic()
-        made = await client.invert(PHOTO, method=method, source_prompt=SOURCE, verify=True,
-                                   progress=_follow(drawing, bars[f"invert {name}"]))
+        made = await client.invert(
+            PHOTO, method=method, source_prompt=SOURCE, verify=True, progress=_follow(drawing, bars[f"invert {name}"])
+        )
         return made, time.monotonic() - begin
 
     names = ("EDICT", "DDIM")
     results = await asyncio.gather(one("EDICT", EdictInversion()), one("DDIM", DdimInversion()))
     rows = [
-        Row(f"invert {name}, verify", made.usage.network_evaluations, seconds, made.reconstruction_psnr_db,
-            made.usage.mean_batch_size)
+        Row(
+            f"invert {name}, verify",
+            made.usage.network_evaluations,
+            seconds,
+            made.reconstruction_psnr_db,
+            made.usage.mean_batch_size,
+        )
         for name, (made, seconds) in zip(names, results, strict=True)
         if made.usage is not None
     ]
     return {name: made for name, (made, _) in zip(names, results, strict=True)}, rows
 
 
-async def _edits(client: AsyncClient, drawing: Progress, bars: dict[str, TaskID]) -> tuple[dict[str, Edited], list[Row]]:
+async def _edits(
+    client: AsyncClient, drawing: Progress, bars: dict[str, TaskID]
+) -> tuple[dict[str, Edited], list[Row]]:
     async def one(name: str) -> tuple[Edited, float]:
         begin = time.monotonic()
         needs_text = name in ("EDICT", "DDIM")
-        edit = await client.edit(PHOTO, TARGET, METHODS[name], source_prompt=SOURCE if needs_text else "", seed=1,
-                                 progress=_follow(drawing, bars[name]))
+        edit = await client.edit(
+            PHOTO,
+            TARGET,
+            METHODS[name],
+            source_prompt=SOURCE if needs_text else "",
+            seed=1,
+            progress=_follow(drawing, bars[name]),
+        )
         return edit, time.monotonic() - begin
 
     results = dict(zip(METHODS, await asyncio.gather(*map(one, METHODS)), strict=True))
-    rows = [Row(name, edit.usage.network_evaluations, seconds, None, edit.usage.mean_batch_size)
-            for name, (edit, seconds) in results.items()]
+    rows = [
+        Row(name, edit.usage.network_evaluations, seconds, None, edit.usage.mean_batch_size)
+        for name, (edit, seconds) in results.items()
+    ]
     return {name: edit for name, (edit, _) in results.items()}, rows
 
 

@@ -19,27 +19,62 @@ def build(directory: Path, *, prediction_type: str = "epsilon", seed: int = 0, i
     torch.manual_seed(seed)
     second = prediction_type == "v_prediction"
     unet = UNet2DConditionModel(
-        sample_size=PX // 4, in_channels=in_channels, out_channels=4, layers_per_block=1, block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32, attention_head_dim=(4, 8) if second else 8, norm_num_groups=8,
+        sample_size=PX // 4,
+        in_channels=in_channels,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=(4, 8) if second else 8,
+        norm_num_groups=8,
         use_linear_projection=second,
     )
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 3, norm_num_groups=8,
-        up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(8, 16, 16), latent_channels=4, sample_size=PX,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        norm_num_groups=8,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 16, 16),
+        latent_channels=4,
+        sample_size=PX,
         scaling_factor=0.18215,
     )
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=1569, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=TOKENS, bos_token_id=1567, eos_token_id=1568, pad_token_id=1568,
-    ))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=1569,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKENS,
+            bos_token_id=1567,
+            eos_token_id=1568,
+            pad_token_id=1568,
+        )
+    )
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=prediction_type,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
     )
     tokenizer = CLIPTokenizer.from_pretrained(underpaint_mini.MODEL / "tokenizer", model_max_length=TOKENS)
-    Pipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
-             feature_extractor=None, requires_safety_checker=False).save_pretrained(directory)
+    Pipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(directory)
     return directory
 
 

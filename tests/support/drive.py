@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-
 from underpaint_server.rows import Denoise, Row, Steps
 
 T = TypeVar("T")

@@ -31,8 +31,15 @@ class Bench:
         self._thread.join(30)
         assert not self._thread.is_alive()
 
-    def start(self, id_: int, job: Job, *, priority: Priority = Priority.NORMAL, deadline_s: float | None = None,
-              preview_every: int = 0) -> None:
+    def start(
+        self,
+        id_: int,
+        job: Job,
+        *,
+        priority: Priority = Priority.NORMAL,
+        deadline_s: float | None = None,
+        preview_every: int = 0,
+    ) -> None:
         now = time.monotonic()
         deadline = None if deadline_s is None else now + deadline_s
         self.inbox.put(Start(id_, job, priority, now, deadline, preview_every))

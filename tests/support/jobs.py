@@ -1,7 +1,6 @@
 """Jobs and pictures that several suites ask for."""
 
 import numpy as np
-
 from underpaint_server.jobs import (
     DdimEdit,
     DdimInversion,
@@ -49,11 +48,17 @@ def edit_job(model: str, size: int, method: object, source: object = None, steps
     """An edit of the disc to green with that method's usual inversion."""
     options = {EdictEdit: edict_options(steps), DdimEdit: ddim_options(steps), DiffEdit: ddim_options(steps)}
     source = source or Photo(disc(size))
-    needs = None if isinstance(source, Generated) and isinstance(method, EdictEdit | DdimEdit) else options.get(type(method))
+    needs = (
+        None
+        if isinstance(source, Generated) and isinstance(method, EdictEdit | DdimEdit)
+        else options.get(type(method))
+    )
     return EditJob(model, source, needs, method, "a green circle", "", 3.0, seed)
 
 
-def every_kind_of_job(model: str, size: int, steps: int = 20, inversions: dict[str, Inversion] | None = None) -> list[Job]:
+def every_kind_of_job(
+    model: str, size: int, steps: int = 20, inversions: dict[str, Inversion] | None = None
+) -> list[Job]:
     """One of each thing a server can be asked for; those from stored inversions too, where they are given."""
     drawn = Generated("a red apple", 5, size, size, steps)
     mask = disc(size, (255, 255, 255))[..., 0] // 255 * 255

@@ -37,7 +37,9 @@ class LocalServer:
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in self._settings.items()]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "underpaint_server", *flags], stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+                [sys.executable, "-m", "underpaint_server", *flags],
+                stderr=log,
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
             )
         listening = self.wait_for("listening")
         self.target = listening["address"]

@@ -10,7 +10,6 @@ from diffusers import StableDiffusionPipeline
 from support import checkpoints
 from support.engine import Bench
 from support.jobs import edict_options, edit_job, every_kind_of_job, invert_job
-
 from underpaint_server.backends import load
 from underpaint_server.backends.invariance import is_batch_invariant
 from underpaint_server.backends.protocol import Backend
@@ -35,8 +34,15 @@ def test_a_generated_picture_is_the_one_diffusers_draws(directory: Path) -> None
     pipe = StableDiffusionPipeline.from_pretrained(directory, safety_checker=None, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     start = standard_normal((4, 12, 12), seed=5, purpose="start")
-    theirs = pipe("a red apple", num_inference_steps=20, guidance_scale=4.0, latents=start[None].float(), height=48,
-                  width=48, output_type="np").images[0]
+    theirs = pipe(
+        "a red apple",
+        num_inference_steps=20,
+        guidance_scale=4.0,
+        latents=start[None].float(),
+        height=48,
+        width=48,
+        output_type="np",
+    ).images[0]
     with Bench(load(str(directory), "sd", Settings())) as bench:
         source = Generated("a red apple", 5, 48, 48, 20)
         (ours,) = bench.run([EditJob("sd", source, None, DdimEdit(), "a red apple", "", 4.0, 1)])
@@ -81,7 +87,9 @@ def test_equal_requests_give_equal_bytes_alone_and_in_company(embedded: Backend)
 def test_pinned_jobs_are_exact_too() -> None:
     with Bench(load("", "mini", Settings(exact_batching="pinned", exact_batch_class=3))) as bench:
         (result, _) = bench.run([invert_job("mini", 64, edict_options(6)), edit_job("mini", 64, DdimEdit(), steps=3)])
-        assert {p.padding + sum(p.rows_by_method.values()) for p in bench.passes if "invert_edict" in p.rows_by_method} == {3}
+        assert {
+            p.padding + sum(p.rows_by_method.values()) for p in bench.passes if "invert_edict" in p.rows_by_method
+        } == {3}
     assert result.inversion.reconstruction_max_abs_error <= 1e-10
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from underpaint_server.diffusion import masks
 from underpaint_server.diffusion.noise import standard_normal
 
@@ -42,11 +41,14 @@ def test_a_latent_may_change_if_one_of_its_pixels_may() -> None:
     assert masks.to_pixel_size(small, 16, 16)[4:8, 8:12].all()
 
 
-@pytest.mark.parametrize(("one", "other"), [
-    ({"seed": 1, "purpose": "a"}, {"seed": 2, "purpose": "a"}),
-    ({"seed": 1, "purpose": "a"}, {"seed": 1, "purpose": "b"}),
-    ({"seed": 1, "purpose": "a", "index": 0}, {"seed": 1, "purpose": "a", "index": 1}),
-])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"seed": 1, "purpose": "a"}, {"seed": 2, "purpose": "a"}),
+        ({"seed": 1, "purpose": "a"}, {"seed": 1, "purpose": "b"}),
+        ({"seed": 1, "purpose": "a", "index": 0}, {"seed": 1, "purpose": "a", "index": 1}),
+    ],
+)
 def test_draws_are_kept_apart_by_seed_purpose_and_index(one: dict, other: dict) -> None:
     assert not torch.equal(standard_normal((64,), **one), standard_normal((64,), **other))
 

@@ -1,11 +1,12 @@
 """Levels and grids against the values that the literature and diffusers give."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-
 from underpaint_server.diffusion.ddim import coefficients, epsilon_from_v, epsilon_from_x0, move, pred_x0
 from underpaint_server.diffusion.schedule import Level, Schedule, Spacing, scaled_linear
 
@@ -31,7 +32,7 @@ def test_the_clean_level_is_that_of_timestep_0_or_no_noise_at_all() -> None:
 def test_a_grid_rises_in_noise_and_stays_within_training(steps: int, spacing: Spacing) -> None:
     grid = Schedule(SD.alphas_cumprod, spacing=spacing, set_alpha_to_one=True).grid(steps)
     assert len(grid) == steps + 1
-    assert all(low.alpha_bar > high.alpha_bar for low, high in zip(grid, grid[1:], strict=False))
+    assert all(low.alpha_bar > high.alpha_bar for low, high in pairwise(grid))
     assert all(0 <= level.timestep < 1000 for level in grid)
 
 
@@ -41,8 +42,15 @@ def test_the_used_part_is_the_clean_end() -> None:
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_a_step_equals_diffusers(spacing: str) -> None:
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing=spacing,
+    )
     scheduler.set_timesteps(20)
     grid = Schedule(scaled_linear(), spacing=Spacing(spacing), steps_offset=1).grid(20)
     generator = torch.Generator().manual_seed(0)

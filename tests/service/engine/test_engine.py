@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from support.engine import Bench
 from support.jobs import diffedit, edict_options, edit_job, every_kind_of_job, invert_job
-
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
 from underpaint_server.engine.messages import Advanced, Ended, Passed, Previewed, Split
 from underpaint_server.engine.names import method_name
@@ -140,7 +139,9 @@ class Poisoned(ToyBackend):
 def test_one_jobs_failure_never_touches_another() -> None:
     backend = Poisoned("toy", Settings())
     backend.arm("a cursed circle")
-    cursed = EditJob("toy", edit_job("toy", PX, SdEdit(0.5, 20)).source, None, SdEdit(0.5, 20), "a cursed circle", "", 3.0, 1)
+    cursed = EditJob(
+        "toy", edit_job("toy", PX, SdEdit(0.5, 20)).source, None, SdEdit(0.5, 20), "a cursed circle", "", 3.0, 1
+    )
     healthy = edit_job("toy", PX, SdEdit(0.5, 20))
     with Bench(backend) as bench:
         outcomes = bench.run([healthy, cursed, healthy])
@@ -206,9 +207,12 @@ def test_progress_never_falls_and_previews_come_when_asked() -> None:
     assert previews[0].preview.pixels.shape == (PX, PX, 3)
 
 
-@pytest.mark.parametrize(("job", "name"), [
-    (invert_job("toy", PX), "invert_edict"),
-    (edit_job("toy", PX, SdEdit(0.5, 20)), "sdedit"),
-])
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [
+        (invert_job("toy", PX), "invert_edict"),
+        (edit_job("toy", PX, SdEdit(0.5, 20)), "sdedit"),
+    ],
+)
 def test_jobs_have_names(job: object, name: str) -> None:
     assert method_name(job) == name

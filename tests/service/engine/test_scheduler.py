@@ -2,7 +2,6 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-
 from underpaint_server.engine.scheduler import Ticket, choose
 from underpaint_server.rows import Decode, Denoise, Encode, Key
 
@@ -59,8 +58,11 @@ def test_rows_without_a_class_do_not_wait_for_one() -> None:
 
 
 tickets = st.lists(
-    st.builds(Ticket, st.integers(0, 9), st.integers(0, 3), st.sampled_from(KEYS), st.integers(1, 3), st.integers(0, 20)),
-    max_size=40, unique_by=lambda t: (t.job, t.index),
+    st.builds(
+        Ticket, st.integers(0, 9), st.integers(0, 3), st.sampled_from(KEYS), st.integers(1, 3), st.integers(0, 20)
+    ),
+    max_size=40,
+    unique_by=lambda t: (t.job, t.index),
 )
 
 

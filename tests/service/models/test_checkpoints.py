@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from support import checkpoints
-
 from underpaint_server.backends import load
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import checkpoint, schedules
@@ -40,15 +39,18 @@ def bad(directory: Path, **scheduler: object) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda d, t: t / "nowhere", "--allow-network"),
-    (lambda d, t: checkpoints.without(d, "model_index.json"), "model_index.json"),
-    (lambda d, t: checkpoints.without(d, "unet/*.safetensors"), "safetensors"),
-    (lambda d, t: checkpoints.without(d, "vae/config.json"), "cannot be read"),
-    (lambda d, t: checkpoints.build(t / "inpainting", in_channels=9), "inpainting"),
-    (lambda d, t: bad(checkpoints.build(t / "snr"), rescale_betas_zero_snr=True), "rescale_betas_zero_snr"),
-    (lambda d, t: bad(checkpoints.build(t / "flow"), prediction_type="flow"), "prediction_type"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d, t: t / "nowhere", "--allow-network"),
+        (lambda d, t: checkpoints.without(d, "model_index.json"), "model_index.json"),
+        (lambda d, t: checkpoints.without(d, "unet/*.safetensors"), "safetensors"),
+        (lambda d, t: checkpoints.without(d, "vae/config.json"), "cannot be read"),
+        (lambda d, t: checkpoints.build(t / "inpainting", in_channels=9), "inpainting"),
+        (lambda d, t: bad(checkpoints.build(t / "snr"), rescale_betas_zero_snr=True), "rescale_betas_zero_snr"),
+        (lambda d, t: bad(checkpoints.build(t / "flow"), prediction_type="flow"), "prediction_type"),
+    ],
+)
 def test_what_cannot_be_served_says_why(directory: Path, tmp_path: Path, change, says: str) -> None:
     copy = checkpoints.build(tmp_path / "sd")
     with pytest.raises(ModelNotReady, match=says):

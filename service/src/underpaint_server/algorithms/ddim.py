@@ -5,6 +5,8 @@ is exact: ``target`` tells the network t with the latents of s (diffusers' inver
 ``current`` tells it s (the papers of DDIM, DiffEdit and InjectFusion).
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def invert(task: Inverting) -> Steps[dict[str, Tensor]]:
     assert isinstance(task.options.method, DdimInversion)
     told_target = task.options.method.convention is DdimConvention.TARGET
     trajectory = [task.source]
-    for s, t in zip(task.grid, task.grid[1:], strict=False):
+    for s, t in pairwise(task.grid):
         told = t if told_target else s
         noise_pred = yield from guided(trajectory[-1], told, task.guidance)
         trajectory.append(move(trajectory[-1], noise_pred, s, t))

@@ -53,8 +53,13 @@ def notices(mask: Tensor) -> tuple[Notice, ...]:
     """What a caller should hear about a mask (h, w) that holds nothing or everything."""
     coverage = mask.mean()
     if coverage == 0:
-        return (Notice("MASK_EMPTY", "the prompts do not disagree anywhere above the threshold: nothing was changed; "
-                       "use prompts that differ more, a lower threshold, or give a mask"),)
+        return (
+            Notice(
+                "MASK_EMPTY",
+                "the prompts do not disagree anywhere above the threshold: nothing was changed; "
+                "use prompts that differ more, a lower threshold, or give a mask",
+            ),
+        )
     if coverage == 1:
         return (Notice("MASK_FULL", "the mask covers the whole image: nothing is protected; raise the threshold"),)
     return ()

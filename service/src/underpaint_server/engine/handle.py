@@ -176,9 +176,7 @@ class EngineHandle:
 
     # --- admission -----------------------------------------------------------------------------------------------
 
-    def submit(
-        self, job: Job, *, priority: Priority, deadline_s: float | None, preview_every: int = 0
-    ) -> JobHandle:
+    def submit(self, job: Job, *, priority: Priority, deadline_s: float | None, preview_every: int = 0) -> JobHandle:
         """Give a job a place, or raise why it gets none. ``deadline_s`` is in seconds from now.
 
         Raises :class:`Draining`, :class:`ModelLoading`, :class:`WorkerRestarted`, :class:`ModelNotReady`,
@@ -239,9 +237,7 @@ class EngineHandle:
             self._running[job.id] = job
             job.move(0)
             assert self._process is not None
-            self._process.tell(
-                Start(job.id, job.job, job.priority, job.submitted, job.deadline, job.preview_every)
-            )
+            self._process.tell(Start(job.id, job.job, job.priority, job.submitted, job.deadline, job.preview_every))
         for position, job in enumerate(self._waiting):
             job.move(position + 1)
 
@@ -295,8 +291,14 @@ class EngineHandle:
         self._infos = {info.id: info for info, _ in models}
         for info, seconds in models:
             self._metrics.on_model_loaded(info=info, seconds=seconds)
-            log.info("model ready", model=info.id, digest=info.digest, dtype=info.dtype, batch_class=info.batch_class,
-                     seconds=round(seconds, 2))
+            log.info(
+                "model ready",
+                model=info.id,
+                digest=info.digest,
+                dtype=info.dtype,
+                batch_class=info.batch_class,
+                seconds=round(seconds, 2),
+            )
         self._crashes = 0
         self._pace.rest(time.monotonic())
         self._set(EngineState.READY)
@@ -305,8 +307,13 @@ class EngineHandle:
     def _on_passed(self, report: Passed) -> None:
         rows = sum(report.rows_by_method.values())
         self._pace.add(rows if report.kind == "denoise" else 0, report.duration_s, time.monotonic())
-        self._metrics.on_pass(model=report.model, kind=report.kind, rows_by_method=report.rows_by_method,
-                              padding=report.padding, duration_s=report.duration_s)
+        self._metrics.on_pass(
+            model=report.model,
+            kind=report.kind,
+            rows_by_method=report.rows_by_method,
+            padding=report.padding,
+            duration_s=report.duration_s,
+        )
         for kind, size in report.memory_bytes.items():
             self._metrics.on_memory(device="0", kind=kind, bytes=size)
 
@@ -344,8 +351,9 @@ class EngineHandle:
         self._metrics.on_engine_restart(reason=reason)
         lost, self._running = list(self._running.values()), {}
         for job in lost:
-            job.end(WorkerRestarted("the engine ended with this work in it; it is being restarted",
-                                    retry_after_s=RESTART_S))
+            job.end(
+                WorkerRestarted("the engine ended with this work in it; it is being restarted", retry_after_s=RESTART_S)
+            )
         if self._crashes > MAX_CRASHES:
             self._fail(f"the engine process ended {self._crashes} times in a row, last with exit code {exit_code}")
             return

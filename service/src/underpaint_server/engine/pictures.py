@@ -50,5 +50,7 @@ def psnr_db(one: Picture, other: Picture) -> float:
 def check_finite(*tensors: Tensor) -> None:
     """Raise :class:`NonFiniteLatents` if any value is NaN or infinite."""
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise NonFiniteLatents("the latents left the numbers; fewer steps, a lower guidance_scale or, for EDICT, a "
-                               "mixing weight closer to 1 keep them finite")
+        raise NonFiniteLatents(
+            "the latents left the numbers; fewer steps, a lower guidance_scale or, for EDICT, a "
+            "mixing weight closer to 1 keep them finite"
+        )

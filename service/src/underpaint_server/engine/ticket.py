@@ -27,7 +27,13 @@ class JobHandle:
     """Returned by ``EngineHandle.submit``; lives on the front's loop."""
 
     def __init__(
-        self, id_: int, job: Job, priority: Priority, submitted: float, deadline: float | None, preview_every: int,
+        self,
+        id_: int,
+        job: Job,
+        priority: Priority,
+        submitted: float,
+        deadline: float | None,
+        preview_every: int,
         on_cancel: Callable[["JobHandle"], None],
     ) -> None:
         self.id = id_

@@ -55,12 +55,21 @@ class StableDiffusion:
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelNotReady(f"'{directory}' cannot be read: {error}") from error
         if unet.config.in_channels != vae.config.latent_channels:
-            raise ModelNotReady(f"'{directory}': the U-Net takes {unet.config.in_channels} channels, not the "
-                                f"autoencoder's {vae.config.latent_channels}; inpainting networks are not supported")
+            raise ModelNotReady(
+                f"'{directory}': the U-Net takes {unet.config.in_channels} channels, not the "
+                f"autoencoder's {vae.config.latent_channels}; inpainting networks are not supported"
+            )
         for module in (unet, vae, text_encoder):
             module.requires_grad_(False).eval().to(device)
-        return cls(unet, vae, text_encoder, tokenizer, schedules.schedule(scheduler),
-                   schedules.prediction(scheduler), checkpoint.digest(directory))
+        return cls(
+            unet,
+            vae,
+            text_encoder,
+            tokenizer,
+            schedules.schedule(scheduler),
+            schedules.prediction(scheduler),
+            checkpoint.digest(directory),
+        )
 
     @property
     def vae_scale(self) -> int:
@@ -109,8 +118,9 @@ class StableDiffusion:
 
     def embed(self, texts: list[str]) -> list[Embedded]:
         """The texts' last hidden states, one pass; what does not fit the context is reported, not hidden."""
-        tokens = self.tokenizer(texts, padding="max_length", max_length=self.prompt_tokens, truncation=True,
-                                return_tensors="pt")
+        tokens = self.tokenizer(
+            texts, padding="max_length", max_length=self.prompt_tokens, truncation=True, return_tensors="pt"
+        )
         hidden = self.text_encoder(tokens["input_ids"].to(self.text_encoder.device)).last_hidden_state
         return [Embedded(h, self._dropped(text)) for h, text in zip(hidden, texts, strict=True)]
 
