@@ -178,7 +178,8 @@ from underpaint import Client
 
 client = Client(sys.argv[1], timeout=20)
 pid = os.fork()
-print("parent" if pid else "child", client.models()[0].name, flush=True)
+line = ("parent " if pid else "child ") + client.models()[0].name
+os.write(1, line.encode() + b"\\n")  # in one piece: both write to the same pipe
 if pid == 0:
     os._exit(0)
 sys.exit(os.waitpid(pid, 0)[1])

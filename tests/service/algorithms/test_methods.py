@@ -107,9 +107,10 @@ def test_snapping_is_small_and_forgives_the_last_bits() -> None:
 
 
 def test_edict_is_exact_for_latents_on_the_borders_of_float32() -> None:
-    """Latents half-way between two float32 numbers: without snapping, the last bit decides how the network sees them."""
+    """Latents half-way between two float32 numbers: without snapping, their last bit decides what the network sees."""
     network, grid = RandomNetwork(dtype=torch.float32), SD.grid(10, 8)
-    source = SOURCE.float().double() * (1 + 2.0**-25)
+    low = SOURCE.float()
+    source = (low.double() + torch.nextafter(low, torch.tensor(torch.inf)).double()) / 2
     arrays, _ = drive(edict.invert(Inverting(source, grid, guidance(), options(EdictInversion(), 10, 0.8))), network)
     outcome, _ = drive(edict.edit(editing(arrays, grid)), network)
     assert float((outcome.latents - source).abs().max()) <= 1e-10
