@@ -115,7 +115,7 @@ def lint(python: Path) -> int:
         module = google_protos(python, Path(scratch))
         shutil.copy(PROTOS / "buf.yaml", module)
         shutil.copytree(PROTOS / "underpaint", module / "underpaint")
-        return subprocess.run([buf, "lint"], cwd=module, check=False).returncode
+        return subprocess.run([buf, "lint", "--path", "underpaint"], cwd=module, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -167,13 +167,13 @@ class Engine:
         if run.result is not None:
             del self._runs[ticket.job]
             self._report(Ended(ticket.job, replace(run.result, usage=run.progress.usage())))
-        elif moved:
-            self._tell(run)
+        else:
+            self._tell(run, moved)
 
-    def _tell(self, run: Run) -> None:
+    def _tell(self, run: Run, moved: bool) -> None:
         if run.progress.due(now()):
             self._report(Advanced(run.start.id, run.progress.snapshot(now()), run.progress.rows))
-        guess = run.take_preview()
+        guess = run.take_preview() if moved else None
         if guess is not None:
             self._report(Previewed(run.start.id, Preview(self._look(run, guess), run.progress.step)))
 
