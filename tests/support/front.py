@@ -27,7 +27,8 @@ from underpaint.v1 import (
     model_service_pb2_grpc,
     types_pb2,
 )
-from underpaint_server.engine.handle import EngineHandle, EngineState
+from underpaint_server.engine.handle import EngineHandle
+from underpaint_server.engine.supervisor import EngineState
 from underpaint_server.engine.ticket import JobHandle
 from underpaint_server.errors import Cancelled, UnderpaintError
 from underpaint_server.jobs import (

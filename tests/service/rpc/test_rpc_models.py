@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.front import Wire, edit, refused
 from underpaint.v1 import direction_service_pb2, edit_service_pb2, model_service_pb2
-from underpaint_server.engine.handle import EngineState
+from underpaint_server.engine.supervisor import EngineState
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -7,17 +7,14 @@ reaches the device, and a crash of the engine costs the jobs inside it and no ot
 import asyncio
 import itertools
 import time
-from collections.abc import Coroutine, Mapping
-from enum import Enum
+from collections.abc import Mapping
 
 import structlog
 
-from underpaint_server.engine.host import EngineProcess
 from underpaint_server.engine.messages import (
     Advanced,
     Cancel,
     Ended,
-    LoadFailed,
     Passed,
     Previewed,
     Ready,
@@ -27,6 +24,7 @@ from underpaint_server.engine.messages import (
 )
 from underpaint_server.engine.names import method_name
 from underpaint_server.engine.pace import Pace
+from underpaint_server.engine.supervisor import EngineState, Supervisor
 from underpaint_server.engine.ticket import JobHandle
 from underpaint_server.errors import (
     Cancelled,
@@ -49,53 +47,36 @@ WATCH_S = 0.25
 """How often deadlines of waiting jobs and the engine's pulse are looked at."""
 STALL_S = 60.0
 """An engine that has work and makes no pass for this long, and for 10 times its usual pass, is ended and restarted."""
-MAX_CRASHES = 5
-"""Crashes in a row, without becoming ready in between, after which the engine counts as failed."""
 RESTART_S = 2.0
 """What callers are told to wait while the engine restarts."""
 
 
-class EngineState(Enum):
-    """Of the engine process."""
-
-    STARTING = "starting"
-    READY = "ready"
-    RESTARTING = "restarting"
-    FAILED = "failed"
-    CLOSED = "closed"
-
-
 class EngineHandle:
-    """Owns the engine process and the queue before it. Every method is called on one asyncio loop and never blocks."""
+    """Owns the engine and the queue before it. Every method is called on one asyncio loop and never blocks."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._infos: dict[str, ModelInfo] = {}
-        self._state = EngineState.STARTING
-        self._error = ""
-        self._process: EngineProcess | None = None
+        self._engine = Supervisor(settings, metrics, self)
         self._ids = itertools.count(1)
         self._waiting: list[JobHandle] = []
         self._running: dict[int, JobHandle] = {}
         self._draining = False
-        self._crashes = 0
-        self._stall_killed = False
         self._pace = Pace()
-        self._changed = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
 
     # --- what others read ----------------------------------------------------------------------------------------
 
     @property
     def state(self) -> EngineState:
         """Of the engine process."""
-        return self._state
+        return self._engine.state
 
     @property
     def error(self) -> str:
         """Why the state is FAILED, else empty."""
-        return self._error
+        return self._engine.error
 
     @property
     def configured(self) -> tuple[str, ...]:
@@ -106,11 +87,6 @@ class EngineHandle:
     def models(self) -> Mapping[str, ModelInfo]:
         """What the engine said of its models, in that order; empty until it was ready once."""
         return self._infos
-
-    @property
-    def engine_pid(self) -> int | None:
-        """Of the engine process, for operators and tests that kill it."""
-        return self._process.pid if self._process is not None else None
 
     @property
     def stalled(self) -> bool:
@@ -145,15 +121,12 @@ class EngineHandle:
 
     async def start(self) -> None:
         """Spawn the engine process; READY comes later."""
-        self._spawn()
-        self._keep(self._watch())
+        self._engine.start()
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def wait_ready(self) -> None:
         """Until the engine is ready; raises :class:`ModelNotReady` if it never will be."""
-        while self._state in (EngineState.STARTING, EngineState.RESTARTING):
-            await self._changed.wait()
-        if self._state is not EngineState.READY:
-            raise ModelNotReady(self._error or "the engine is closed")
+        await self._engine.wait_ready()
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new work, let the present work finish for ``timeout_s`` seconds, cancel what is left."""
@@ -166,13 +139,12 @@ class EngineHandle:
 
     async def close(self) -> None:
         """End the engine process and everything that waits for it."""
-        self._set(EngineState.CLOSED)
-        for task in self._tasks:
-            task.cancel()
+        self._draining = True
+        if self._watching is not None:
+            self._watching.cancel()
         for job in [*self._waiting, *self._running.values()]:
             self._settle(job, Draining("the server stopped", retry_after_s=1.0))
-        if self._process is not None:
-            await self._process.stop()
+        await self._engine.stop()
 
     # --- admission -----------------------------------------------------------------------------------------------
 
@@ -197,15 +169,15 @@ class EngineHandle:
         return handle
 
     def _check_open(self) -> None:
-        if self._draining or self._state is EngineState.CLOSED:
+        if self._draining:
             raise Draining("this server is about to stop; another one takes the call", retry_after_s=1.0)
-        match self._state:
+        match self.state:
             case EngineState.STARTING:
                 raise ModelLoading("the model is being loaded", retry_after_s=RESTART_S)
             case EngineState.RESTARTING:
                 raise WorkerRestarted("the engine is being restarted", retry_after_s=RESTART_S)
             case EngineState.FAILED:
-                raise ModelNotReady(self._error)
+                raise ModelNotReady(self.error)
             case _:
                 return
 
@@ -236,44 +208,40 @@ class EngineHandle:
                 self._pace.rest(time.monotonic())
             self._running[job.id] = job
             job.move(0)
-            assert self._process is not None
-            self._process.tell(Start(job.id, job.job, job.priority, job.submitted, job.deadline, job.preview_every))
+            self._engine.tell(Start(job.id, job.job, job.priority, job.submitted, job.deadline, job.preview_every))
         for position, job in enumerate(self._waiting):
             job.move(position + 1)
 
     def _is_ready(self) -> bool:
-        return self._state is EngineState.READY
+        return self.state is EngineState.READY
 
     def _cancel(self, job: JobHandle) -> None:
         """The callers are told at once; the engine's place is free when the engine says so."""
         if job in self._waiting:
             self._metrics.on_cancelled(method=method_name(job.job), stage="queued")
             self._settle(job, Cancelled("cancelled while queued"))
-        elif job.id in self._running and self._process is not None:
+        elif job.id in self._running:
             self._metrics.on_cancelled(method=method_name(job.job), stage="running")
             job.cancelled_at = time.monotonic()
-            self._process.tell(Cancel(job.id))
+            self._engine.tell(Cancel(job.id))
             job.end(Cancelled("cancelled while running"))
 
     def _settle(self, job: JobHandle, outcome: UnderpaintError) -> None:
         """End a job from the front's side and forget it."""
         if job in self._waiting:
             self._waiting.remove(job)
-        elif self._running.pop(job.id, None) is not None and self._process is not None:
-            self._process.tell(Cancel(job.id))
+        elif self._running.pop(job.id, None) is not None:
+            self._engine.tell(Cancel(job.id))
         job.end(outcome)
         self._dispatch()
 
-    # --- reports -------------------------------------------------------------------------------------------------
+    # --- what the engine says ------------------------------------------------------------------------------------
 
-    def _on_report(self, process: EngineProcess, report: Report) -> None:
-        if process is not self._process:
-            return
+    def on_report(self, report: Report) -> None:
+        """See :class:`Listener`."""
         match report:
             case Ready(models=models):
                 self._on_ready(models)
-            case LoadFailed(error=error):
-                self._fail(error.message)
             case Passed():
                 self._on_passed(report)
             case Split(model=model, reason=reason):
@@ -299,9 +267,6 @@ class EngineHandle:
                 batch_class=info.batch_class,
                 seconds=round(seconds, 2),
             )
-        self._crashes = 0
-        self._pace.rest(time.monotonic())
-        self._set(EngineState.READY)
         self._dispatch()
 
     def _on_passed(self, report: Passed) -> None:
@@ -336,39 +301,16 @@ class EngineHandle:
         for phase, seconds in usage.phase_s.items():
             self._metrics.on_phase(phase=phase, method=method, seconds=seconds)
 
-    # --- supervision ---------------------------------------------------------------------------------------------
-
-    def _spawn(self) -> None:
-        self._process = EngineProcess(self._settings, self._on_report, self._on_exit)
-
-    def _on_exit(self, process: EngineProcess, exit_code: int | None) -> None:
-        if process is not self._process or self._state in (EngineState.CLOSED, EngineState.FAILED):
-            return
-        self._crashes += 1
-        reason = "stall" if self._stall_killed else "crash"
-        self._stall_killed = False
-        log.error("engine ended", exit_code=exit_code, reason=reason, in_a_row=self._crashes)
-        self._metrics.on_engine_restart(reason=reason)
+    def on_crash(self) -> None:
+        """See :class:`Listener`: the jobs inside are lost, those in the queue are not."""
         lost, self._running = list(self._running.values()), {}
         for job in lost:
             job.end(
                 WorkerRestarted("the engine ended with this work in it; it is being restarted", retry_after_s=RESTART_S)
             )
-        if self._crashes > MAX_CRASHES:
-            self._fail(f"the engine process ended {self._crashes} times in a row, last with exit code {exit_code}")
-            return
-        self._set(EngineState.RESTARTING)
-        self._keep(self._respawn(0.1 * 2**self._crashes))
 
-    async def _respawn(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        if self._state is EngineState.RESTARTING:
-            self._spawn()
-
-    def _fail(self, message: str) -> None:
-        self._error = message
-        log.error("engine failed", error=message)
-        self._set(EngineState.FAILED)
+    def on_failed(self, message: str) -> None:
+        """See :class:`Listener`."""
         for job in [*self._waiting, *self._running.values()]:
             self._settle(job, ModelNotReady(message))
 
@@ -380,16 +322,5 @@ class EngineHandle:
             for job in [job for job in self._waiting if job.deadline is not None and job.deadline < now]:
                 self._metrics.on_deadline_missed(method=method_name(job.job), stage="queued")
                 self._settle(job, DeadlinePassed("the deadline passed while the work was queued"))
-            if self.stalled and self._process is not None:
-                self._stall_killed = True
-                self._process.kill()
-
-    def _set(self, state: EngineState) -> None:
-        self._state = state
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    def _keep(self, coroutine: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            if self.stalled:
+                self._engine.end_stalled()

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from underpaint_server.engine.handle import EngineHandle, EngineState
+from underpaint_server.engine.handle import EngineHandle
+from underpaint_server.engine.supervisor import EngineState
 from underpaint_server.errors import ModelLoading, ModelNotFound, ModelNotReady
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.rpc.flights import Flights

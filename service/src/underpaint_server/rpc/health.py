@@ -5,7 +5,7 @@ from typing import Final
 
 from grpc_health.v1 import health, health_pb2
 
-from underpaint_server.engine.handle import EngineState
+from underpaint_server.engine.supervisor import EngineState
 from underpaint_server.rpc.front import Front
 
 _LOOK_EVERY_S: Final = 0.5

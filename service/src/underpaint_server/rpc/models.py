@@ -7,7 +7,7 @@ from typing import Final
 from underpaint.v1 import model_service_pb2 as messages
 from underpaint.v1 import model_service_pb2_grpc
 
-from underpaint_server.engine.handle import EngineState
+from underpaint_server.engine.supervisor import EngineState
 from underpaint_server.errors import FieldInvalid, FieldViolation, MethodDisabled
 from underpaint_server.rpc.front import Front
 from underpaint_server.rpc.interceptors import Context
