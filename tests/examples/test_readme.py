@@ -1,0 +1,59 @@
+"""What the README tells people to type, typed."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.jobs import disc
+
+from PIL import Image
+from underpaint_server.local import LocalServer
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHELL = re.findall(r"^underpaint (?:edit|mask|invert|models)\b.*$", README, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[str]:
+    with LocalServer(models="toy=toy:") as server:
+        yield server.target
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.fromarray(disc(100)).save(tmp_path / "photo.png")
+    return tmp_path
+
+
+def test_there_is_something_to_type() -> None:
+    assert len(PYTHON) == 2
+    assert len(SHELL) == 4
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=["client", "stubs"])
+def test_python(code: str, folder: Path, target: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("localhost:50051", target)], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert Image.open(folder / "green.png").size == (32, 32)
+
+
+@pytest.mark.parametrize("command", SHELL)
+def test_shell(command: str, folder: Path, target: str) -> None:
+    program = Path(sys.executable).with_name("underpaint")
+    done = subprocess.run(
+        command.replace("underpaint", str(program), 1),
+        shell=True,
+        cwd=folder,
+        env={**os.environ, "UNDERPAINT_TARGET": target},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
