@@ -89,6 +89,8 @@ class Inversion:
     arrays: dict[str, Array] = field(repr=False)
     """float64. ``source`` (c, h, w): the encoded image. EDICT: ``x`` and ``y`` (c, h, w), the coupled pair.
     DDIM: ``trajectory`` (n + 1, c, h, w), level 0 (the source) first."""
+    fingerprint: str = ""
+    """Of the function that made it, see :class:`ModelInfo`."""
     reconstruction_psnr_db: float | None = None
     reconstruction_max_abs_error: float | None = None
 
@@ -315,3 +317,6 @@ class ModelInfo:
     """Length of the text encoder's context, markers included."""
     batch_class: int | None
     """Rows an exact job's passes are pinned to; None where the backend was measured not to need it."""
+    fingerprint: str
+    """Digest of the bits of one fixed forward pass. Weights, dtype, device, threads and libraries all decide it; an
+    exact inversion can be undone only by the very function that made it."""

@@ -90,10 +90,11 @@ class LocalServer:
         end = time.monotonic() + _START_S
         while time.monotonic() < end:
             ended = self._process.poll() is not None
-            found = [line for line in self.events() if line.get("event") == event]
+            lines = list(self.events())
+            found = [line for line in lines if line.get("event") == event]
             if len(found) >= count:
                 return found[count - 1]
-            if ended:
+            if ended or (event == "ready" and any(line.get("event") == "engine failed" for line in lines)):
                 break
             time.sleep(0.02)
         raise RuntimeError(f"the server did not say '{event}':\n{self.tail()}")

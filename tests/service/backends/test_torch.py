@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMInverseScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from support import checkpoints
 from support.engine import Bench
-from support.jobs import edict_options, edit_job, every_kind_of_job, invert_job
+from support.jobs import ddim_options, edict_options, edit_job, every_kind_of_job, invert_job
 from underpaint_server.backends import load
 from underpaint_server.backends.invariance import is_batch_invariant
 from underpaint_server.backends.protocol import Backend
@@ -47,6 +47,24 @@ def test_a_generated_picture_is_the_one_diffusers_draws(directory: Path) -> None
         source = Generated("a red apple", 5, 48, 48, 20)
         (ours,) = bench.run([EditJob("sd", source, None, DdimEdit(), "a red apple", "", 4.0, 1)])
     assert np.abs(ours.pixels / 255 - theirs).max() <= 2 / 255
+
+
+def test_inversion_is_the_one_of_diffusers(directory: Path) -> None:
+    """The ``target`` convention, which is that of its inverse scheduler, for epsilon and for v prediction."""
+    backend = load(str(directory), "sd", Settings())
+    with Bench(backend) as bench:
+        (made,) = bench.run([invert_job("sd", 48, ddim_options(20), verify=False)])
+    trajectory = torch.from_numpy(made.inversion.arrays["trajectory"])
+    (empty,) = backend.predict(Batch([Embed("")], 4))
+    unet = UNet2DConditionModel.from_pretrained(directory / "unet")
+    scheduler = DDIMInverseScheduler.from_pretrained(directory / "scheduler")
+    scheduler.set_timesteps(20)
+    latents = trajectory[0][None]
+    with torch.no_grad():
+        for timestep in scheduler.timesteps[: len(trajectory) - 1]:
+            predicted = unet(latents.float(), timestep, empty.prompt_embeds[None]).sample
+            latents = scheduler.step(predicted.double(), timestep, latents).prev_sample
+    torch.testing.assert_close(latents[0], trajectory[-1], rtol=1e-4, atol=1e-4)
 
 
 def test_edict_is_exact_on_checkpoints_of_every_kind(directory: Path) -> None:
@@ -118,6 +136,11 @@ def test_the_measurement_finds_a_network_that_depends_on_the_size() -> None:
     shapes = {"latent_shape": (4, 8, 8), "embeds_shape": (4, 8), "minimum": 2, "maximum": 16}
     assert is_batch_invariant(steady, **shapes)
     assert not is_batch_invariant(drifting, **shapes)
+
+
+def test_another_function_has_another_fingerprint() -> None:
+    infos = [load("", "mini", Settings(dtype=dtype)).facts.info for dtype in ("float32", "bfloat16", "float32")]
+    assert infos[0].fingerprint == infos[2].fingerprint != infos[1].fingerprint
 
 
 def test_what_the_text_encoder_cannot_read_is_reported(embedded: Backend) -> None:

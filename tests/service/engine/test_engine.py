@@ -1,18 +1,21 @@
 """The loop: sharing, progress, cancellation, deadlines, failures; on the closed-form network."""
 
+import queue
 import time
 
 import numpy as np
 import pytest
 from support.engine import Bench
 from support.jobs import diffedit, edict_options, edit_job, every_kind_of_job, invert_job
+from underpaint_server.backends.protocol import DeviceLost
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
-from underpaint_server.engine.messages import Advanced, Ended, Passed, Previewed, Split
+from underpaint_server.engine.engine import Engine
+from underpaint_server.engine.messages import Advanced, Ended, Passed, Previewed, Split, Start
 from underpaint_server.engine.names import method_name
 from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, NonFiniteLatents, OutOfMemory
 from underpaint_server.jobs import EdictEdit, Edited, EditJob, Inverted, Phase, Priority, SdEdit, Stored
 from underpaint_server.plans import plan, total_rows
-from underpaint_server.rows import Denoise
+from underpaint_server.rows import Decode, Denoise
 from underpaint_server.settings import Settings
 
 PX = SHAPE[1] * SCALE
@@ -175,6 +178,53 @@ def test_what_does_not_even_fit_alone_says_so() -> None:
     backend.memory_rows = 0
     with Bench(backend) as bench:
         assert isinstance(bench.run([invert_job("toy", PX)])[0], OutOfMemory)
+
+
+def test_riders_of_a_pinned_pass_that_does_not_fit_still_get_theirs() -> None:
+    backend = toy(invariant=False)
+    backend.memory_rows = 3
+    with Bench(backend) as bench:
+        exact, plain = bench.run([invert_job("toy", PX), edit_job("toy", PX, SdEdit(0.5, 20))])
+    assert isinstance(exact, OutOfMemory)
+    assert isinstance(plain, Edited)
+
+
+class BlindDecoder(ToyBackend):
+    """Fails its first decoding, which here is a preview."""
+
+    failures = 1
+
+    def predict(self, batch):
+        if isinstance(batch.rows[0], Decode) and self.failures:
+            self.failures -= 1
+            raise OutOfMemory("no room for the decoder")
+        return super().predict(batch)
+
+
+def test_a_preview_that_fails_is_left_out() -> None:
+    with Bench(BlindDecoder("toy", Settings())) as bench:
+        bench.start(1, edit_job("toy", PX, EdictEdit()), preview_every=4)
+        bench.start(2, edit_job("toy", PX, EdictEdit()))
+        outcomes = bench.until_ended(1, 2)
+        assert [p.preview.step for p in bench.reports if isinstance(p, Previewed)] == [8, 12]
+    assert all(isinstance(outcome, Edited) for outcome in outcomes.values())
+
+
+class Lost(ToyBackend):
+    """A device that computes nothing any more."""
+
+    def predict(self, batch):
+        if isinstance(batch.rows[0], Denoise):
+            raise DeviceLost("illegal memory access")
+        return super().predict(batch)
+
+
+def test_a_lost_device_ends_the_loop_so_that_the_process_is_replaced() -> None:
+    inbox, reports = queue.SimpleQueue(), []
+    inbox.put(Start(1, invert_job("toy", PX), Priority.NORMAL, time.monotonic(), None, 0))
+    with pytest.raises(DeviceLost):
+        Engine({"toy": Lost("toy", Settings())}, inbox, reports.append, 16).run()
+    assert not any(isinstance(report, Ended) for report in reports)
 
 
 def test_an_unknown_model_is_named() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from underpaint_server.diffusion.ddim import move
 from underpaint_server.diffusion.sampling import denoise, guided
+from underpaint_server.diffusion.schedule import Level
 from underpaint_server.diffusion.tasks import Editing, Inverting, Outcome
 from underpaint_server.jobs import DdimConvention, DdimInversion
 from underpaint_server.rows import Steps
@@ -23,7 +24,7 @@ def invert(task: Inverting) -> Steps[dict[str, Tensor]]:
     told_target = task.options.method.convention is DdimConvention.TARGET
     trajectory = [task.source]
     for s, t in pairwise(task.grid):
-        told = t if told_target else s
+        told = Level(t.timestep, s.alpha_bar) if told_target else s
         noise_pred = yield from guided(trajectory[-1], told, task.guidance)
         trajectory.append(move(trajectory[-1], noise_pred, s, t))
     return {"source": task.source, "trajectory": torch.stack(trajectory)}

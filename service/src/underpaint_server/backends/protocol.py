@@ -7,6 +7,11 @@ from underpaint_server.models.facts import Facts
 from underpaint_server.rows import Batch, Row
 
 
+class DeviceLost(Exception):
+    """The device computes nothing any more in this process, after an illegal access for example; only a new process
+    helps, and the supervisor starts one."""
+
+
 class Backend(Protocol):
     """One model on one device. Used by one thread only."""
 
@@ -16,7 +21,8 @@ class Backend(Protocol):
         """The answers of ``batch.rows``, in their order, from one forward pass of ``batch.size`` rows.
 
         At one and the same size, a row's answer has the same bits whatever its neighbours and its position are.
-        Raises :class:`OutOfMemory` when the device cannot hold the pass; the backend stays usable.
+        Raises :class:`OutOfMemory` when the device cannot hold the pass; the backend stays usable. Raises
+        :class:`DeviceLost` when it does not.
         """
         ...
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from underpaint_server.backends.invariance import is_batch_invariant
-from underpaint_server.backends.protocol import padded
+from underpaint_server.backends.invariance import fingerprint, is_batch_invariant
+from underpaint_server.backends.protocol import DeviceLost, padded
 from underpaint_server.errors import ModelNotReady, OutOfMemory
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.models import checkpoint
@@ -35,11 +35,12 @@ class TorchBackend:
     def __init__(self, model: StableDiffusion, model_id: str, settings: Settings) -> None:
         self._model = model
         self._settings = settings
-        self._classes: dict[tuple[int, ...], int | None] = {}
         _tile_conditioning(model.unet)
         width, height = model.native_px
         channels = int(model.unet.config.in_channels)
-        native = (channels, height // model.vae_scale, width // model.vae_scale)
+        self._native = (channels, height // model.vae_scale, width // model.vae_scale)
+        self._embeds = (model.prompt_tokens, int(model.unet.config.cross_attention_dim))
+        self._invariant = self._may_measure() and self._is_invariant()
         info = ModelInfo(
             id=model_id,
             digest=model.digest,
@@ -50,7 +51,8 @@ class TorchBackend:
             size_multiple=model.size_multiple,
             default_steps=DEFAULT_STEPS,
             prompt_tokens=model.prompt_tokens,
-            batch_class=self.batch_class(Denoise, native),
+            batch_class=self.batch_class(Denoise, self._native),
+            fingerprint=self._fingerprint(),
         )
         self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device)
 
@@ -71,15 +73,14 @@ class TorchBackend:
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemory(f"{len(rows)} rows do not fit the device") from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost(str(error)) from error
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
-        """See :class:`Backend`. The network is measured at each new latent shape, when that shape first comes."""
+        """See :class:`Backend`. Only the model's own shape is measured, at start; exact jobs of others are pinned."""
         if kind is not Denoise:
             return SIDE_STAGES[kind]
-        if shape not in self._classes:
-            invariant = self._may_measure() and self._is_invariant(shape)
-            self._classes[shape] = None if invariant else self._settings.exact_batch_class
-        return self._classes[shape]
+        return None if self._invariant and shape == self._native else self._settings.exact_batch_class
 
     def minimum(self, kind: type[Row]) -> int:
         """See :class:`Backend`."""
@@ -87,7 +88,7 @@ class TorchBackend:
 
     def memory_bytes(self) -> dict[str, int]:
         """See :class:`Backend`."""
-        device = self._model.unet.device
+        device = self.facts.device
         if device.type != "cuda":
             return {}
         return {
@@ -113,17 +114,24 @@ class TorchBackend:
         heavy = self._model.unet.device.type == "cpu" and self._model.unet.num_parameters() > CPU_MEASURED_PARAMETERS
         return self._settings.exact_batching is ExactBatching.AUTO and not heavy
 
+    def _is_invariant(self) -> bool:
+        try:
+            return is_batch_invariant(
+                self._noise_preds, self._native, self._embeds, minimum=MINIMUM, maximum=self._settings.max_batch_size
+            )
+        except torch.OutOfMemoryError:  # the largest pass does not fit: the class, which is smaller, may
+            torch.cuda.empty_cache()
+            return False
+
+    def _fingerprint(self) -> str:
+        size = MINIMUM if self._invariant else self._settings.exact_batch_class
+        return fingerprint(self._noise_preds, self._native, self._embeds, size=size)
+
     @torch.inference_mode()
-    def _is_invariant(self, shape: tuple[int, ...]) -> bool:
+    def _noise_preds(self, latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:
         device = self._model.unet.device
-
-        def noise_preds(latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:
-            rows = zip(latents.double().to(device), timesteps, embeds.to(device), strict=True)
-            return self._model.noise_preds([Denoise(x, t, 0.5, e) for x, t, e in rows])
-
-        embeds_shape = (self._model.prompt_tokens, int(self._model.unet.config.cross_attention_dim))
-        maximum = self._settings.max_batch_size
-        return is_batch_invariant(noise_preds, shape, embeds_shape, minimum=MINIMUM, maximum=maximum)
+        rows = zip(latents.double().to(device), timesteps, embeds.to(device), strict=True)
+        return self._model.noise_preds([Denoise(x, t, 0.5, e) for x, t, e in rows])
 
 
 class TiledLinear(nn.Module):
@@ -158,7 +166,7 @@ def _tile_conditioning(unet: nn.Module) -> None:
 def _prepare(settings: Settings) -> torch.device:
     if settings.device is Device.CUDA and not torch.cuda.is_available():
         raise ModelNotReady("device is cuda, but torch sees none here; use --device cpu")
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False

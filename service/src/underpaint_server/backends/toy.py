@@ -42,6 +42,7 @@ class ToyBackend:
             default_steps=20,
             prompt_tokens=16,
             batch_class=self._class,
+            fingerprint=f"toy-{self._class}",
         )
         self.facts = Facts(info, Schedule(scaled_linear(), steps_offset=1), SHAPE[0], SCALE, torch.device("cpu"))
         self.memory_rows: int | None = None

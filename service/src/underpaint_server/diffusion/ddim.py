@@ -5,6 +5,7 @@
 
 from math import sqrt
 
+import torch
 from torch import Tensor
 
 from underpaint_server.diffusion.schedule import Level
@@ -38,5 +39,7 @@ def epsilon_from_v(latents: Tensor, v_pred: Tensor, alpha_bar: float) -> Tensor:
 
 
 def epsilon_from_x0(latents: Tensor, x0_pred: Tensor, alpha_bar: float) -> Tensor:
-    """Noise prediction of a network that predicts the clean latents."""
+    """Noise prediction of a network that predicts the clean latents; none where there is no noise."""
+    if alpha_bar == 1.0:
+        return torch.zeros_like(latents)
     return (latents - sqrt(alpha_bar) * x0_pred) / sqrt(1 - alpha_bar)

@@ -23,7 +23,8 @@ class Guidance:
 
 
 def guided(latents: Tensor, level: Level, guidance: Guidance) -> Steps[Tensor]:
-    """Guided noise prediction (c, h, w), float64; the network is told that ``latents`` are at ``level``."""
+    """Guided noise prediction (c, h, w), float64: ``latents`` are at ``level.alpha_bar``, the network is told
+    ``level.timestep``."""
     towards = Denoise(latents, level.timestep, level.alpha_bar, guidance.prompt_embeds)
     if guidance.scale == 1.0:
         (noise_pred,) = yield [towards]

@@ -8,12 +8,13 @@ from typing import Any
 
 import structlog
 
-from underpaint_server.backends.protocol import Backend
+from underpaint_server.backends.protocol import Backend, DeviceLost
 from underpaint_server.engine import pictures
 from underpaint_server.engine.messages import (
     Advanced,
     Cancel,
     Ended,
+    Extend,
     Order,
     Passed,
     Previewed,
@@ -73,6 +74,9 @@ class Engine:
                     self._start(order)
                 case Cancel(id=job):
                     self._end(job, Cancelled("cancelled by the caller"))
+                case Extend(id=job, deadline=deadline):
+                    if job in self._runs:
+                        self._runs[job].deadline = deadline
                 case Stop():
                     self._stopping = True
                     return
@@ -87,7 +91,7 @@ class Engine:
             self._report(Ended(order.id, _as_known(error)))
 
     def _drop_late(self) -> None:
-        late = [id_ for id_, run in self._runs.items() if run.start.deadline is not None and run.start.deadline < now()]
+        late = [id_ for id_, run in self._runs.items() if run.deadline is not None and run.deadline < now()]
         for id_ in late:
             self._end(id_, DeadlinePassed("the deadline passed while the work was running"))
 
@@ -126,20 +130,30 @@ class Engine:
         rows = [self._runs[ticket.job].row(ticket.index) for ticket in chosen.tickets]
         try:
             return list(self._backends[key.model].predict(Batch(rows, chosen.size)))
+        except DeviceLost:
+            raise
         except OutOfMemory as error:
-            if len(chosen.tickets) == 1 or key.batch_class is not None:
-                return [error] * len(rows)
-            self._caps[key] = len(rows) // 2
-            self._report(Split(key.model, "oom"))
-            middle = len(rows) // 2
-            halves = (chosen.tickets[:middle], chosen.tickets[middle:])
-            sizes = (max(len(half), self._minimum(key)) for half in halves)
-            return [a for half, size in zip(halves, sizes, strict=True) for a in self._attempt(Pass(half, size))]
+            return self._attempt_smaller(chosen, error)
         except Exception as error:
             if len({ticket.job for ticket in chosen.tickets}) == 1:
                 return [error] * len(rows)
             self._report(Split(key.model, "error"))
             return [self._attempt(replace(chosen, tickets=(ticket,)))[0] for ticket in chosen.tickets]
+
+    def _attempt_smaller(self, chosen: Pass, error: OutOfMemory) -> list[Any]:
+        """The device cannot hold the pass. Rows of a batch class cannot have a smaller one; all others can."""
+        pinned = [ticket for ticket in chosen.tickets if ticket.key.batch_class is not None]
+        free = chosen.tickets[len(pinned) :]
+        if not free or (len(free) == 1 and not pinned):
+            return [error] * len(chosen.tickets)
+        self._report(Split(free[0].key.model, "oom"))
+        middle = len(free) if pinned else len(free) // 2
+        self._caps[free[0].key] = middle
+        answers: list[Any] = [error] * len(pinned)
+        for part in (free[:middle], free[middle:]):
+            if part:
+                answers += self._attempt(Pass(part, max(len(part), self._minimum(part[0].key))))
+        return answers
 
     # --- advance -------------------------------------------------------------------------------------------------
 
@@ -175,14 +189,20 @@ class Engine:
             self._report(Advanced(run.start.id, run.progress.snapshot(now()), run.progress.rows))
         guess = run.take_preview() if moved else None
         if guess is not None:
-            self._report(Previewed(run.start.id, Preview(self._look(run, guess), run.progress.step)))
+            self._show(run, guess)
 
-    def _look(self, run: Run, guess: Decode) -> Any:
-        """A preview, decoded on the spot: only calls that ask for previews wait for them."""
+    def _show(self, run: Run, guess: Decode) -> None:
+        """A preview, decoded on the spot. One that fails is left out: it is no part of the answer."""
         backend = self._backends[run.start.job.model]
         size = backend.batch_class(Decode, tuple(guess.latents.shape)) or backend.minimum(Decode)
-        (image,) = backend.predict(Batch([guess], size))
-        return pictures.picture(image)
+        try:
+            (image,) = backend.predict(Batch([guess], size))
+        except DeviceLost:
+            raise
+        except Exception as error:
+            log.warning("preview failed", error=str(error))
+            return
+        self._report(Previewed(run.start.id, Preview(pictures.picture(image), run.progress.step)))
 
 
 def _as_known(error: Exception) -> UnderpaintError:

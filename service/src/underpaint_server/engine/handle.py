@@ -15,6 +15,7 @@ from underpaint_server.engine.messages import (
     Advanced,
     Cancel,
     Ended,
+    Extend,
     Passed,
     Previewed,
     Ready,
@@ -46,7 +47,9 @@ log = structlog.get_logger(__name__)
 WATCH_S = 0.25
 """How often deadlines of waiting jobs and the engine's pulse are looked at."""
 STALL_S = 60.0
-"""An engine that has work and makes no pass for this long, and for 10 times its usual pass, is ended and restarted."""
+"""An engine that has work and makes no pass for this long, and for 10 times a full pass, is ended and restarted."""
+FIRST_PASS_S = 600.0
+"""The same before its first pass, when nothing is known of it yet."""
 RESTART_S = 2.0
 """What callers are told to wait while the engine restarts."""
 
@@ -91,7 +94,11 @@ class EngineHandle:
     @property
     def stalled(self) -> bool:
         """Whether the engine has work and makes no passes."""
-        return bool(self._running) and self._pace.silent_s(time.monotonic()) > max(STALL_S, 10 * self._pace.pass_s)
+        if self._pace.row_s == 0:
+            limit_s = FIRST_PASS_S
+        else:
+            limit_s = max(STALL_S, 10 * self._pace.row_s * self._settings.max_batch_size)
+        return bool(self._running) and self._pace.silent_s(time.monotonic()) > limit_s
 
     @property
     def num_running(self) -> int:
@@ -157,7 +164,7 @@ class EngineHandle:
         self._check_open()
         now = time.monotonic()
         deadline = None if deadline_s is None else now + deadline_s
-        handle = JobHandle(next(self._ids), job, priority, now, deadline, preview_every, self._cancel)
+        handle = JobHandle(next(self._ids), job, priority, now, deadline, preview_every, self._cancel, self._extend)
         ahead = [other for other in self._waiting if other.priority >= priority]
         self._check_deadline(handle, ahead, deadline_s)
         if len(self._running) >= self._settings.max_running and len(self._waiting) >= self.queue_capacity:
@@ -182,10 +189,10 @@ class EngineHandle:
                 return
 
     def _check_deadline(self, handle: JobHandle, ahead: list[JobHandle], deadline_s: float | None) -> None:
-        """Refuse what cannot finish in time even if running jobs cost nothing; the estimate leans to letting in."""
+        """Refuse what cannot finish in time even at the best recent pace and if running jobs cost nothing."""
         busy = len(self._running) >= self._settings.max_running
         rows = handle.rows_left + (sum(job.rows_left for job in ahead) if busy else 0)
-        estimate_s = rows * self._pace.row_s
+        estimate_s = rows * self._pace.fast_row_s(time.monotonic())
         if deadline_s is not None and estimate_s > deadline_s:
             self._metrics.on_deadline_missed(method=method_name(handle.job), stage="at_admission")
             raise DeadlineUnattainable(
@@ -225,6 +232,10 @@ class EngineHandle:
             job.cancelled_at = time.monotonic()
             self._engine.tell(Cancel(job.id))
             job.end(Cancelled("cancelled while running"))
+
+    def _extend(self, job: JobHandle) -> None:
+        if job.id in self._running:
+            self._engine.tell(Extend(job.id, job.deadline))
 
     def _settle(self, job: JobHandle, outcome: UnderpaintError) -> None:
         """End a job from the front's side and forget it."""
@@ -293,6 +304,7 @@ class EngineHandle:
             self._metrics.on_deadline_missed(method=method, stage="running")
         elif not isinstance(report.outcome, UnderpaintError):
             self._measure(method, job.priority, report.outcome.usage)
+            self._engine.calm_down()
         job.end(report.outcome)
         self._dispatch()
 

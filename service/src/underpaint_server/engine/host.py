@@ -2,12 +2,17 @@
 
 import asyncio
 import multiprocessing
+import queue
 import threading
 from collections.abc import Callable
+
+import structlog
 
 from underpaint_server.engine import worker
 from underpaint_server.engine.messages import Order, Report, Stop
 from underpaint_server.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 STOP_S = 5.0
 
@@ -32,7 +37,9 @@ class EngineProcess:
         self._process = context.Process(target=worker.main, args=(theirs, settings), name="engine", daemon=True)
         self._process.start()
         theirs.close()
+        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="engine reports", daemon=True).start()
+        threading.Thread(target=self._send, name="engine orders", daemon=True).start()
 
     @property
     def pid(self) -> int | None:
@@ -40,11 +47,8 @@ class EngineProcess:
         return self._process.pid
 
     def tell(self, order: Order) -> None:
-        """Send an order; one that the child no longer reads is lost with it, and ``on_exit`` follows."""
-        try:
-            self._pipe.send(order)
-        except (BrokenPipeError, OSError):
-            return
+        """Send an order, without waiting for the child to read it; what a dead child never read is lost with it."""
+        self._orders.put(order)
 
     def kill(self) -> None:
         """End the child at once; ``on_exit`` follows."""
@@ -57,13 +61,26 @@ class EngineProcess:
         self._process.kill()
         await asyncio.to_thread(self._process.join)
 
+    def _send(self) -> None:
+        """On a thread of its own: a pipe that nobody reads would otherwise stop the loop, and with it the watchdog."""
+        try:
+            while (order := self._orders.get()) is not None:
+                self._pipe.send(order)
+        except OSError:  # the child is gone, which _listen hears too
+            return
+
     def _listen(self) -> None:
         try:
             while True:
                 self._call(self._on_report, self._pipe.recv())
         except (EOFError, OSError):
-            self._process.join()
-            self._call(self._on_exit, self._process.exitcode)
+            pass
+        except Exception:
+            log.exception("a report of the engine cannot be read")
+            self._process.kill()
+        self._process.join()
+        self._orders.put(None)
+        self._call(self._on_exit, self._process.exitcode)
 
     def _call(self, function: Callable[..., None], argument: object) -> None:
         try:

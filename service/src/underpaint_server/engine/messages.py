@@ -29,11 +29,19 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Extend:
+    """Somebody who can wait longer waits for this job too; None is no deadline."""
+
+    id: int
+    deadline: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave the loop."""
 
 
-Order = Start | Cancel | Stop
+Order = Start | Cancel | Extend | Stop
 
 # --- engine to front ----------------------------------------------------------------------------------------------
 

@@ -88,6 +88,7 @@ def _run_inverter(
         width=source.shape[2] * model.vae_scale,
         height=source.shape[1] * model.vae_scale,
         batch_class=batch_class,
+        fingerprint=model.info.fingerprint,
         arrays={name: array.cpu().numpy() for name, array in arrays.items()},
     )
 

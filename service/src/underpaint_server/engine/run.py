@@ -24,6 +24,7 @@ class Run:
     def __init__(self, start: Start, backend: Backend) -> None:
         """Starts the generator up to its first group; whatever that raises is the job's own error."""
         self.start = start
+        self.deadline = start.deadline
         self.method = method_name(start.job)
         self.result: Result | None = None
         self.served = 0

@@ -15,7 +15,7 @@ from underpaint_server.telemetry import Metrics
 log = structlog.get_logger(__name__)
 
 MAX_CRASHES = 5
-"""Crashes in a row, without becoming ready in between, after which the engine counts as failed."""
+"""Crashes in a row, without a job that ended well in between, after which the engine counts as failed."""
 FIRST_DELAY_S = 0.2
 """Before the first restart; twice that before the next, and so on."""
 
@@ -74,6 +74,10 @@ class Supervisor:
             self._reason = "stall"
             self._process.kill()
 
+    def calm_down(self) -> None:
+        """A job ended well: the crashes before it do not count any more."""
+        self._crashes = 0
+
     async def wait_ready(self) -> None:
         """Until the state is READY; raises :class:`ModelNotReady` if it never will be."""
         while self.state in (EngineState.STARTING, EngineState.RESTARTING):
@@ -96,7 +100,6 @@ class Supervisor:
             self._fail(report.error.message)
             return
         if isinstance(report, Ready):
-            self._crashes = 0
             self._set(EngineState.READY)
         self._listener.on_report(report)
 

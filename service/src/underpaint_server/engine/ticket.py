@@ -35,6 +35,7 @@ class JobHandle:
         deadline: float | None,
         preview_every: int,
         on_cancel: Callable[["JobHandle"], None],
+        on_extend: Callable[["JobHandle"], None],
     ) -> None:
         self.id = id_
         self.job = job
@@ -45,6 +46,7 @@ class JobHandle:
         self.rows_left = total_rows(job)
         self.cancelled_at: float | None = None
         self._on_cancel = on_cancel
+        self._on_extend = on_extend
         self._progress = _Slot(Progress(Phase.QUEUED, 0, 0, 0.0), 1)
         self._preview = _Slot()
         self._position = 0
@@ -90,6 +92,16 @@ class JobHandle:
         if isinstance(self._outcome, UnderpaintError):
             raise self._outcome
         return self._outcome
+
+    def extend(self, deadline: float | None) -> None:
+        """Somebody with another deadline waits for this too: the later of the two counts, None for none at all.
+
+        ``deadline`` is a reading of ``time.monotonic``.
+        """
+        if self.done or self.deadline is None or (deadline is not None and deadline <= self.deadline):
+            return
+        self.deadline = deadline
+        self._on_extend(self)
 
     def cancel(self) -> None:
         """Give the job up; its rows are free before the next pass. Nothing happens if it has ended."""

@@ -1,0 +1,225 @@
+"""The front's side of the engine, with a real engine process behind it."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+from support.jobs import disc, edict_options, edit_job, invert_job
+from underpaint_server.backends.toy import SCALE, SHAPE
+from underpaint_server.engine.handle import EngineHandle
+from underpaint_server.engine.supervisor import EngineState
+from underpaint_server.errors import (
+    Cancelled,
+    DeadlinePassed,
+    DeadlineUnattainable,
+    Draining,
+    ModelLoading,
+    ModelNotReady,
+    QueueFull,
+    WorkerRestarted,
+)
+from underpaint_server.jobs import Inverted, Photo, Priority, SdEdit
+from underpaint_server.settings import Settings
+from underpaint_server.telemetry import Metrics
+
+PX = SHAPE[1] * SCALE
+SETTINGS = Settings(models="toy=toy:", max_running=2, queue_capacity=2)
+LONG = invert_job("toy", PX, edict_options(1000))
+SHORT = invert_job("toy", PX, edict_options(10))
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def started() -> AsyncIterator[EngineHandle]:
+    handle = EngineHandle(SETTINGS, Metrics())
+    await handle.start()
+    await handle.wait_ready()
+    yield handle
+    await handle.close()
+
+
+engine = pytest_asyncio.fixture(started, scope="module", loop_scope="module", name="engine")
+"""One for all tests that leave it as it was; starting a process takes seconds."""
+
+fresh = pytest_asyncio.fixture(started, loop_scope="module", name="fresh")
+"""One for a test that ends it."""
+
+
+def submit(engine: EngineHandle, job: object, priority: Priority = Priority.NORMAL, deadline_s: float | None = None):
+    return engine.submit(job, priority=priority, deadline_s=deadline_s)
+
+
+def child() -> psutil.Process:
+    """The youngest engine process."""
+    spawned = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    return max(spawned, key=psutil.Process.create_time)
+
+
+async def until(condition) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never happened")
+
+
+async def test_work_goes_through(engine: EngineHandle) -> None:
+    result = await submit(engine, SHORT).result()
+    assert isinstance(result, Inverted)
+    assert list(engine.models) == list(engine.configured) == ["toy"]
+    assert engine.num_running == 0
+    assert engine.last_pass_at == pytest.approx(time.time(), abs=60)
+
+
+async def test_before_the_models_are_loaded_callers_are_told_when_to_come_back() -> None:
+    handle = EngineHandle(SETTINGS, Metrics())
+    await handle.start()
+    with pytest.raises(ModelLoading) as caught:
+        submit(handle, SHORT)
+    assert caught.value.retry_after_s > 0
+    await handle.close()
+
+
+async def test_the_queue_is_bounded_ordered_and_knows_its_places(engine: EngineHandle) -> None:
+    running = [submit(engine, LONG), submit(engine, LONG)]
+    normal = submit(engine, SHORT)
+    urgent = submit(engine, SHORT, Priority.INTERACTIVE)
+    assert [job.queue_position for job in (*running, urgent, normal)] == [0, 0, 1, 2]
+    with pytest.raises(QueueFull) as caught:
+        submit(engine, SHORT)
+    assert caught.value.retry_after_s > 0
+    assert engine.num_waiting(Priority.INTERACTIVE) == engine.num_waiting(Priority.NORMAL) == 1
+    running[0].cancel()
+    await urgent.result()
+    running[1].cancel()
+    await normal.result()
+    with pytest.raises(Cancelled):
+        await running[0].result()
+
+
+async def test_a_crash_costs_the_jobs_inside_and_no_others(engine: EngineHandle) -> None:
+    inside, waiting = [submit(engine, LONG), submit(engine, LONG)], submit(engine, SHORT)
+    await asyncio.sleep(0.05)
+    child().kill()
+    for job in inside:
+        with pytest.raises(WorkerRestarted):
+            await job.result()
+    with pytest.raises(WorkerRestarted):
+        submit(engine, SHORT)
+    assert engine.state is EngineState.RESTARTING
+    assert isinstance(await waiting.result(), Inverted)
+
+
+async def test_an_engine_that_keeps_dying_is_given_up(fresh: EngineHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("underpaint_server.engine.supervisor.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("underpaint_server.engine.supervisor.MAX_CRASHES", 1)
+    for _ in range(2):
+        await until(lambda: fresh.state is EngineState.READY)
+        child().kill()
+        await until(lambda: fresh.state is not EngineState.READY)
+    assert fresh.state is EngineState.FAILED
+    with pytest.raises(ModelNotReady, match="in a row"):
+        submit(fresh, SHORT)
+
+
+async def test_a_model_that_cannot_be_loaded_says_why() -> None:
+    handle = EngineHandle(Settings(models="mine=/nowhere/at/all"), Metrics())
+    await handle.start()
+    with pytest.raises(ModelNotReady, match="allow-network"):
+        await handle.wait_ready()
+    assert handle.state is EngineState.FAILED
+    await handle.close()
+
+
+async def test_an_engine_that_does_not_read_never_stops_the_front(engine: EngineHandle) -> None:
+    process = child()
+    big = edit_job("toy", PX, SdEdit(0.5, 5), Photo(disc(1024)))
+    process.send_signal(signal.SIGSTOP)
+    try:
+        job = submit(engine, big)  # larger than any pipe's buffer
+        await asyncio.sleep(0.05)  # the loop goes on
+        assert not job.done
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert (await job.result()).pixels.shape == (1024, 1024, 3)
+
+
+async def test_a_stalled_engine_is_ended_and_comes_back(engine: EngineHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+    await submit(engine, SHORT).result()
+    monkeypatch.setattr("underpaint_server.engine.handle.STALL_S", 0.3)
+    child().send_signal(signal.SIGSTOP)
+    with pytest.raises(WorkerRestarted):
+        await submit(engine, SHORT).result()
+    monkeypatch.undo()
+    await until(lambda: engine.state is EngineState.READY)
+    assert isinstance(await submit(engine, SHORT).result(), Inverted)
+
+
+async def test_deadlines_are_held_in_the_queue_and_in_the_engine(engine: EngineHandle) -> None:
+    running = [submit(engine, LONG, deadline_s=0.2), submit(engine, LONG)]
+    waiting = submit(engine, SHORT, deadline_s=0.05)
+    for job in (waiting, running[0]):
+        with pytest.raises(DeadlinePassed):
+            await job.result()
+    running[1].cancel()
+
+
+async def test_a_later_deadline_counts_for_everybody_who_waits(engine: EngineHandle) -> None:
+    job = submit(engine, LONG, deadline_s=0.2)
+    job.extend(time.monotonic() + 0.1)  # earlier: nothing changes
+    job.extend(None)
+    await asyncio.sleep(0.4)
+    assert not job.done
+    job.cancel()
+
+
+async def test_what_cannot_be_done_in_time_is_refused_with_the_estimate(engine: EngineHandle) -> None:
+    await submit(engine, SHORT).result()
+    with pytest.raises(DeadlineUnattainable) as caught:
+        submit(engine, LONG, deadline_s=1e-4)
+    assert float(caught.value.metadata["estimate_s"]) > 1e-4
+    assert engine.num_running == 0
+
+
+async def test_draining_finishes_what_there_is_and_takes_nothing_new(fresh: EngineHandle) -> None:
+    job = submit(fresh, SHORT)
+    drain = asyncio.create_task(fresh.drain(30))
+    await asyncio.sleep(0)
+    with pytest.raises(Draining):
+        submit(fresh, SHORT)
+    await drain
+    assert isinstance(await job.result(), Inverted)
+
+
+async def test_draining_ends_what_takes_too_long(fresh: EngineHandle) -> None:
+    job = submit(fresh, LONG)
+    await fresh.drain(0.05)
+    with pytest.raises(Draining):
+        await job.result()
+
+
+async def test_several_readers_see_progress_that_never_falls(engine: EngineHandle) -> None:
+    job = submit(engine, invert_job("toy", PX, edict_options(200)))
+
+    async def fractions() -> list[float]:
+        return [event.fraction async for event in job.events()]
+
+    for seen in await asyncio.gather(fractions(), fractions()):
+        assert seen
+        assert seen == sorted(seen)
+
+
+async def test_jobs_leave_nothing_behind(engine: EngineHandle) -> None:
+    results = [await submit(engine, SHORT).result() for _ in range(20)]
+    first = results[0].inversion.arrays["x"]
+    assert all(np.array_equal(first, other.inversion.arrays["x"]) for other in results)
+    assert engine.num_running == 0
+    assert engine.backlog_s == 0
+    assert os.path.exists(f"/proc/{child().pid}")
