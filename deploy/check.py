@@ -3,6 +3,7 @@
 Run with the Python that has the server and deploy/requirements.txt installed. One line a check; exits 1 if one failed.
 """
 
+import math
 import re
 import shutil
 import subprocess
@@ -152,6 +153,19 @@ def bytes_of(quantity: str) -> int:
     return int(quantity[:-2]) * units[quantity[-2:]]
 
 
+def thread_problems(manifests: list[Manifest]) -> Iterator[str]:
+    # By default the engine takes all cores of its node: pods on different nodes could not undo each other's inversions.
+    [container] = pod_of(manifests)["spec"]["containers"]
+    cores = math.ceil(cores_of(container["resources"]["requests"]["cpu"]))
+    threads = settings_of(manifests).threads
+    if threads != cores:
+        yield f"UNDERPAINT_THREADS is {threads}, the CPU request is for {cores}"
+
+
+def cores_of(quantity: str) -> float:
+    return int(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+
+
 def security_problems(manifests: list[Manifest]) -> Iterator[str]:
     pod = pod_of(manifests)["spec"]
     [container] = pod["containers"]
@@ -252,6 +266,7 @@ MANIFEST_CHECKS: dict[str, Callable[[list[Manifest]], Iterator[str]]] = {
     "DNS": dns_problems,
     "ports": port_problems,
     "settings": settings_problems,
+    "threads": thread_problems,
     "security": security_problems,
 }
 

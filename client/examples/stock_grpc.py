@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 from sample import SOURCE_PROMPT, TARGET_PROMPT, flags, red_circle_png
 from underpaint.v1 import edit_service_pb2 as pb
 from underpaint.v1 import edit_service_pb2_grpc as stubs

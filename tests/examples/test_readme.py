@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.jobs import disc
-
 from PIL import Image
+from support.jobs import disc
 from underpaint_server.local import LocalServer
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
 from underpaint.v1 import (
     direction_service_pb2_grpc,
@@ -67,6 +67,7 @@ MINI = ModelInfo(
     default_steps=20,
     prompt_tokens=77,
     batch_class=None,
+    fingerprint="f" * 64,
 )
 
 
@@ -84,7 +85,7 @@ class ArithmeticEngine:
         self.handles: list[JobHandle] = []
         self.deadlines: list[float | None] = []
         self.cancelled: list[JobHandle] = []
-        self.submitted = asyncio.Event()
+        self.submitted, self.extended = asyncio.Event(), asyncio.Event()
         self.num_running, self.queue_capacity, self.backlog_s, self.last_pass_at = 0, 4, 0.0, None
         self._ids = itertools.count(1)
 
@@ -98,7 +99,11 @@ class ArithmeticEngine:
     def submit(self, job: Job, *, priority: Priority, deadline_s: float | None, preview_every: int = 0) -> JobHandle:
         if self.refusals:
             raise self.refusals.pop(0)
-        handle = JobHandle(next(self._ids), job, priority, time.monotonic(), None, preview_every, self._cancel)
+        now = time.monotonic()
+        deadline = None if deadline_s is None else now + deadline_s
+        handle = JobHandle(
+            next(self._ids), job, priority, now, deadline, preview_every, self._cancel, lambda _: self.extended.set()
+        )
         self.handles.append(handle)
         self.deadlines.append(deadline_s)
         self.submitted.set()
@@ -152,7 +157,7 @@ def _invert(photo: Photo, options: InversionOptions, model: ModelInfo) -> Invers
         arrays |= {"x": random.standard_normal((4, 6, 8)), "y": random.standard_normal((4, 6, 8))}
     else:
         arrays |= {"trajectory": random.standard_normal((3, 4, 6, 8))}
-    return Inversion(model.id, model.digest, options, width, height, model.batch_class, arrays)
+    return Inversion(model.id, model.digest, options, width, height, model.batch_class, arrays, model.fingerprint)
 
 
 def _size(job: Any) -> tuple[int, int]:
@@ -202,7 +207,7 @@ async def started(settings: Settings = SETTINGS) -> AsyncIterator[Wire]:
     """The front process of these settings, without the process."""
     metrics = Metrics()
     store = await InversionStore.open(
-        "memory:///", max_bytes=settings.store_bytes, ttl_s=settings.store_ttl_s, metrics=metrics
+        settings.store_url, max_bytes=settings.store_bytes, ttl_s=settings.store_ttl_s, metrics=metrics
     )
     engine = ArithmeticEngine()
     metrics.watch_engine(engine)

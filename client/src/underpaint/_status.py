@@ -32,6 +32,7 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.UNAVAILABLE, "DRAINING"): errors.Draining,
     (_Code.UNAVAILABLE, "MODEL_LOADING"): errors.ModelLoading,
     (_Code.UNAVAILABLE, "WORKER_RESTARTED"): errors.WorkerRestarted,
+    (_Code.UNAVAILABLE, "STORE_UNAVAILABLE"): errors.StoreUnavailable,
     (_Code.DEADLINE_EXCEEDED, ""): errors.DeadlinePassed,
     (_Code.DEADLINE_EXCEEDED, "DEADLINE_UNATTAINABLE"): errors.DeadlineUnattainable,
     (_Code.DEADLINE_EXCEEDED, "DEADLINE_PASSED"): errors.DeadlinePassed,
@@ -81,7 +82,7 @@ def _kind(code: grpc.StatusCode, reason: str) -> type[UnderpaintError]:
 
 def _details(trailers: Any) -> "tuple[Message, ...]":
     from google.protobuf.message import DecodeError
-    from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+    from google.rpc import error_details_pb2, status_pb2
 
     payload = next((value for key, value in trailers or () if key == _TRAILER), b"")
     found: list[Message] = []

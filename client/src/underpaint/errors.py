@@ -19,6 +19,7 @@
     │   ├── Draining                      DRAINING
     │   ├── ModelLoading                  MODEL_LOADING
     │   ├── WorkerRestarted               WORKER_RESTARTED
+    │   ├── StoreUnavailable              STORE_UNAVAILABLE: inversions are out of the server's reach
     │   └── ConnectionFailed              nobody answers, or the connection broke
     ├── DeadlineExceeded
     │   ├── DeadlineUnattainable          DEADLINE_UNATTAINABLE: refused at once, ``metadata`` has estimate_s
@@ -138,7 +139,7 @@ class PreconditionFailed(UnderpaintError):
 
 
 class InversionModelMismatch(PreconditionFailed):
-    """The inversion was made by other weights."""
+    """The inversion was made by other weights, or an exact one by a server that computes otherwise; invert again."""
 
 
 class ModelNotReady(PreconditionFailed):
@@ -163,6 +164,10 @@ class ModelLoading(Unavailable):
 
 class WorkerRestarted(Unavailable):
     """The worker died with this work in it and is coming back."""
+
+
+class StoreUnavailable(Unavailable):
+    """The server cannot reach the place of its inversions; edits of an image work all the same."""
 
 
 class ConnectionFailed(Unavailable):

@@ -205,8 +205,10 @@ class Resolved:
 
     @property
     def seed(self) -> int:
-        """Seed that was used."""
-        return self.message.seed
+        """Seed of the noise that was drawn: a generated picture's where the edit itself draws none, else the edit's."""
+        source, method = self.message.WhichOneof("source"), self.message.WhichOneof("method")
+        drawn = source == "generated" and method in ("ddim", "edict")
+        return self.message.generated.seed if drawn else self.message.seed
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, in the field names of the contract."""

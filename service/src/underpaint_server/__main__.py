@@ -23,7 +23,8 @@ def main() -> None:
 def _explain(error: ValidationError) -> int:
     for wrong in error.errors():
         place = ".".join(str(part) for part in wrong["loc"])
-        print(f"underpaint-server: {place + ': ' if place else ''}{wrong['msg']}", file=sys.stderr)
+        message = wrong["msg"].removeprefix("Value error, ")
+        print(f"underpaint-server: {place + ': ' if place else ''}{message}", file=sys.stderr)
     return 2
 
 

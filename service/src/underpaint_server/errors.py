@@ -18,7 +18,8 @@
     │   ├── QueueFull                 QUEUE_FULL
     │   ├── Draining                  DRAINING
     │   ├── ModelLoading              MODEL_LOADING
-    │   └── WorkerRestarted           WORKER_RESTARTED
+    │   ├── WorkerRestarted           WORKER_RESTARTED
+    │   └── StoreUnavailable          STORE_UNAVAILABLE     the place of the inversions is out of reach
     ├── DeadlineExceeded
     │   ├── DeadlineUnattainable      DEADLINE_UNATTAINABLE refused at admission, with the estimate
     │   └── DeadlinePassed            DEADLINE_PASSED       while queued or running
@@ -125,7 +126,7 @@ class PreconditionFailed(UnderpaintError):
 
 
 class InversionModelMismatch(PreconditionFailed):
-    """The inversion was made by other weights."""
+    """The inversion was made by other weights, or an exact one by another function of them."""
 
     reason = "INVERSION_MODEL_MISMATCH"
 
@@ -162,6 +163,12 @@ class WorkerRestarted(Unavailable):
     """The engine process died with this work in it and is coming back."""
 
     reason = "WORKER_RESTARTED"
+
+
+class StoreUnavailable(Unavailable):
+    """The place where inversions live does not answer; edits that start from an image go on without it."""
+
+    reason = "STORE_UNAVAILABLE"
 
 
 class DeadlineExceeded(UnderpaintError):

@@ -13,7 +13,7 @@ from obstore.exceptions import BaseError
 from prometheus_client import start_http_server
 
 from underpaint_server.engine.handle import EngineHandle
-from underpaint_server.errors import ModelNotReady
+from underpaint_server.errors import ModelNotReady, StoreUnavailable
 from underpaint_server.rpc.front import Front
 from underpaint_server.rpc.health import Health
 from underpaint_server.rpc.server import build_server
@@ -41,8 +41,8 @@ async def serve(settings: Settings) -> int:
         store = await InversionStore.open(
             settings.store_url, max_bytes=settings.store_bytes, ttl_s=settings.store_ttl_s, metrics=metrics
         )
-    except (ValueError, OSError, BaseError) as error:
-        _log.error("cannot open the store", url=settings.store_url, error=str(error))
+    except (ValueError, OSError, BaseError, StoreUnavailable) as error:
+        _log.error("cannot open the store", url=settings.store_url, error=str(error.__cause__ or error))
         return 1
     engine = EngineHandle(settings, metrics)
     metrics.watch_engine(engine)

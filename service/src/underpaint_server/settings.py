@@ -1,15 +1,35 @@
 """Every setting of the server: a flag, an environment variable and a default, from one declaration."""
 
+import os
+import re
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _MIB = 1024 * 1024
 
 EMBEDDED_MODEL = "underpaint-mini"
 """Id of the model that is served when none is named."""
+
+
+_ADDRESS = re.compile(r"(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: fewer than the machine has where it is confined to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_address(value: str) -> str:
+    found = _ADDRESS.fullmatch(value)
+    if found is None or int(found[1]) > 65535:
+        raise ValueError(f"'{value}' is not HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
 
 
 class Device(StrEnum):
@@ -26,6 +46,15 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+
+class LogLevel(StrEnum):
+    """From which level on a line is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 class ExactBatching(StrEnum):
@@ -49,9 +78,9 @@ class Settings(BaseSettings):
         cli_avoid_json=True,
     )
 
-    listen: str = "127.0.0.1:50051"
+    listen: Address = "127.0.0.1:50051"
     """Address of the gRPC port; port 0 takes a free one, named in the log."""
-    metrics_listen: str = "127.0.0.1:9464"
+    metrics_listen: Address = "127.0.0.1:9464"
     """Address of the Prometheus port (/metrics); port 0 takes a free one."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
     """Models as ID=DIRECTORY, separated by commas, the default first. Empty serves the embedded underpaint-mini."""
@@ -62,7 +91,7 @@ class Settings(BaseSettings):
     dtype: Dtype = Dtype.FLOAT32
     """Number format of the network."""
     threads: int = Field(0, ge=0)
-    """CPU threads of the engine; 0 takes all cores."""
+    """CPU threads of the engine; 0 takes all cores. Must be equal on servers that share a store: exactness needs it."""
     exact_batching: ExactBatching = ExactBatching.AUTO
     """auto: measure at start whether a row's bits depend on the batch size, and pin exact jobs only if they do."""
     exact_batch_class: int = Field(4, ge=2, le=64)
@@ -97,8 +126,8 @@ class Settings(BaseSettings):
     """Bytes of such answers kept."""
     drain_s: float = Field(120, ge=0)
     """Seconds that running work may take after SIGTERM."""
-    log_level: str = "info"
-    """debug, info, warning or error."""
+    log_level: LogLevel = LogLevel.INFO
+    """From which level on a line is written."""
 
     @property
     def places(self) -> tuple[tuple[str, str], ...]:

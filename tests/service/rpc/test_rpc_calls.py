@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import grpc
 import pytest
@@ -34,6 +34,22 @@ async def test_refusals_have_their_reason_in_the_line(wire: Wire, lines: list[An
     await refused(wire.edits.Edit(edit(model="models/none")))
     (line,) = lines
     assert (line["code"], line["reason"], line["model"]) == ("NOT_FOUND", "MODEL_NOT_FOUND", "none")
+
+
+async def test_an_id_that_is_none_goes_nowhere(wire: Wire, lines: list[Any]) -> None:
+    refusal = await refused(wire.edits.Edit(edit(request_id="0" * 20_000)))
+    assert refusal.paths == ["request_id"]
+    drawn = refusal.details["RequestInfo"].request_id
+    assert UUID(drawn).version == 4
+    assert "00000000" not in repr(refusal)
+    assert "00000000" not in repr(lines)
+
+
+async def test_names_in_the_line_are_cut(wire: Wire, lines: list[Any]) -> None:
+    await refused(wire.edits.Edit(edit(model="models/" + "m" * 20_000)))
+    (line,) = lines
+    assert line["model"].startswith("mmmm")
+    assert len(line["model"]) < 100
 
 
 async def test_a_bug_is_told_to_the_log_and_not_to_the_caller(wire: Wire, lines: list[Any]) -> None:

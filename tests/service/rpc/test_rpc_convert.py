@@ -132,15 +132,16 @@ def test_parameters_of_an_inversion_come_back_as_they_were_used(fields: Any, met
     assert invert_draft(request, MINI, SETTINGS).options == options
 
 
-def test_a_name_stands_for_pixels_model_and_options_and_nothing_else() -> None:
+def test_a_name_stands_for_pixels_function_and_options_and_nothing_else() -> None:
     pixels = np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3)
     options = InversionOptions(EdictInversion(0.93), 20, 0.8, 3.0, "")
     name = inversion_digest(MINI, pixels, options)
     assert len(name) == 64
-    assert name == inversion_digest(replace(MINI, id="renamed"), pixels.copy(), replace(options))
+    assert name == inversion_digest(replace(MINI, id="renamed", dtype="whatever"), pixels.copy(), replace(options))
     others = [
         inversion_digest(replace(MINI, digest="f" * 64), pixels, options),
-        inversion_digest(replace(MINI, dtype="bfloat16"), pixels, options),
+        inversion_digest(replace(MINI, fingerprint="0" * 64), pixels, options),
+        inversion_digest(replace(MINI, batch_class=4), pixels, options),
         inversion_digest(MINI, pixels.reshape(64, 48, 3), options),
         inversion_digest(MINI, pixels + 1, options),
         inversion_digest(MINI, pixels, replace(options, method=EdictInversion(0.94))),
@@ -151,7 +152,7 @@ def test_a_name_stands_for_pixels_model_and_options_and_nothing_else() -> None:
         inversion_digest(MINI, pixels, replace(options, guidance_scale=3.5)),
         inversion_digest(MINI, pixels, replace(options, source_prompt="a cat")),
     ]
-    assert len({name, *others}) == 12
+    assert len({name, *others}) == 1 + len(others)
 
 
 def test_seeds_are_drawn_anew_each_time() -> None:

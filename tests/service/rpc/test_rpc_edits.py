@@ -3,6 +3,7 @@
 import asyncio
 import io
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import numpy as np
@@ -273,6 +274,26 @@ async def test_previews_are_as_large_as_asked_and_never_four_times_the_picture(
         pass
     assert Image.open(io.BytesIO(event.preview.image.content)).size == size
     call.cancel()
+
+
+async def test_previews_are_for_those_who_asked(wire: Wire) -> None:
+    wire.engine.held = True
+    request = edit("edict", request_id=str(uuid4()))
+    asked = wire.edits.StreamEdit(edit_service_pb2.StreamEditRequest(edit=request, preview_every=1))
+    await asked.read()
+    plain = wire.edits.StreamEdit(edit_service_pb2.StreamEditRequest(edit=request))
+    await plain.read()
+    (handle,) = wire.engine.handles
+    handle.show(Preview(np.zeros((48, 64, 3), np.uint8), 1))
+    while (await asked.read()).WhichOneof("event") != "preview":
+        pass
+    handle.advance(Progress(Phase.INVERTING, 3, 16, 0.25), 10)
+    while (event := await plain.read()).progress.phase != types_pb2.PHASE_INVERTING:
+        assert event.WhichOneof("event") == "progress"
+    wire.engine.finish(handle)
+    while (event := await plain.read()).WhichOneof("event") != "result":
+        assert event.WhichOneof("event") == "progress"
+    asked.cancel()
 
 
 async def test_a_refused_stream_sends_nothing_at_all_before(wire: Wire) -> None:

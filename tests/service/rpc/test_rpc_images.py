@@ -1,13 +1,16 @@
 """Encoded pictures: fitted as told, mapped back exactly, harmless whatever their bytes are."""
 
 import io
+import struct
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from support.front import MINI, encoded, picture
 from underpaint.v1 import types_pb2
 from underpaint.v1.types_pb2 import Fit
@@ -20,7 +23,7 @@ FITS = st.sampled_from(list(Fit.values()))
 
 
 def decode(content: bytes, media_type: str = "") -> Image.Image:
-    return images.rgb(images.decode(types_pb2.Image(content=content, media_type=media_type), LIMITS))
+    return images.rgb(images.load(images.examine(types_pb2.Image(content=content, media_type=media_type), LIMITS)))
 
 
 @given(fit=FITS, width=SIDES, height=SIDES)
@@ -110,6 +113,123 @@ def test_pictures_are_turned_upright_first(orientation: int, size: tuple[int, in
     assert decode(encoded(picture(), "JPEG", exif=exif)).size == size
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff", b"rubbish", b""])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_picture_is_none_the_worse_for_its_broken_exif(kind: str, exif: bytes) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    pixels = np.asarray(decode(encoded(picture(), kind, exif=exif, **options)))
+    np.testing.assert_array_equal(pixels, np.asarray(picture()))
+
+
+# --- colour profiles ----------------------------------------------------------------------------------------------
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+P3_COLUMNS = np.array([[0.51512, 0.24120, -0.00105], [0.29198, 0.69225, 0.04189], [0.15710, 0.06657, 0.78407]]).T
+"""The primaries of Display P3 in XYZ, adapted to D50."""
+
+
+def tags(profile: bytes) -> dict[bytes, slice]:
+    """Where each tag's data lies."""
+    count = int.from_bytes(profile[128:132])
+    entries = (struct.unpack(">4sII", profile[start : start + 12]) for start in range(132, 132 + 12 * count, 12))
+    return {name: slice(offset, offset + size) for name, offset, size in entries}
+
+
+def columns(profile: bytes) -> Any:
+    """The matrix to XYZ."""
+    where = tags(profile)
+    values = [struct.unpack(">3i", profile[where[name]][8:20]) for name in (b"rXYZ", b"gXYZ", b"bXYZ")]
+    return np.array(values).T / 65536
+
+
+def display_p3() -> bytes:
+    """The profile of most telephones: the curve of sRGB, other primaries."""
+    profile = bytearray(SRGB)
+    for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), P3_COLUMNS.T, strict=True):
+        start = tags(SRGB)[name].start
+        profile[start + 8 : start + 20] = struct.pack(">3i", *(round(65536 * value) for value in column))
+    return bytes(profile)
+
+
+def grey(profile: bytes) -> bytes:
+    """The same curve for one channel."""
+    return profile[:16] + b"GRAY" + profile[20:].replace(b"rTRC", b"kTRC", 1)
+
+
+def as_srgb(colour: tuple[int, int, int]) -> Any:
+    """A colour of Display P3 by the book."""
+    encoded_ = np.array(colour) / 255
+    linear = np.where(encoded_ <= 0.04045, encoded_ / 12.92, ((encoded_ + 0.055) / 1.055) ** 2.4)
+    there = (np.linalg.inv(columns(SRGB)) @ P3_COLUMNS @ linear).clip(0, 1)
+    return 255 * np.where(there <= 0.0031308, 12.92 * there, 1.055 * there ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("colour", [(200, 100, 60), (60, 180, 90), (128, 128, 128), (255, 0, 0)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_colours_become_srgb(kind: str, colour: tuple[int, int, int]) -> None:
+    image = Image.new("RGB", (32, 32), colour)
+    options: dict[str, Any] = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    pixels = np.asarray(decode(encoded(image, kind, icc_profile=display_p3(), **options[kind])))
+    np.testing.assert_allclose(pixels[16, 16], as_srgb(colour), atol=3 if kind == "JPEG" else 1.5)
+
+
+def test_a_profile_of_srgb_changes_nothing() -> None:
+    content = encoded(picture(), icc_profile=SRGB)
+    np.testing.assert_array_equal(np.asarray(decode(content)), np.asarray(picture()))
+
+
+def test_transparency_stays_where_it_is_when_colours_move() -> None:
+    image = Image.new("RGBA", (8, 8), (200, 100, 60, 0))
+    image.putpixel((0, 0), (200, 100, 60, 255))
+    pixels = np.asarray(decode(encoded(image, icc_profile=display_p3())))
+    np.testing.assert_allclose(pixels[0, 0], as_srgb((200, 100, 60)), atol=1.5)
+    assert (pixels[1:] == 255).all()
+
+
+def test_palettes_have_profiles_too() -> None:
+    image = Image.new("RGB", (8, 8), (200, 100, 60)).convert("P", palette=Image.Palette.ADAPTIVE)
+    pixels = np.asarray(decode(encoded(image, icc_profile=display_p3())))
+    np.testing.assert_allclose(pixels[0, 0], as_srgb((200, 100, 60)), atol=1.5)
+
+
+@pytest.mark.parametrize(
+    "profile", [b"rubbish", SRGB[:100], SRGB[:-400] + bytes(400), grey(SRGB)], ids=["none", "cut", "torn", "of grey"]
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_profile_that_says_nothing_leaves_the_pixels_alone(mode: str, profile: bytes) -> None:
+    content = encoded(picture().convert(mode), icc_profile=profile)
+    np.testing.assert_array_equal(np.asarray(decode(content)), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1"])
+@pytest.mark.parametrize("profile", [grey(SRGB), SRGB], ids=["of grey", "of colour"])
+def test_grey_stays_grey(mode: str, profile: bytes) -> None:
+    image = picture().convert("L").convert(mode)
+    pixels = np.asarray(decode(encoded(image, icc_profile=profile)))
+    np.testing.assert_allclose(pixels, np.asarray(image.convert("RGB")), atol=1)
+
+
+def test_a_large_picture_takes_no_more_than_twice_its_size() -> None:
+    script = """
+import io, resource, sys
+from PIL import Image, ImageCms
+from underpaint.v1 import types_pb2
+from underpaint_server.rpc import images
+content = sys.stdin.buffer.read()
+limits = images.ImageLimits(len(content), 4096 * 4096)
+decode = lambda content: images.rgb(images.load(images.examine(types_pb2.Image(content=content), limits)))
+small = io.BytesIO()
+Image.new("RGBA", (8, 8)).save(small, "PNG")
+decode(small.getvalue())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert decode(content).mode == "RGB"
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    content = encoded(Image.new("RGBA", (4096, 4096), (1, 2, 3, 4)))
+    ended = subprocess.run((sys.executable, "-c", script), input=content, capture_output=True, check=True)
+    assert int(ended.stdout) < 2 * 4096 * 4096 * 4 / 1024
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_the_type_is_read_from_the_bytes(kind: str) -> None:
     content = encoded(picture(), kind)
@@ -157,7 +277,8 @@ def test_equal_pixels_give_equal_bytes(media_type: str) -> None:
 
 
 def mask_of(image: Image.Image, plan: fitting.Fitting, kind: str = "PNG") -> Any:
-    return images.decode_mask(types_pb2.Image(content=encoded(image, kind)), LIMITS, plan, "mask")
+    opened = images.examine(types_pb2.Image(content=encoded(image, kind)), LIMITS)
+    return images.decode_mask(opened, plan, "mask")
 
 
 @pytest.mark.parametrize("fit", [Fit.FIT_CROP, Fit.FIT_PAD, Fit.FIT_RESIZE])

@@ -1,7 +1,10 @@
 """Inversions over a socket: made once, named by their content, listed, exported, deleted."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -9,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from safetensors.numpy import load
-from support.front import MINI, Wire, answer, edit, photo, refused
+from support.front import MINI, SETTINGS, Wire, answer, edit, photo, refused, started
 from underpaint.v1 import inversion_service_pb2 as pb
 from underpaint.v1 import types_pb2
 from underpaint_server.errors import WorkerRestarted
@@ -189,3 +192,42 @@ async def test_names_that_mean_nothing(wire: Wire, rpc: str, name: str, reason: 
     assert refusal.reason == reason
     if reason == "FIELD_INVALID":
         assert refusal.paths == ["name"]
+
+
+# --- a store out of reach -----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def without_store(folder: Path) -> AsyncIterator[tuple[Wire, str]]:
+    """A server whose store went away after it had taken one inversion, and the name of that."""
+    async with started(SETTINGS.model_copy(update={"store_url": f"file://{folder}"})) as wire:
+        made = await wire.inversions.Invert(invert())
+        (folder / "inversions").rename(folder / "away")
+        (folder / "inversions").touch()
+        yield wire, made.inversion.name
+
+
+async def test_calls_that_need_the_store_are_told_to_come_back(tmp_path: Path) -> None:
+    async with without_store(tmp_path) as (wire, name):
+        for call in [
+            wire.inversions.Invert(invert()),
+            wire.inversions.Invert(invert(seed=1)),
+            wire.inversions.StreamInvert(pb.StreamInvertRequest(invert=invert())),
+            wire.inversions.GetInversion(pb.GetInversionRequest(name=name)),
+            wire.inversions.DeleteInversion(pb.DeleteInversionRequest(name=name)),
+            wire.inversions.ExportInversion(pb.ExportInversionRequest(name=name)),
+            wire.edits.Edit(edit("edict", inversion=name)),
+        ]:
+            refusal = await refused(call)
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+            assert refusal.details["RetryInfo"].retry_delay.ToMilliseconds() > 0
+            assert str(tmp_path) not in repr(refusal)
+        assert len(wire.engine.jobs) == 1, "nothing is computed that could not be kept"
+
+
+async def test_an_edit_of_an_image_needs_no_store(tmp_path: Path) -> None:
+    async with without_store(tmp_path) as (wire, _):
+        answer = await wire.edits.Edit(edit("edict"))
+        assert answer.image.content
+        assert answer.inversion == ""
+        assert answer.resolved.WhichOneof("source") == "image"

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -215,6 +216,39 @@ async def test_an_inversion_of_other_weights_is_refused(wire: Wire) -> None:
     (violation,) = refusal.details["PreconditionFailure"].violations
     assert (violation.type, violation.subject) == ("INVERSION_MODEL_MISMATCH", made.inversion)
     assert len(wire.engine.jobs) == 1
+
+
+def restarted(wire: Wire, **changed: Any) -> None:
+    """The engine comes back with another function behind the same weights."""
+    wire.engine.models = {name: replace(info, **changed) for name, info in wire.engine.models.items()}
+
+
+async def test_an_exact_inversion_by_another_function_is_refused_and_told_what_to_do(wire: Wire) -> None:
+    made = await wire.edits.Edit(edit("edict"))
+    restarted(wire, fingerprint="0" * 64)
+    refusal = await refused(wire.edits.Edit(edit("edict", inversion=made.inversion)))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "INVERSION_MODEL_MISMATCH")
+    assert refusal.details["PreconditionFailure"].violations[0].subject == made.inversion
+    for word in ("invert the image again", "--dtype", "--device", "--threads"):
+        assert word in refusal.message
+    assert len(wire.engine.jobs) == 1
+
+
+@pytest.mark.parametrize("changed", [{"fingerprint": "0" * 64}, {"batch_class": 4}])
+async def test_another_function_makes_its_own_inversion_of_an_image(wire: Wire, changed: dict[str, Any]) -> None:
+    first = await wire.edits.Edit(edit("edict"))
+    restarted(wire, **changed)
+    second = await wire.edits.Edit(edit("edict"))
+    assert second.inversion != first.inversion
+    assert not second.usage.inversion_cache_hit
+
+
+@pytest.mark.parametrize(("made_by", "used_by"), [("ddim", "ddim"), ("ddim", "diffedit"), ("edict", "sdedit")])
+async def test_an_approximation_serves_any_function_of_the_same_weights(wire: Wire, made_by: str, used_by: str) -> None:
+    made = await wire.edits.Edit(edit(made_by))
+    restarted(wire, fingerprint="0" * 64)
+    answer = await wire.edits.Edit(edit(used_by, inversion=made.inversion))
+    assert answer.inversion == made.inversion
 
 
 @pytest.mark.parametrize(("made_by", "used_by"), [("edict", "ddim"), ("edict", "diffedit"), ("ddim", "edict")])

@@ -2,16 +2,19 @@
 
 import asyncio
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import grpc
 import pytest
-from support.front import Wire, edit, photo, refused
+from support.front import MINI, Wire, edit, photo, refused
+from support.front import answer as computed
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
 from underpaint_server.errors import FieldInvalid, QueueFull, RequestIdReused
-from underpaint_server.rpc.flights import Flight
+from underpaint_server.rpc import sources
+from underpaint_server.rpc.flights import NEVER, Deadline, Flight, Flights
 from underpaint_server.rpc.replay import Replay, fingerprint
 from underpaint_server.telemetry import Metrics
 
@@ -54,6 +57,113 @@ async def test_a_repeat_joins_the_running_request(wire: Wire, streamed: bool) ->
         wire.engine.finish(wire.engine.handles[0])
         assert await first == await second
     assert len(wire.engine.jobs) == 1
+
+
+async def last(stream: Any) -> edit_service_pb2.EditResponse:
+    while (event := await stream.read()).WhichOneof("event") != "result":
+        pass
+    result: edit_service_pb2.EditResponse = event.result
+    return result
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_nothing_of_a_job_outlives_its_answer(wire: Wire, streamed: bool) -> None:
+    wire.engine.held = True
+    request = edit("edict", request_id=str(uuid4()))
+    stream = edit_service_pb2.StreamEditRequest(edit=request)
+    call = wire.edits.StreamEdit(stream) if streamed else wire.edits.Edit(request)
+    if streamed:
+        await call.read()
+    await wire.engine.submitted.wait()
+    handle = wire.engine.handles.pop()
+    pixels = handle.job.source.pixels
+    result: Any = computed(handle.job, MINI)
+    handle.end(result)
+    left = {
+        "handle": weakref.ref(handle),
+        "photo": weakref.ref(pixels),
+        "result": weakref.ref(result.pixels),
+        "latents": weakref.ref(result.inversion.arrays["x"]),
+    }
+    del handle, pixels, result
+    first = await (last(call) if streamed else call)
+    for _ in range(100):  # the server's task ends a few turns of the loop after the answer is here
+        await asyncio.sleep(0)
+    gc.collect()
+    assert [name for name, alive in left.items() if alive() is not None] == []
+    assert await wire.edits.Edit(request) == first
+
+
+# --- deadlines of several callers ---------------------------------------------------------------------------------
+
+
+def inversion(request_id: str = "") -> inversion_service_pb2.InvertRequest:
+    edict = inversion_service_pb2.InversionParameters(edict=inversion_service_pb2.EdictInversion())
+    return inversion_service_pb2.InvertRequest(request_id=request_id, image=photo(), parameters=edict)
+
+
+@pytest.mark.parametrize("joins", ["request id", "inversion"])
+@pytest.mark.parametrize("timeout", [None, 5000])
+async def test_work_that_is_joined_has_the_later_deadline(wire: Wire, joins: str, timeout: float | None) -> None:
+    wire.engine.held = True
+    request = inversion(str(uuid4()) if joins == "request id" else "")
+    first = wire.inversions.Invert(request, timeout=50)
+    await wire.engine.submitted.wait()
+    handle = wire.engine.handles[0]
+    early = handle.deadline
+    assert early is not None
+    second = wire.inversions.Invert(request, timeout=timeout)
+    await wire.engine.extended.wait()
+    if timeout is None:
+        assert handle.deadline is None
+    else:
+        assert handle.deadline is not None
+        assert handle.deadline > early + 1000
+    wire.engine.finish(handle)
+    assert (await first).inversion == (await second).inversion
+    assert len(wire.engine.jobs) == 1
+
+
+async def test_an_earlier_deadline_shortens_nothing(wire: Wire) -> None:
+    wire.engine.held = True
+    first = wire.inversions.Invert(inversion())
+    await wire.engine.submitted.wait()
+    second = wire.inversions.Invert(inversion(), timeout=50)
+    await until(lambda: wire.metric("underpaint_inversion_store_requests_total", result="joined") == 1)
+    assert wire.engine.handles[0].deadline is None
+    wire.engine.finish(wire.engine.handles[0])
+    assert await first
+    assert await second
+
+
+async def test_who_joins_before_admission_is_counted_too(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding, decoded = asyncio.Event(), asyncio.Event()
+    read = sources.read_picture
+
+    async def slowly(*args: Any) -> Any:
+        decoding.set()
+        await decoded.wait()
+        return await read(*args)
+
+    monkeypatch.setattr(sources, "read_picture", slowly)
+    request = edit(request_id=str(uuid4()))
+    first = wire.edits.Edit(request, timeout=50)
+    await decoding.wait()
+    second = wire.edits.Edit(request)
+    await until(lambda: wire.metric("underpaint_idempotent_replays_total", result="joined") == 1)
+    decoded.set()
+    assert await first == await second
+    assert wire.engine.deadlines == [None]
+
+
+@pytest.mark.parametrize(("later", "latest"), [(None, None), (7.0, 7.0), (3.0, 5.0)])
+async def test_a_flight_has_the_latest_deadline_of_all_aboard(later: float | None, latest: float | None) -> None:
+    async def run(flight: Flight[Any]) -> float | None:
+        return flight.deadline.at
+
+    flights: Flights[float | None] = Flights(on_join=lambda: None)
+    with flights.board("key", run, Deadline(5.0)), flights.board("key", run, Deadline(later)) as flight:
+        assert await flight.result() == latest
 
 
 async def test_a_replayed_stream_has_its_result_at_once(wire: Wire) -> None:
@@ -132,7 +242,7 @@ async def fly(replay: Replay, request_id: str, print_: bytes = b"p", bytes_: int
         ran = True
         return edit_service_pb2.EditResponse(inversion="x" * bytes_)
 
-    with replay.board(request_id, print_, run) as flight:
+    with replay.board(request_id, print_, run, NEVER) as flight:
         return await flight.result(), ran
 
 
@@ -160,7 +270,20 @@ async def test_an_answer_larger_than_all_bytes_is_not_kept() -> None:
     assert [(await fly(replay, request_id))[1] for _ in range(2)] == [True, True]
 
 
-@pytest.mark.parametrize("request_id", ["x", "00000000-0000-1000-8000-000000000000", " "])
+@pytest.mark.parametrize(
+    "request_id",
+    [
+        "x",
+        " ",
+        "00000000-0000-1000-8000-000000000000",
+        "00000000-0000-4000-0000-000000000000",
+        "0123456789ab4def8123456789abcdef",
+        "{01234567-89ab-4def-8123-456789abcdef}",
+        "urn:uuid:01234567-89ab-4def-8123-456789abcdef",
+        "01234567-89ab-4def-8123-456789abcdef\n",
+        "01234567-89ab-4def-8123-456789abcdef" + "-" * 20_000,
+    ],
+)
 async def test_ids_are_uuid4(request_id: str) -> None:
     with pytest.raises(FieldInvalid, match="request_id"):
         await fly(table()[0], request_id)
@@ -174,13 +297,13 @@ async def test_another_payload_is_refused_while_running_and_after() -> None:
         await release.wait()
         return edit_service_pb2.EditResponse()
 
-    with replay.board(request_id, b"p", run) as flight:
+    with replay.board(request_id, b"p", run, NEVER) as flight:
         with pytest.raises(RequestIdReused):
-            replay.board(request_id, b"q", run)
+            replay.board(request_id, b"q", run, NEVER)
         release.set()
         await flight.result()
     with pytest.raises(RequestIdReused):
-        replay.board(request_id, b"q", run)
+        replay.board(request_id, b"q", run, NEVER)
 
 
 def test_a_fingerprint_tells_requests_and_rpcs_apart() -> None:
@@ -203,7 +326,7 @@ async def test_an_error_after_the_last_caller_left_goes_nowhere() -> None:
             raise QueueFull("too late") from None
         raise AssertionError
 
-    with Flight(run):
+    with Flight(run, NEVER):
         await asyncio.sleep(0)
     await ended.wait()
     await asyncio.sleep(0)
@@ -217,7 +340,7 @@ async def test_a_flight_nobody_waits_for_is_not_open() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    with Flight(run) as flight:
+    with Flight(run, NEVER) as flight:
         assert flight.open
     assert not flight.open
     with pytest.raises(asyncio.CancelledError):

@@ -82,14 +82,31 @@ async def test_a_taken_port_is_an_error_and_not_a_second_server() -> None:
     [
         (("--max-steps", "0"), "max_steps"),
         (("--models", "nonsense"), "not ID=DIRECTORY"),
+        (("--listen", "localhost"), "listen: 'localhost' is not HOST:PORT"),
+        (("--metrics-listen", "localhost"), "metrics_listen: 'localhost' is not HOST:PORT"),
+        (("--listen", "localhost:99999"), "'localhost:99999' is not HOST:PORT"),
+        (("--listen", "::1:50051"), "[::1]:50051"),
+        (("--log-level", "loud"), "log_level"),
         (("--no-such-flag", "1"), "no-such-flag"),
     ],
 )
 def test_bad_flags_are_told_in_a_line_each(flags: tuple[str, ...], told: str) -> None:
     ended = subprocess.run((*SERVER, *flags), capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert told in ended.stderr
     assert "Traceback" not in ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("underpaint-server: ")
+    assert told in last
+
+
+def test_a_host_nobody_knows_is_told() -> None:
+    for flag in ("--listen", "--metrics-listen"):
+        free = {"--listen": "127.0.0.1:0", "--metrics-listen": "127.0.0.1:0"} | {flag: "no-such-host.invalid:1"}
+        flags = [word for pair in free.items() for word in pair]
+        ended = subprocess.run((*SERVER, *flags), capture_output=True, text=True, check=False)
+        assert ended.returncode == 1
+        assert "no-such-host.invalid:1" in ended.stderr
+        assert "Traceback" not in ended.stderr
 
 
 def test_a_store_nobody_knows_is_told() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 from support.front import Wire, edit, refused
 from underpaint_server import errors
 from underpaint_server.errors import FieldInvalid, FieldViolation, UnderpaintError
@@ -25,6 +25,7 @@ CODES = {
     "DRAINING": "UNAVAILABLE",
     "MODEL_LOADING": "UNAVAILABLE",
     "WORKER_RESTARTED": "UNAVAILABLE",
+    "STORE_UNAVAILABLE": "UNAVAILABLE",
     "DEADLINE_UNATTAINABLE": "DEADLINE_EXCEEDED",
     "DEADLINE_PASSED": "DEADLINE_EXCEEDED",
     "GPU_OUT_OF_MEMORY": "RESOURCE_EXHAUSTED",

@@ -29,7 +29,7 @@ ARRAYS = st.dictionaries(
 FIGURES = st.none() | st.floats(0, allow_nan=False, allow_infinity=True)
 INVERSIONS = st.builds(
     Inversion, st.text(), st.text(), OPTIONS, st.integers(8), st.integers(8), st.none() | st.integers(2), ARRAYS,
-    FIGURES, FIGURES,
+    st.text(), FIGURES, FIGURES,
 )  # fmt: skip
 FITTINGS = st.dictionaries(st.text(), st.integers())
 WHEN = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
@@ -39,7 +39,8 @@ def facts(inversion: Inversion) -> tuple[Any, ...]:
     """Everything but the arrays, comparable."""
     return (
         inversion.model, inversion.model_digest, inversion.options, inversion.width, inversion.height,
-        inversion.batch_class, inversion.reconstruction_psnr_db, inversion.reconstruction_max_abs_error,
+        inversion.batch_class, inversion.fingerprint,
+        inversion.reconstruction_psnr_db, inversion.reconstruction_max_abs_error,
     )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def same_arrays(one: Inversion, other: Inversion) -> bool:
 def small() -> Inversion:
     options = InversionOptions(EdictInversion(0.93), 50, 0.8, 3.0, "a dog")
     arrays = {name: np.arange(12.0).reshape(3, 2, 2) for name in ("source", "x", "y")}
-    return Inversion("mini", "d" * 64, options, 64, 48, None, arrays, math.inf, 1e-14)
+    return Inversion("mini", "d" * 64, options, 64, 48, None, arrays, "f" * 64, math.inf, 1e-14)
 
 
 @given(INVERSIONS, FITTINGS)

@@ -17,8 +17,9 @@ import numpy as np
 import obstore
 import pytest
 import pytest_asyncio
+from moto.server import ThreadedMotoServer
 from safetensors.numpy import load
-from underpaint_server.errors import FieldInvalid, ImageTooLarge, InversionExpired, StoreCorrupt
+from underpaint_server.errors import FieldInvalid, ImageTooLarge, InversionExpired, StoreCorrupt, StoreUnavailable
 from underpaint_server.jobs import DdimInversion, EdictInversion, Inversion, InversionOptions
 from underpaint_server.stores import InversionStore, open_store
 from underpaint_server.telemetry import Metrics
@@ -484,3 +485,61 @@ async def test_the_gauges_follow_the_store(opener: Opener) -> None:
 async def test_the_store_stays_light(module: str) -> None:
     code = f"import sys, underpaint_server.stores; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- out of reach -------------------------------------------------------------------------------------------------
+
+CALLS: dict[str, Callable[[InversionStore], Awaitable[object]]] = {
+    "put": lambda store: store.put(name(2), inversion(2), FITTING),
+    "get": lambda store: store.get(name(1)),
+    "head": lambda store: store.head(name(1)),
+    "export": lambda store: store.export(name(1)),
+    "delete": lambda store: store.delete(name(1)),
+    "look elsewhere": lambda store: store.get(name(3)),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_place_out_of_reach_is_unavailable_until_it_is_back(
+    call: str, file_url: str, folder: Path, opener: Opener
+) -> None:
+    store = await opener(file_url)
+    await store.put(name(1), inversion(1), FITTING)
+    away = folder.rename(folder.with_name("away"))
+    folder.touch()  # a file where the folder was: every access fails, also for root
+    with pytest.raises(StoreUnavailable) as caught:
+        await CALLS[call](store)
+    assert caught.value.retry_after_s
+    assert str(folder) not in caught.value.message
+    assert caught.value.__cause__ is not None
+    folder.unlink()
+    away.rename(folder)
+    await store.get(name(1))
+
+
+async def test_a_server_out_of_reach_is_unavailable_until_it_is_back(
+    s3_url: str, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)  # shows the same buckets as the other one
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT", f"http://{host}:{port}")
+    store = await opener(s3_url)
+    await store.put(name(1), inversion(1), FITTING)
+    server.stop()
+    for call in [*CALLS.values(), lambda store: store.list(0, "")]:
+        with pytest.raises(StoreUnavailable) as caught:
+            await call(store)
+        assert str(port) not in caught.value.message
+    server = ThreadedMotoServer(host, port, verbose=False)
+    server.start()
+    await store.get(name(1))
+    server.stop()
+
+
+async def test_a_store_that_cannot_be_reached_does_not_open(
+    s3_url: str, opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(StoreUnavailable):
+        await opener(s3_url)

@@ -52,7 +52,7 @@ class EditRequest(_message.Message):
     inversion: _builtins.str
     """"inversions/{sha256}"."""
     target_prompt: _builtins.str
-    """Text of the result. Empty only where the method needs none."""
+    """Text of the result. Must not be empty."""
     negative_prompt: _builtins.str
     """Text to steer away from."""
     seed: _builtins.int
@@ -410,7 +410,9 @@ class EditResponse(_message.Message):
 
     @_builtins.property
     def resolved(self) -> Global___EditRequest:
-        """The request with everything that was resolved, without pixels: enough to repeat it."""
+        """The request with everything that was resolved: enough to repeat it. Its source is an inversion wherever the store has
+        one for it; else `image` holds the pixels as the model saw them.
+        """
 
     @_builtins.property
     def usage(self) -> _types_pb2.Usage:
@@ -453,7 +455,7 @@ class StreamEditRequest(_message.Message):
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
     PREVIEW_SIZE_FIELD_NUMBER: _builtins.int
     preview_every: _builtins.int
-    """A preview every so many steps; 0 for none."""
+    """A preview every so many steps; 0 for none. A call that joins a running request sees the previews of that one, if any."""
     preview_size: _builtins.int
     """Longest side of a preview; 0 takes 256."""
     @_builtins.property
@@ -673,7 +675,9 @@ class ComputeMaskResponse(_message.Message):
 
     @_builtins.property
     def resolved(self) -> Global___EditRequest:
-        """The request with everything that was resolved, without pixels: enough to repeat it."""
+        """The request with everything that was resolved: enough to repeat it. Its source is an inversion wherever the store has
+        one for it; else `image` holds the pixels as the model saw them.
+        """
 
     @_builtins.property
     def usage(self) -> _types_pb2.Usage:

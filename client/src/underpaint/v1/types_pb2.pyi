@@ -68,8 +68,9 @@ class _FitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fit.ValueType], _
     """Aspect kept: scaled to the model's pixel count, each side rounded to a multiple of `Limits.size_multiple`."""
 
 class Fit(_Fit, metaclass=_FitEnumTypeWrapper):
-    """Fit brings a picture of any size and aspect to a size that the model works at. EXIF orientation is applied first;
-    transparency is put on white.
+    """Fit brings a picture of any size and aspect to a size that the model works at. First the EXIF orientation is applied,
+    colours are brought from the embedded ICC profile to sRGB, and transparency is put on white; an EXIF block or a profile
+    that cannot be read is passed over.
     """
 
 FIT_UNSPECIFIED: Fit.ValueType  # 0
@@ -196,7 +197,7 @@ class Image(_message.Message):
     MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     FIT_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
-    """PNG, JPEG or WebP bytes."""
+    """PNG, JPEG or WebP bytes. Colours are those of the ICC profile inside, sRGB without one; output is sRGB without one."""
     media_type: _builtins.str
     """IANA media type. Empty on input: sniffed; set and different from the bytes: refused. Always set on output."""
     fit: Global___Fit.ValueType

@@ -1,6 +1,5 @@
 """Rows computed by torch in eager mode, on the CPU or one CUDA device."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from underpaint_server.models import checkpoint
 from underpaint_server.models.facts import Facts
 from underpaint_server.models.stable_diffusion import StableDiffusion
 from underpaint_server.rows import Batch, Decode, Denoise, Embed, Encode, Row
-from underpaint_server.settings import Device, ExactBatching, Settings
+from underpaint_server.settings import Device, ExactBatching, Settings, usable_cores
 
 DEFAULT_STEPS = 50
 METHODS = ("sdedit", "ddim", "edict", "diffedit")
@@ -166,7 +165,7 @@ def _tile_conditioning(unet: nn.Module) -> None:
 def _prepare(settings: Settings) -> torch.device:
     if settings.device is Device.CUDA and not torch.cuda.is_available():
         raise ModelNotReady("device is cuda, but torch sees none here; use --device cpu")
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(settings.threads or usable_cores())
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False

@@ -25,7 +25,7 @@ from underpaint_server.engine.messages import (
 )
 from underpaint_server.engine.names import method_name
 from underpaint_server.engine.pace import Pace
-from underpaint_server.engine.supervisor import EngineState, Supervisor
+from underpaint_server.engine.supervisor import RESTART_S, EngineState, Supervisor
 from underpaint_server.engine.ticket import JobHandle
 from underpaint_server.errors import (
     Cancelled,
@@ -50,8 +50,6 @@ STALL_S = 60.0
 """An engine that has work and makes no pass for this long, and for 10 times a full pass, is ended and restarted."""
 FIRST_PASS_S = 600.0
 """The same before its first pass, when nothing is known of it yet."""
-RESTART_S = 2.0
-"""What callers are told to wait while the engine restarts."""
 
 
 class EngineHandle:
@@ -182,7 +180,7 @@ class EngineHandle:
             case EngineState.STARTING:
                 raise ModelLoading("the model is being loaded", retry_after_s=RESTART_S)
             case EngineState.RESTARTING:
-                raise WorkerRestarted("the engine is being restarted", retry_after_s=RESTART_S)
+                raise WorkerRestarted("the engine is being restarted", retry_after_s=self._engine.restart_s)
             case EngineState.FAILED:
                 raise ModelNotReady(self.error)
             case _:

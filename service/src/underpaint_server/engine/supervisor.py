@@ -1,6 +1,7 @@
 """Keeps one engine process alive: starts it, notices its end, starts it again, gives up when that does not help."""
 
 import asyncio
+import time
 from enum import Enum
 from typing import Protocol
 
@@ -18,6 +19,10 @@ MAX_CRASHES = 5
 """Crashes in a row, without a job that ended well in between, after which the engine counts as failed."""
 FIRST_DELAY_S = 0.2
 """Before the first restart; twice that before the next, and so on."""
+RESTART_S = 2.0
+"""What callers are told to wait at first; another replica may take the call."""
+MAX_RESTART_S = 30.0
+"""What they are told to wait at most."""
 
 
 class EngineState(Enum):
@@ -57,11 +62,19 @@ class Supervisor:
         self._restart: asyncio.TimerHandle | None = None
         self._crashes = 0
         self._reason = "crash"
+        self._spawned = self._start_s = 0.0
         self._changed = asyncio.Event()
 
     def start(self) -> None:
         """Spawn the process; READY comes later."""
+        self._spawned = time.monotonic()
         self._process = EngineProcess(self._settings, self._on_report, self._on_exit)
+
+    @property
+    def restart_s(self) -> float:
+        """What a caller who comes during a restart is told to wait: of a client's three retries, the last comes after
+        the end of a start as long as the last one, however long this model takes to load."""
+        return min(MAX_RESTART_S, max(RESTART_S, self._start_s * 2 / 3))
 
     def tell(self, order: Order) -> None:
         """Send an order; one that the process no longer reads is lost with it, and a crash follows."""
@@ -100,6 +113,7 @@ class Supervisor:
             self._fail(report.error.message)
             return
         if isinstance(report, Ready):
+            self._start_s = time.monotonic() - self._spawned
             self._set(EngineState.READY)
         self._listener.on_report(report)
 

@@ -3,7 +3,7 @@
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import grpc
@@ -11,12 +11,16 @@ import structlog
 from google.protobuf.message import Message
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
 
+from underpaint_server.rpc.names import is_request_id
 from underpaint_server.telemetry import Metrics
 
 _log = structlog.get_logger()
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 """Of the RPC that this task serves: the caller's own, or one drawn here."""
+
+_MODEL_CHARS: Final = 80
+"""Of a model's name, which callers write freely, in the log."""
 
 _QUIET = ("grpc.health.", "grpc.reflection.")
 """Services whose calls are not worth a line: probes come every few seconds."""
@@ -70,7 +74,8 @@ class Call:
         """The request, or one message of its stream."""
         self._metrics.on_request_message(rpc=self._rpc, bytes=message.ByteSize())
         self._labels = labels_of(message)
-        if self._labels.request_id:
+        # Anything else is refused, and must not be written to the trailers and the log on the way there.
+        if is_request_id(self._labels.request_id):
             self.request_id = self._labels.request_id
             self._bind()
 
@@ -119,4 +124,4 @@ class Call:
 
 
 def _id(model: str) -> str:
-    return model.removeprefix("models/")
+    return model.removeprefix("models/")[:_MODEL_CHARS]

@@ -13,10 +13,9 @@ from underpaint_server.jobs import Preview
 from underpaint_server.rpc import answers, work
 from underpaint_server.rpc.calls import REQUEST_ID
 from underpaint_server.rpc.fields import Fields, at
-from underpaint_server.rpc.flights import Flight
+from underpaint_server.rpc.flights import Deadline, Flight
 from underpaint_server.rpc.front import Front
 from underpaint_server.rpc.interceptors import Context
-from underpaint_server.rpc.replay import fingerprint
 
 _PREVIEW_PX: Final = 256
 _MAX_PREVIEW_PX: Final = 1024
@@ -49,7 +48,9 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
             )
             if handle is not None and not flight.done:
                 async for event in handle.events():
-                    yield await self._event(event, longest_px)
+                    # A running request that this call has joined may send previews to another.
+                    if request.preview_every or not isinstance(event, Preview):
+                        yield await self._event(event, longest_px)
             answer: messages.EditResponse = await flight.result()
         context.set_trailing_metadata((("server-timing", answers.server_timing(answer.usage)),))
         yield messages.StreamEditResponse(result=answer)
@@ -60,12 +61,11 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
 
     async def ComputeMask(self, request: messages.ComputeMaskRequest, context: Context) -> messages.ComputeMaskResponse:
         """Only DiffEdit's mask."""
-        deadline = work.Deadline(context.time_remaining())
 
         async def run(flight: Flight[Any]) -> messages.ComputeMaskResponse:
-            return await work.compute_mask(self._front, request.edit, flight, deadline=deadline)
+            return await work.compute_mask(self._front, request.edit, flight)
 
-        with at("edit"), await self._board("mask", request.edit, run) as flight:
+        with at("edit"), await self._board("mask", request.edit, run, context) as flight:
             answer: messages.ComputeMaskResponse = await flight.result()
         context.set_trailing_metadata((("server-timing", answers.server_timing(answer.usage)),))
         return answer
@@ -73,16 +73,16 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
     async def _edit(
         self, request: messages.EditRequest, context: Context, preview_every: int = 0
     ) -> Flight[messages.EditResponse]:
-        deadline = work.Deadline(context.time_remaining())
 
         async def run(flight: Flight[Any]) -> messages.EditResponse:
-            return await work.edit(self._front, request, flight, deadline=deadline, preview_every=preview_every)
+            return await work.edit(self._front, request, flight, preview_every=preview_every)
 
-        return await self._board("edit", request, run)
+        return await self._board("edit", request, run, context)
 
-    async def _board(self, kind: str, request: messages.EditRequest, run: Any) -> Flight[Any]:
-        digest = await self._front.pool.admit(fingerprint, kind, request) if request.request_id else b""
-        return self._front.replay.board(request.request_id, digest, run)
+    async def _board(self, kind: str, request: messages.EditRequest, run: Any, context: Context) -> Flight[Any]:
+        deadline = Deadline.after(context.time_remaining())
+        digest = await work.fingerprint(self._front, kind, request)
+        return self._front.replay.board(request.request_id, digest, run, deadline)
 
     async def _event(self, event: Any, longest_px: int) -> messages.StreamEditResponse:
         if isinstance(event, Preview):

@@ -5,11 +5,13 @@ before both were found acceptable. Everything here is blocking work for a thread
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageCms, ImageOps
 from underpaint.v1 import types_pb2
 
 from underpaint_server.errors import FieldInvalid, FieldViolation, ImageTooLarge, ImageUndecodable
@@ -19,6 +21,9 @@ from underpaint_server.rpc.fitting import Fitting, fit_mask
 PNG: Final = "image/png"
 JPEG: Final = "image/jpeg"
 WEBP: Final = "image/webp"
+
+IMAGE: Final = "the image"
+MASK: Final = "the mask"
 
 _FORMATS: Final = {PNG: "PNG", JPEG: "JPEG", WEBP: "WEBP"}
 MEDIA_TYPES: Final = tuple(_FORMATS)
@@ -52,41 +57,52 @@ def sniff(content: bytes) -> str:
     return ""
 
 
-def decode(image: types_pb2.Image, limits: ImageLimits, what: str = "the image") -> Image.Image:
-    """The picture upright, in whatever mode it was encoded in.
+def examine(image: types_pb2.Image, limits: ImageLimits, what: str = IMAGE) -> Image.Image:
+    """The picture by its header: type and size are known and acceptable, pixels come with :func:`load`.
 
     Raises ImageUndecodable and ImageTooLarge, with ``what`` naming the picture in their messages.
     """
     kind = _check_bytes(image, limits, what)
-    try:
+    with _decoding(what, kind):
         opened = Image.open(io.BytesIO(image.content), formats=(_FORMATS[kind],))
         _check_pixels(opened, limits, what)
+        return opened
+
+
+def load(opened: Image.Image, what: str = IMAGE) -> Image.Image:
+    """An examined picture with its pixels, upright, in whatever mode it was encoded in. Raises ImageUndecodable."""
+    with _decoding(what, Image.MIME.get(opened.format or "", "a picture")):
         opened.load()
-        return ImageOps.exif_transpose(opened)
-    except ImageTooLarge:
-        raise
-    except Exception as error:  # decoders raise all kinds of errors on broken bytes
-        raise ImageUndecodable(f"{what} does not decode as {kind}: {error}") from error
+    with suppress(Exception):  # what cannot be read of the EXIF block says nothing, least of all against the pixels
+        ImageOps.exif_transpose(opened, in_place=True)
+    return opened
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Eight bits of red, green and blue; transparency is put on white."""
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit grey to 8 bits, not scale it.
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    """Eight bits of red, green and blue: sRGB if the picture has a colour profile. Transparency is put on white.
+
+    Holds one more picture of that size at most, and two masks.
+    """
+    profile = image.info.get("icc_profile")
+    image = _eight_bits(image)
+    beyond = ImageChops.invert(_alpha(image)) if image.has_transparency_data else None
+    colours = _opaque(image)
+    if profile:
+        colours = _to_srgb(colours, profile)
+    if colours.mode != "RGB":
+        colours = colours.convert("RGB")
+    if beyond is not None:
+        colours.paste("white", mask=beyond)
+    return colours
 
 
-def decode_mask(image: types_pb2.Image, limits: ImageLimits, fitting: Fitting, path: str) -> Picture:
-    """The mask (height, width), 0 or 255, at the fitted size.
+def decode_mask(opened: Image.Image, fitting: Fitting, path: str) -> Picture:
+    """The examined mask (height, width), 0 or 255, at the fitted size.
 
     It must have the source picture's size, and is then fitted as that was, or the fitted size already; else
-    FieldInvalid at ``path``.
+    FieldInvalid at ``path``. Raises ImageUndecodable.
     """
-    mask = decode(image, limits, "the mask")
+    mask = load(opened, MASK)
     if mask.has_transparency_data or mask.mode not in ("1", "L", "P", "RGB"):
         raise FieldInvalid(FieldViolation(path, f"an opaque 8-bit grey picture is wanted, this one is {mask.mode}"))
     grey = mask.convert("L")
@@ -112,6 +128,45 @@ def encode_preview(pixels: Picture, longest_px: int) -> types_pb2.Image:
     out = io.BytesIO()
     image.resize((width, height), Image.Resampling.LANCZOS).save(out, "JPEG", quality=80)
     return types_pb2.Image(content=out.getvalue(), media_type=JPEG)
+
+
+@contextmanager
+def _decoding(what: str, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except ImageTooLarge:
+        raise
+    except Exception as error:  # decoders raise all kinds of errors on broken bytes
+        raise ImageUndecodable(f"{what} does not decode as {kind}: {error}") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if not image.mode.startswith("I"):
+        return image
+    # Pillow would clip 16-bit grey to 8 bits, not scale it.
+    return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    return (image if image.mode in ("RGBA", "LA") else image.convert("RGBA")).getchannel("A")
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The colours alone, in a mode that colour profiles know."""
+    if image.mode in ("RGB", "L", "CMYK"):
+        return image
+    return image.convert("L" if image.mode in ("1", "LA") else "RGB")
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The colours that a profile means; the same ones if it is broken, or not one for pictures of this kind."""
+    try:
+        meant = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, meant, srgb, outputMode="RGB", inPlace=image.mode == "RGB")
+    except Exception:  # strangers' bytes again
+        return image
+    return converted or image
 
 
 def _check_bytes(image: types_pb2.Image, limits: ImageLimits, what: str) -> str:

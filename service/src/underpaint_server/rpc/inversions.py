@@ -13,11 +13,10 @@ from underpaint_server.errors import InversionExpired
 from underpaint_server.jobs import Progress
 from underpaint_server.rpc import answers, work
 from underpaint_server.rpc.fields import Fields, at
-from underpaint_server.rpc.flights import Flight
+from underpaint_server.rpc.flights import Deadline, Flight
 from underpaint_server.rpc.front import Front
 from underpaint_server.rpc.interceptors import Context
 from underpaint_server.rpc.names import inversion_id
-from underpaint_server.rpc.replay import fingerprint
 
 _CHUNK_BYTES: Final = 1024 * 1024
 PAGE: Final = 50
@@ -94,13 +93,13 @@ class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
             )
 
     async def _invert(self, request: messages.InvertRequest, context: Context) -> Flight[messages.InvertResponse]:
-        deadline = work.Deadline(context.time_remaining())
+        deadline = Deadline.after(context.time_remaining())
 
         async def run(flight: Flight[Any]) -> messages.InvertResponse:
-            return await work.invert(self._front, request, flight, deadline=deadline)
+            return await work.invert(self._front, request, flight)
 
-        digest = await self._front.pool.admit(fingerprint, "invert", request) if request.request_id else b""
-        return self._front.replay.board(request.request_id, digest, run)
+        digest = await work.fingerprint(self._front, "invert", request)
+        return self._front.replay.board(request.request_id, digest, run, deadline)
 
 
 def page_size(asked: int) -> int:

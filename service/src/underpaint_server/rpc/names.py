@@ -12,6 +12,7 @@ from underpaint_server.jobs import InversionOptions, ModelInfo, Picture
 
 _MODEL: Final = re.compile(r"models/([^/]+)")
 _INVERSION: Final = re.compile(r"inversions/([0-9a-f]{64})")
+_REQUEST: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 _FORMAT: Final = 1
 """Raised whenever the same name would come to mean other latents."""
 
@@ -36,12 +37,23 @@ def inversion_name(identifier: str) -> str:
     return f"inversions/{identifier}"
 
 
+def is_request_id(text: str) -> bool:
+    """Whether it is a UUID of version 4, written the usual way."""
+    return _REQUEST.fullmatch(text) is not None
+
+
 def inversion_digest(model: ModelInfo, pixels: Picture, options: InversionOptions) -> str:
-    """The 64 hexadecimal digits that name the inversion of these fitted pixels: equal inputs, equal latents."""
+    """The 64 hexadecimal digits that name the inversion of these fitted pixels.
+
+    An equal name means equal latents, to the bit. They depend on more than the weights: on the very function that the
+    network is here (its fingerprint: number format, device, threads, libraries) and on the batch that exact jobs are
+    pinned to. So servers that differ in any of these name their inversions differently, and share none by accident.
+    """
     head = {
         "format": _FORMAT,
         "model": model.digest,
-        "dtype": model.dtype,
+        "fingerprint": model.fingerprint,
+        "batch_class": model.batch_class,
         "shape": pixels.shape,
         "method": type(options.method).__name__,
         "options": asdict(options),

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
-from uuid import UUID
 
 from google.protobuf.message import Message
 
 from underpaint_server.errors import FieldInvalid, FieldViolation, RequestIdReused
-from underpaint_server.rpc.flights import Flight
+from underpaint_server.rpc.flights import Deadline, Flight
+from underpaint_server.rpc.names import is_request_id
 from underpaint_server.telemetry import Metrics
 
 
@@ -41,29 +41,35 @@ class Replay:
         self._bytes = 0
 
     def board(
-        self, request_id: str, fingerprint: bytes, run: Callable[[Flight[Any]], Awaitable[Message]]
+        self,
+        request_id: str,
+        fingerprint: bytes,
+        run: Callable[[Flight[Any]], Awaitable[Message]],
+        deadline: Deadline,
     ) -> Flight[Any]:
         """The flight of that request, a new one if it is the first; without an id it always is.
 
         Raises RequestIdReused where the id came before with another fingerprint, FieldInvalid for no UUID4.
         """
         if not request_id:
-            return Flight(run)
-        _check(request_id)
+            return Flight(run, deadline)
+        if not is_request_id(request_id):
+            raise FieldInvalid(FieldViolation("request_id", "not a UUID of version 4"))
         self._expire()
         seen = self._seen.get(request_id)
         if seen is not None and seen.flight.open:
-            return self._again(request_id, seen, fingerprint)
-        flight: Flight[Any] = Flight(run)
+            return self._again(request_id, seen, fingerprint, deadline)
+        flight: Flight[Any] = Flight(run, deadline)
         self._forget(request_id)
         self._seen[request_id] = _Seen(fingerprint, flight)
         flight.on_done(lambda: self._ended(request_id, flight))
         return flight
 
-    def _again(self, request_id: str, seen: _Seen, fingerprint: bytes) -> Flight[Any]:
+    def _again(self, request_id: str, seen: _Seen, fingerprint: bytes, deadline: Deadline) -> Flight[Any]:
         if seen.fingerprint != fingerprint:
             raise RequestIdReused(f"request {request_id} came before with another payload; draw a new id")
         self._metrics.on_replay(result="replayed" if seen.flight.done else "joined")
+        seen.flight.extend(deadline)
         return seen.flight
 
     def _ended(self, request_id: str, flight: Flight[Any]) -> None:
@@ -103,12 +109,3 @@ def fingerprint(kind: str, request: Message) -> bytes:
     digest = hashlib.sha256(kind.encode())
     digest.update(request.SerializeToString(deterministic=True))
     return digest.digest()
-
-
-def _check(request_id: str) -> None:
-    try:
-        valid = UUID(request_id).version == 4
-    except ValueError:
-        valid = False
-    if not valid:
-        raise FieldInvalid(FieldViolation("request_id", "not a UUID of version 4"))

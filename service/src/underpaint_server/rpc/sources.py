@@ -1,9 +1,10 @@
 """What a job starts from: pixels or stored latents, fetched or decoded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import structlog
+from PIL import Image
 from underpaint.v1 import types_pb2
 
 from underpaint_server.errors import (
@@ -12,6 +13,7 @@ from underpaint_server.errors import (
     InversionExpired,
     InversionModelMismatch,
     StoreCorrupt,
+    StoreUnavailable,
 )
 from underpaint_server.jobs import (
     DdimEdit,
@@ -65,7 +67,8 @@ class Start:
 async def start_of(front: Front, draft: EditDraft, *, use_store: bool = True) -> Start:
     """Fetch or decode the source of an edit; ``use_store`` False always takes an image's own pixels.
 
-    Raises what decoding raises, and InversionExpired, InversionModelMismatch, StoreCorrupt, FieldInvalid.
+    Raises what decoding raises, and FieldInvalid; for a named inversion also InversionExpired, InversionModelMismatch,
+    StoreCorrupt and StoreUnavailable.
     """
     match draft.source:
         case Upload(image=image):
@@ -79,17 +82,25 @@ async def start_of(front: Front, draft: EditDraft, *, use_store: bool = True) ->
 
 async def read_picture(front: Front, image: types_pb2.Image, model: ModelInfo) -> tuple[Picture, Fitting]:
     """The pixels of an uploaded image as the model sees them, and how they were fitted."""
-    return await front.pool.admit(_decode_and_fit, image, front.image_limits, model, front.metrics.on_image)
+    with front.pool.place():
+        opened = await front.pool.run(images.examine, image, front.image_limits)
+        pixels = opened.width * opened.height
+        front.metrics.on_image(pixels=pixels)
+        return await front.pool.decode(pixels, _decode_and_fit, opened, image.fit, model)
+
+
+async def read_mask(front: Front, image: types_pb2.Image, fitting: Fitting, path: str) -> Picture:
+    """A given mask as the model sees it; raises FieldInvalid at ``path`` where it does not go with the picture."""
+    with front.pool.place():
+        opened = await front.pool.run(images.examine, image, front.image_limits, images.MASK)
+        return await front.pool.decode(opened.width * opened.height, images.decode_mask, opened, fitting, path)
 
 
 async def stored(front: Front, name: str) -> tuple[Inversion, Entry] | None:
-    """The inversion of that name, None if it must be made again, for whatever reason: its image is at hand."""
+    """The inversion of that name, None if it must be made again: its image is at hand. Raises StoreUnavailable."""
     try:
         return await front.store.get(name)
     except (InversionExpired, StoreCorrupt):
-        return None
-    except Exception as error:  # a store out of reach costs a repeated inversion, not the answer
-        _log.warning("the inversion store could not be read", inversion=name, error=str(error))
         return None
 
 
@@ -108,29 +119,37 @@ async def _from_image(front: Front, draft: EditDraft, image: types_pb2.Image, us
     if draft.inversion is None or not use_store:
         return Start(Photo(pixels), draft.inversion, fitting)
     name = await front.pool.run(inversion_digest, draft.model, pixels, draft.inversion)
-    found = await stored(front, name)
+    try:
+        found = await stored(front, name)
+    except StoreUnavailable:
+        found = None  # costs a repeated inversion, not the answer
     return Start(Photo(pixels) if found is None else Stored(found[0]), draft.inversion, fitting, name)
 
 
 async def _from_store(front: Front, draft: EditDraft, name: str) -> Start:
     inversion, entry = await front.store.get(name)
     if inversion.model_digest != draft.model.digest:
-        raise InversionModelMismatch(
-            f"{inversion_name(name)} was made by other weights than those of models/{draft.model.id}: invert again",
-            metadata={"resource_name": inversion_name(name)},
-        )
+        raise _mismatch(name, f"was made by other weights than those of models/{draft.model.id}: invert again")
     kind = _KIND_OF.get(type(draft.method))
     if kind is not None and not isinstance(inversion.options.method, kind):
         made, wanted = type(inversion.options.method).__name__, kind.__name__
         raise FieldInvalid(FieldViolation("inversion", f"is a {made}; this method starts from a {wanted}"))
+    if kind is EdictInversion and inversion.fingerprint != draft.model.fingerprint:
+        raise _mismatch(
+            name,
+            "is exact only where it was made, and this server computes otherwise: invert the image again; servers that "
+            "share a store must have equal --dtype, --device and --threads, and equal libraries",
+        )
     options = inversion.options if kind is not None else None
     return Start(Stored(inversion), options, Fitting(**entry.fitting), name)
 
 
-def _decode_and_fit(
-    image: types_pb2.Image, limits: images.ImageLimits, model: ModelInfo, on_image: Callable[..., None]
-) -> tuple[Picture, Fitting]:
-    decoded = images.rgb(images.decode(image, limits))
-    on_image(pixels=decoded.width * decoded.height)
-    fitting = fittings.plan(image.fit, decoded.size, model)
+def _mismatch(name: str, why: str) -> InversionModelMismatch:
+    resource = inversion_name(name)
+    return InversionModelMismatch(f"{resource} {why}", metadata={"resource_name": resource})
+
+
+def _decode_and_fit(opened: Image.Image, fit: int, model: ModelInfo) -> tuple[Picture, Fitting]:
+    decoded = images.rgb(images.load(opened))
+    fitting = fittings.plan(fit, decoded.size, model)
     return fittings.fit_picture(decoded, fitting), fitting

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
+from underpaint.v1.inversion_service_pb2 import InvertRequest
 
 from underpaint_server.engine.ticket import JobHandle
 from underpaint_server.errors import FieldInvalid, FieldViolation
@@ -24,7 +25,7 @@ from underpaint_server.jobs import (
     Result,
     Usage,
 )
-from underpaint_server.rpc import answers, convert, images, sources
+from underpaint_server.rpc import answers, convert, replay, sources
 from underpaint_server.rpc.convert import EditDraft, InvertDraft
 from underpaint_server.rpc.fitting import Fitting
 from underpaint_server.rpc.flights import Flight
@@ -34,15 +35,12 @@ from underpaint_server.rpc.sources import Start
 from underpaint_server.stores.inversions import Entry
 
 
-class Deadline:
-    """When the call must be answered, on the loop's clock."""
-
-    def __init__(self, left_s: float | None) -> None:
-        self._at = None if left_s is None else asyncio.get_running_loop().time() + left_s
-
-    def left_s(self) -> float | None:
-        """Seconds left, 0 at least; None without a deadline."""
-        return None if self._at is None else max(0.0, self._at - asyncio.get_running_loop().time())
+async def fingerprint(front: Front, kind: str, request: edit_service_pb2.EditRequest | InvertRequest) -> bytes:
+    """What tells a repeat of a request id from its abuse; empty without an id. Raises QueueFull."""
+    if not request.request_id:
+        return b""
+    with front.pool.place():
+        return await front.pool.run(replay.fingerprint, kind, request)
 
 
 async def edit(
@@ -50,7 +48,6 @@ async def edit(
     request: edit_service_pb2.EditRequest,
     flight: Flight[Any],
     *,
-    deadline: Deadline,
     preview_every: int = 0,
 ) -> edit_service_pb2.EditResponse:
     """The answer to Edit and StreamEdit."""
@@ -67,7 +64,7 @@ async def edit(
         seed=draft.seed,
     )
     handle = front.engine.submit(
-        job, priority=draft.priority, deadline_s=deadline.left_s(), preview_every=preview_every
+        job, priority=draft.priority, deadline_s=flight.deadline.left_s, preview_every=preview_every
     )
     result = await _result(handle, flight)
     assert isinstance(result, Edited)
@@ -77,7 +74,7 @@ async def edit(
 
 
 async def compute_mask(
-    front: Front, request: edit_service_pb2.EditRequest, flight: Flight[Any], *, deadline: Deadline
+    front: Front, request: edit_service_pb2.EditRequest, flight: Flight[Any]
 ) -> edit_service_pb2.ComputeMaskResponse:
     """The answer to ComputeMask."""
     draft = convert.edit_draft(request, front.model(request.model), front.settings)
@@ -97,15 +94,13 @@ async def compute_mask(
         guidance_scale=_guidance(draft, start),
         seed=draft.seed,
     )
-    handle = front.engine.submit(job, priority=draft.priority, deadline_s=deadline.left_s())
+    handle = front.engine.submit(job, priority=draft.priority, deadline_s=flight.deadline.left_s)
     result = await _result(handle, flight)
     assert isinstance(result, Masked)
     return await front.pool.run(answers.masked, job, start, result, draft.media_type, draft.priority)
 
 
-async def invert(
-    front: Front, request: inversion_service_pb2.InvertRequest, flight: Flight[Any], *, deadline: Deadline
-) -> inversion_service_pb2.InvertResponse:
+async def invert(front: Front, request: InvertRequest, flight: Flight[Any]) -> inversion_service_pb2.InvertResponse:
     """The answer to Invert and StreamInvert; the same inversion being made already is waited for."""
     draft = convert.invert_draft(request, front.model(request.model), front.settings)
     pixels, fitting = await sources.read_picture(front, draft.image, draft.model)
@@ -117,9 +112,9 @@ async def invert(
     job = InvertJob(draft.model.id, Photo(pixels), draft.options, draft.verify, inversion)
 
     async def run(inner: Flight[Any]) -> tuple[Inverted, Entry]:
-        return await _make(front, name, job, fitting, draft, inner, deadline)
+        return await _make(front, name, job, fitting, draft, inner)
 
-    with front.inverting.board((name, draft.verify), run) as inner:
+    with front.inverting.board((name, draft.verify), run, flight.deadline) as inner:
         handle = await inner.admitted()
         if handle is not None:
             flight.admit(handle)
@@ -134,9 +129,8 @@ async def _make(
     fitting: Fitting,
     draft: InvertDraft,
     flight: Flight[Any],
-    deadline: Deadline,
 ) -> tuple[Inverted, Entry]:
-    handle = front.engine.submit(job, priority=draft.priority, deadline_s=deadline.left_s())
+    handle = front.engine.submit(job, priority=draft.priority, deadline_s=flight.deadline.left_s)
     result = await _result(handle, flight)
     assert isinstance(result, Inverted)
     return result, await front.store.put(name, result.inversion, asdict(fitting), replace=job.verify)
@@ -156,8 +150,7 @@ async def _with_mask(front: Front, draft: EditDraft, start: Start) -> Any:
     if draft.mask is None:
         return draft.method
     assert isinstance(draft.method, DiffEdit)
-    mask = await front.pool.run(images.decode_mask, draft.mask, front.image_limits, start.fitting, "diffedit.mask")
-    return replace(draft.method, mask=mask)
+    return replace(draft.method, mask=await sources.read_mask(front, draft.mask, start.fitting, "diffedit.mask"))
 
 
 def _guidance(draft: EditDraft, start: Start) -> float:

@@ -106,6 +106,7 @@ def _to_json(inversion: Inversion, fitting: Mapping[str, int], create_time: date
         "width": inversion.width,
         "height": inversion.height,
         "batch_class": inversion.batch_class,
+        "fingerprint": inversion.fingerprint,
         "reconstruction_psnr_db": _number_to_json(inversion.reconstruction_psnr_db),
         "reconstruction_max_abs_error": _number_to_json(inversion.reconstruction_max_abs_error),
         "fitting": dict(fitting),
@@ -131,6 +132,7 @@ def _from_json(values: dict[str, Any]) -> Record:
         height=values["height"],
         batch_class=values["batch_class"],
         arrays={},
+        fingerprint=values["fingerprint"],
         reconstruction_psnr_db=_number_from_json(values["reconstruction_psnr_db"]),
         reconstruction_max_abs_error=_number_from_json(values["reconstruction_max_abs_error"]),
     )

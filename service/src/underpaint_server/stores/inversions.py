@@ -14,9 +14,9 @@ from typing import Self
 from weakref import WeakValueDictionary
 
 import structlog
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError
 
-from underpaint_server.errors import ImageTooLarge, InversionExpired, StoreCorrupt
+from underpaint_server.errors import ImageTooLarge, InversionExpired, StoreCorrupt, StoreUnavailable
 from underpaint_server.jobs import Inversion
 from underpaint_server.stores.codec import decode, decode_record, encode
 from underpaint_server.stores.index import Index, Kept
@@ -55,7 +55,7 @@ Page = tuple[list[Entry], str]
 
 
 class InversionStore:
-    """Inversions by name, in one object store. Safe to use from many tasks of one event loop."""
+    """Inversions by name, for many tasks of one event loop. Any call raises StoreUnavailable if the place is silent."""
 
     def __init__(
         self, objects: Objects, *, max_bytes: int, ttl_s: float, metrics: Metrics, clock: Callable[[], float]
@@ -248,9 +248,9 @@ class InversionStore:
         kept.on_record_at = now
         try:
             await self._objects.mark_used(name)
-        except (BaseError, OSError) as error:
+        except StoreUnavailable:
             # The worst that follows is that another replica lets it go early.
-            _log.warning("a use could not be put on record", inversion=name, error=str(error))
+            _log.warning("a use could not be put on record", inversion=name)
 
     # --- the whole place ------------------------------------------------------------------------------------------
 
@@ -304,8 +304,8 @@ class InversionStore:
             await asyncio.sleep(min(self._ttl_s / 4, _SWEEP_S))
             try:
                 await self._make_room()
-            except (BaseError, OSError) as error:
-                _log.warning("expired inversions could not be removed", error=str(error))
+            except StoreUnavailable:
+                _log.warning("expired inversions could not be removed")
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

@@ -1,0 +1,66 @@
+"""Every example runs as it stands, against a server with the embedded model."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from underpaint_server.local import LocalServer
+
+pytestmark = pytest.mark.xdist_group("examples")
+
+EXAMPLES = Path(__file__).parents[2] / "client" / "examples"
+PICTURES = {
+    "quickstart": ["quickstart.png"],
+    "async_many": [
+        f"async_many/{colour}.png"
+        for colour in ("blue", "brown", "green", "orange", "pink", "purple", "teal", "yellow")
+    ],
+    "progress_and_preview": [
+        "progress_and_preview/mask.png", "progress_and_preview/result.png",
+        *(f"progress_and_preview/step-{step:03}.jpg" for step in (5, 10, 15)),
+    ],
+    "contact_sheet": ["contact_sheet/contact_sheet.png"],
+    "stock_grpc": ["stock_grpc.png"],
+}  # fmt: skip
+SAID = {
+    "quickstart": r"latents come back to within \d(\.\d)?e-1[3-9]\b.*written quickstart\.png",
+    "async_many": r"8 edits written to async_many; each shared its steps with [1-9]",
+    "progress_and_preview": r"masking.*denoising.*the repeat is the same",
+    "contact_sheet": r"EDICT brings the latents back to \d\.\de-1\d, DDIM to \d\.\de[-+]\d+ .*wrote",
+    "stock_grpc": r"PHASE_DENOISING.*written stock_grpc\.png.*reason FIELD_INVALID.*sdedit\.strength",
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    with LocalServer() as server:
+        yield server
+
+
+def test_there_is_an_expectation_for_each() -> None:
+    shared = {"sample"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - shared == PICTURES.keys() == SAID.keys()
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_an_example_does_what_it_says(server: LocalServer, name: str, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        (sys.executable, EXAMPLES / f"{name}.py", "--target", server.target),
+        cwd=tmp_path, capture_output=True, text=True, check=False, env=dict(os.environ),
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert re.search(SAID[name], ended.stdout, re.DOTALL), ended.stdout
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.suffix != ".json")
+    if name == "progress_and_preview":  # a slow reader may miss a preview, and no result
+        assert set(PICTURES[name][:2]) <= set(written) <= set(PICTURES[name])
+        assert len(written) > 2
+    else:
+        assert written == PICTURES[name]
+    for path in written:
+        Image.open(tmp_path / path).load()
