@@ -16,7 +16,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument("--quick", action="store_true", help=f"a few minutes in all, written to {QUICK_RESULTS}")
+    parser.add_argument("--quick", action="store_true", help=f"under ten minutes in all, written to {QUICK_RESULTS}")
     parser.add_argument("--out", type=Path, help="folder of the results; default benchmarks/results")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in BENCHMARKS]

@@ -1,149 +1,76 @@
-"""Make the edits with a known answer: ``python -m benchmarks.make_composites --recipe-dir DIR --sprites FILE --out DIR``.
+"""Draw the edits with a known answer: ``python -m benchmarks.make_composites --sprites FILE``.
 
-``DIR`` holds the embedded model's ``recipe`` package, ``FILE`` is what its ``recipe.prepare`` wrote. Every case is one
-composite before and after a change of one thing, with the region that may change. Sources and targets show only
-(name, style) pairs that the model never saw in training. The same seed makes the same files.
+What they show is written in ``cases.json``: a composite before and after a change of one thing. This draws the
+pictures and the region that may change, and writes the captions, with the embedded model's own recipe:
+``--recipe-dir`` holds its ``recipe`` package, ``FILE`` is what ``recipe.prepare`` wrote. A sprite that the model saw in
+training is refused.
 """
 
 import argparse
 import importlib
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-SEED = 20
-PER_KIND = 6
+from benchmarks.cases import FOLDER
+
 OPAQUE = 0.5
 """Alpha above which a pixel belongs to the sprite."""
-TONES = (
-    ("light", "dark"), ("dark", "light"), ("medium light", "medium dark"),
-    ("medium dark", "light"), ("medium", "dark"), ("light", "medium dark"),
-)  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One case before it is drawn: two scenes that differ in one thing."""
+class Recipe:
+    """The part of the recipe that draws, found at run time: it is not installed."""
 
-    kind: str
-    source: Any
-    target: Any
+    def __init__(self, folder: Path, sprites: Path) -> None:
+        sys.path.insert(0, str(folder))
+        self._data, self._words, self._captions = (
+            importlib.import_module(f"recipe.{name}") for name in ("data", "vocabulary", "captions")
+        )
+        self._sprites = importlib.import_module("recipe.sprites").Sprites(sprites)
+        self._composer = self._data.Composer(self._sprites, torch.device("cpu"))
 
+    def draw(self, shows: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        """Images (2, 3, 64, 64) in [0, 1], alphas (2, 1, 64, 64) and captions, before and after."""
+        scenes = self._scenes(shows, [shows["before"], shows["after"]])
+        images, alphas = self._composer.render(scenes)
+        captions = [self._captions.sentence(facts) for facts in self._composer.facts(scenes).tolist()]
+        return (images + 1) / 2, alphas, captions
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One case as ``cases.json`` lists it; pictures by file name."""
+    def _scenes(self, shows: dict[str, Any], looks: list[dict[str, str]]) -> Any:
+        n, backgrounds = len(looks), list(self._words.BACKGROUNDS)
+        place = (torch.tensor([shows[key]]) for key in ("scale", "shift", "flip"))
+        return self._data.Scenes(
+            sprite=torch.tensor([self._sprite(look) for look in looks]),
+            background=torch.tensor([backgrounds.index(look["background"]) for look in looks]),
+            pattern=torch.tensor([self._words.PATTERNS.index(shows["pattern"])] * n),
+            phase=torch.tensor([shows["phase"]] * n),
+            theta=self._data.placement(*place).expand(n, -1, -1),
+        )
 
-    name: str
-    kind: str
-    source: str
-    target: str
-    mask: str
-    source_prompt: str
-    target_prompt: str
-    sprites: tuple[str, ...]
-    """style/name of every sprite shown."""
-
-
-class Chooser:
-    """Draws scenes that differ in one thing; no sprite stands on a background of its own colour."""
-
-    def __init__(self, composer: Any, backgrounds: list[str]) -> None:
-        self._composer = composer
-        self._backgrounds = backgrounds
-        self._rng = np.random.default_rng(SEED)
-        self._by_pair: dict[tuple[str, str], list[int]] = {}
-        for name, styles in composer.index[True].items():
-            self._by_pair |= {(name, style): members for style, members in styles.items()}
-
-    def changes(self) -> Iterator[Change]:
-        """Six of every kind."""
-        for kind in ("colour", "object", "background", "style", "skin tone"):
-            yield from getattr(self, f"_{kind.replace(' ', '_')}")()
-
-    def _colour(self) -> Iterator[Change]:
-        for pair in self._shuffled(self._coloured())[:PER_KIND]:
-            own = self._by_pair[pair][0]
-            yield self._swap("colour", own, self._one([i for i in self._by_pair[pair] if i != own]))
-
-    def _object(self) -> Iterator[Change]:
-        pairs, made = self._shuffled(self._coloured()), 0
-        while made < PER_KIND:
-            first = pairs.pop()
-            second = next((pair for pair in pairs if pair[1] == first[1] and pair[0] != first[0]), None)
-            if second is not None:
-                pairs.remove(second)
-                made += 1
-                own = self._by_pair[first][0]
-                yield self._swap("object", own, self._coloured_as(own, second))
-
-    def _background(self) -> Iterator[Change]:
-        for pair in self._shuffled(list(self._by_pair))[:PER_KIND]:
-            scene = self._scene(self._by_pair[pair][0])
-            others = [word for word in self._free(scene.sprite) if word != scene.background]
-            yield Change("background", scene, replace(scene, background=self._one(others)))
-
-    def _style(self) -> Iterator[Change]:
-        names = {name for name, _ in self._by_pair}
-        both = [[pair for pair in self._by_pair if pair[0] == name] for name in sorted(names)]
-        turns = [(a, b) for pairs in both for a in pairs for b in pairs if a != b]
-        for first, second in self._shuffled(turns)[:PER_KIND]:
-            own = self._by_pair[first][0]
-            yield self._swap("style", own, self._coloured_as(own, second))
-
-    def _skin_tone(self) -> Iterator[Change]:
-        toned = sorted(pair for pair, members in self._by_pair.items() if self._composer.tone[members[-1]])
-        for k, (before, after) in enumerate(TONES):
-            by_tone = {self._composer.tone[i]: i for i in self._by_pair[toned[k % len(toned)]]}
-            yield self._swap("skin tone", by_tone[before], by_tone[after])
-
-    def _swap(self, kind: str, first: int, second: int) -> Change:
-        scene = self._scene(first, second)
-        return Change(kind, scene, replace(scene, sprite=second))
-
-    def _scene(self, *sprites: int) -> Any:
-        scene = replace(self._composer.draw(self._rng, held_out=True), sprite=sprites[0])
-        return replace(scene, background=self._one(self._free(*sprites)))
-
-    def _free(self, *sprites: int) -> list[str]:
-        taken = {self._composer.colour[i] for i in sprites}
-        return [word for word in self._backgrounds if word not in taken]
-
-    def _coloured(self) -> list[tuple[str, str]]:
-        return [pair for pair, members in self._by_pair.items() if self._composer.colour[members[-1]]]
-
-    def _coloured_as(self, sprite: int, pair: tuple[str, str]) -> int:
-        members, wanted = self._by_pair[pair], self._composer.colour[sprite]
-        return next((i for i in members if self._composer.colour[i] == wanted), members[0])
-
-    def _one(self, choices: list[Any]) -> Any:
-        return choices[int(self._rng.integers(len(choices)))]
-
-    def _shuffled(self, items: list[Any]) -> list[Any]:
-        return [items[i] for i in self._rng.permutation(len(items))]
+    def _sprite(self, look: dict[str, str]) -> int:
+        if (look["name"], look["style"]) not in self._sprites.held_out_pairs:
+            raise SystemExit(f"{look['style']} {look['name']} was seen in training: it cannot test anything")
+        columns = zip(*(getattr(self._sprites, key) for key in ("name", "style", "colour", "tone")), strict=True)
+        return list(columns).index((look["name"], look["style"], look["colour"], look["tone"]))
 
 
-def draw(change: Change, name: str, composer: Any, out: Path) -> Entry:
-    """Write the three pictures of one case."""
-    scenes = [change.source, change.target]
-    images, alphas = composer.render(scenes)
+def draw(case: dict[str, Any], recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Write the three pictures of one case; the case with their names and the captions."""
+    images, alphas, captions = recipe.draw(case["shows"])
     region = np.asarray(alphas.amax((0, 1)) > OPAQUE)
-    if change.kind == "background":
+    if case["kind"] == "background":
         region = ~region
-    files = {part: f"{name}-{part}.png" for part in ("source", "target", "mask")}
+    files = {part: f"{case['name']}-{part}.png" for part in ("source", "target", "mask")}
     for part, image in zip(("source", "target"), images, strict=True):
         pixels = image.mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(out / files[part], optimize=True)
     Image.fromarray(region).save(out / files["mask"], optimize=True)
-    sprites = tuple(dict.fromkeys(f"{composer.style[s.sprite]}/{composer.name[s.sprite]}" for s in scenes))
-    captions = [composer.caption(scene) for scene in scenes]
-    return Entry(name, change.kind, **files, source_prompt=captions[0], target_prompt=captions[1], sprites=sprites)
+    return case | files | {"source_prompt": captions[0], "target_prompt": captions[1]}
 
 
 def main() -> None:
@@ -151,19 +78,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe-dir", type=Path, default=Path("models/underpaint-mini"))
     parser.add_argument("--sprites", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("tests/data/composites"))
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder with cases.json")
     args = parser.parse_args()
-    sys.path.insert(0, str(args.recipe_dir))
-    data, words = importlib.import_module("recipe.data"), importlib.import_module("recipe.vocabulary")
-    composer = data.Composer(args.sprites)
-    args.out.mkdir(parents=True, exist_ok=True)
-    entries: list[Entry] = []
-    for number, change in enumerate(Chooser(composer, list(words.BACKGROUNDS)).changes()):
-        name = f"{change.kind.replace(' ', '-')}-{number % PER_KIND + 1}"
-        entries.append(draw(change, name, composer, args.out))
-    listing = {"seed": SEED, "cases": [asdict(entry) for entry in entries]}
-    (args.out / "cases.json").write_text(json.dumps(listing, indent=1) + "\n")
-    print(f"{len(entries)} cases in {args.out}")
+    recipe, listing = Recipe(args.recipe_dir, args.sprites), args.out / "cases.json"
+    cases = [draw(case, recipe, args.out) for case in json.loads(listing.read_text())["cases"]]
+    listing.write_text(json.dumps({"cases": cases}, indent=1) + "\n")
+    print(f"{len(cases)} cases in {args.out}")
 
 
 if __name__ == "__main__":

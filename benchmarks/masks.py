@@ -1,35 +1,40 @@
 """How well DiffEdit finds the region of an edit, what the methods do outside it, and DDIM's two conventions."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import product
 from statistics import mean, median
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from underpaint import Client, Ddim, DdimInversion, DiffEdit, Edict, Inversion, SdEdit
 from underpaint.methods import Convention
+from underpaint_server.local import LocalServer
 
 from benchmarks import cases, served
 from benchmarks.report import Report, Table, console
-from underpaint_server.local import LocalServer
 
 THRESHOLDS = (0.3, 0.5)
 MASK_STRENGTHS = (0.5, 0.6)
 CONVENTIONS = (Convention.TARGET, Convention.CURRENT)
 GUIDANCES = (1.0, 3.0)
 STRENGTH = 0.8
-BESIDE = 4
+BESIDE = 8
 """Cases that run at one time: it changes the time this takes, not the answers."""
 ABOUT = (
-    "{count} composites with known answers (tests/data/composites: held-out sprites, one thing changed, true target and "
-    "true region known), on a real server of the embedded model, bfloat16, {steps} steps, strength 0.8. The mask's "
-    "overlap with the true region is intersection over union at pixel size; the mask itself has the latents' "
-    "resolution, 4 pixels, and the column 'best possible' is what the true region scores when it is drawn that coarsely. "
-    "PSNR outside the region compares the edit with the photo where nothing should change; the autoencoder alone sets "
-    "its ceiling. PSNR to the target compares the edit with the true target, and is to be read beside that of the photo "
-    "left as it is."
+    "{count} composites with known answers (tests/data/composites: held-out sprites, one thing changed, true target "
+    "and true region known), on a real server of the embedded model, bfloat16, {steps} steps. DiffEdit: strength 0.8,"
+    " guidance 5, compared with the source prompt; DDIM and EDICT: strength 0.8, guidance 3; SDEdit: strength 0.6, "
+    "guidance 3. A mask's overlap with the true region is intersection over union at pixel size; masks have the "
+    "latents' resolution, 4 pixels, and 'best possible' is what the true region scores when it is drawn that "
+    "coarsely. PSNR outside the region compares an edit with the photo where nothing should change. Both PSNRs are to"
+    " be read beside 'none', the photo that only went through the autoencoder."
+)
+LEGEND = (
+    "Each case: photo, true target, true region, DiffEdit's mask and edit (mask strength 0.5, threshold 0.3), DDIM, "
+    "EDICT, SDEdit."
 )
 
 
@@ -44,6 +49,8 @@ class Found:
     coverage: float
     outside_db: float
     target_db: float
+    mask: NDArray[np.bool_] = field(repr=False)
+    picture: NDArray[np.uint8] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,7 @@ class Changed:
     method: str
     outside_db: float
     target_db: float
+    picture: NDArray[np.uint8] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,35 +91,34 @@ def run(quick: bool) -> Report:
     with LocalServer(dtype="bfloat16") as server, Client(server.target, timeout=1200) as client:
         sheets: list[Sheet] = []
         for i in range(0, len(chosen), BESIDE):
-            sheets += served.at_once([_measurement(client, case, steps) for case in chosen[i : i + BESIDE]])
+            sheets += served.at_once([partial(_measure, client, case, steps) for case in chosen[i : i + BESIDE]])
             console.print(f"{len(sheets)} of {len(chosen)} cases")
     return Report(
         name="masks",
         about=ABOUT.format(count=len(chosen), steps=steps),
-        tables=(_overlap(sheets), _outside(sheets), _methods(sheets), _conventions(sheets)),
+        tables=(_overlap(sheets), _outside(sheets), _target(sheets), _conventions(sheets)),
         findings=tuple(_findings(sheets)),
         figures={
             sheet.case.name: {
                 "best_iou": sheet.best_iou,
-                **{part: [asdict(item) for item in getattr(sheet, part)] for part in ("found", "changed", "returned")},
+                **{part: [_plain(item) for item in getattr(sheet, part)] for part in ("found", "changed", "returned")},
             }
             for sheet in sheets
         },
+        picture=_contact_sheet(sheets),
+        legend=LEGEND,
     )
 
 
-def _measurement(client: Client, case: cases.Case, steps: int) -> Callable[[], Sheet]:
-    def measure() -> Sheet:
-        plain = client.invert(case.photo, method=DdimInversion(), steps=steps, strength=STRENGTH, guidance_scale=1.0)
-        return Sheet(
-            case=case,
-            best_iou=_iou(_coarse(case.region), case.region),
-            found=[_find(client, case, plain, t, m) for t, m in product(THRESHOLDS, MASK_STRENGTHS)],
-            changed=list(_change(client, case, steps)),
-            returned=[_return(client, case, steps, c, g) for c, g in product(CONVENTIONS, GUIDANCES)],
-        )
-
-    return measure
+def _measure(client: Client, case: cases.Case, steps: int) -> Sheet:
+    plain = client.invert(case.photo, method=DdimInversion(), steps=steps, strength=STRENGTH, guidance_scale=1.0)
+    return Sheet(
+        case=case,
+        best_iou=_iou(_coarse(case.region), case.region),
+        found=[_find(client, case, plain, t, m) for t, m in product(THRESHOLDS, MASK_STRENGTHS)],
+        changed=list(_change(client, case, steps)),
+        returned=[_return(client, case, steps, c, g) for c, g in product(CONVENTIONS, GUIDANCES)],
+    )
 
 
 # --- one figure at a time -----------------------------------------------------------------------------------------
@@ -126,13 +133,14 @@ def _find(client: Client, case: cases.Case, inversion: Inversion, threshold: flo
     outside_db = cases.psnr_db(pixels, case.source, ~case.region)
     target_db = cases.psnr_db(pixels, case.target)
     return Found(
-        case.kind, threshold, mask_strength, _iou(mask, case.region), float(mask.mean()), outside_db, target_db
-    )
+        case.kind, threshold, mask_strength, _iou(mask, case.region), float(mask.mean()), outside_db, target_db,
+        mask, pixels,
+    )  # fmt: skip
 
 
 def _change(client: Client, case: cases.Case, steps: int) -> Iterable[Changed]:
-    """The photo itself, then every method but DiffEdit."""
-    yield Changed(case.kind, "photo as it is", float("inf"), cases.psnr_db(case.source, case.target))
+    """The photo through the autoencoder, then every method but DiffEdit."""
+    yield _judged(case, "none (autoencoder alone)", served.through_autoencoder(client, case))
     for method in (
         Ddim(steps=steps, strength=STRENGTH),
         Edict(steps=steps, strength=STRENGTH),
@@ -142,9 +150,12 @@ def _change(client: Client, case: cases.Case, steps: int) -> Iterable[Changed]:
         edited = client.edit(
             case.photo, case.target_prompt, method, source_prompt=source_prompt, guidance_scale=3.0, seed=1
         )
-        pixels = cases.pixels(edited.image)
-        outside_db, target_db = cases.psnr_db(pixels, case.source, ~case.region), cases.psnr_db(pixels, case.target)
-        yield Changed(case.kind, type(method).__name__, outside_db, target_db)
+        yield _judged(case, type(method).__name__, cases.pixels(edited.image))
+
+
+def _judged(case: cases.Case, method: str, pixels: NDArray[np.uint8]) -> Changed:
+    outside_db = cases.psnr_db(pixels, case.source, ~case.region)
+    return Changed(case.kind, method, outside_db, cases.psnr_db(pixels, case.target), pixels)
 
 
 def _return(client: Client, case: cases.Case, steps: int, convention: Convention, guidance: float) -> Returned:
@@ -165,49 +176,72 @@ def _coarse(region: NDArray[np.bool_], cell: int = 4) -> NDArray[np.bool_]:
     """The region in cells of the latents' size, each as most of its pixels are."""
     height, width = region.shape
     majority = region.reshape(height // cell, cell, width // cell, cell).mean((1, 3)) >= 0.5
-    return majority.repeat(cell, 0).repeat(cell, 1)
+    return np.repeat(np.repeat(majority, cell, 0), cell, 1)
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+def _contact_sheet(sheets: Sequence[Sheet], cases_per_row: int = 2) -> Image.Image:
+    """Rows of :data:`LEGEND` side by side, 2 pixels between pictures."""
+    strips = [_strip(sheet) for sheet in sheets]
+    step = 66
+    width = step * len(strips[0]) * cases_per_row
+    paper = Image.new("RGB", (width, step * -(-len(strips) // cases_per_row)), "white")
+    for number, strip in enumerate(strips):
+        row, column = divmod(number, cases_per_row)
+        for place, picture in enumerate(strip):
+            paper.paste(Image.fromarray(picture), (step * (column * len(strip) + place), step * row))
+    return paper
+
+
+def _strip(sheet: Sheet) -> list[NDArray[np.uint8]]:
+    (shown,) = _at([sheet], threshold=0.3, mask_strength=0.5)
+    masks = [np.repeat(np.uint8(255) * mask[..., None], 3, 2) for mask in (sheet.case.region, shown.mask)]
+    others = [changed.picture for changed in sheet.changed[1:]]
+    return [sheet.case.source, sheet.case.target, *masks, shown.picture, *others]
+
+
+def _plain(item: Found | Changed | Returned) -> dict[str, object]:
+    return {f.name: getattr(item, f.name) for f in fields(item) if f.name not in ("mask", "picture")}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------
 
 
-def _by_kind(sheets: Sequence[Sheet], figure: Callable[[Sheet], Iterable[float]], digits: int) -> tuple[str, ...]:
-    """The mean figure over each kind of edit, then over all."""
-    groups = [[s for s in sheets if s.case.kind == kind] for kind in cases.KINDS]
-    return tuple(f"{mean(value for s in group for value in figure(s)):.{digits}f}" for group in [*groups, sheets])
+def _by_kind(values: Sequence[tuple[str, float]], digits: int) -> tuple[str, ...]:
+    """The mean of (kind of edit, figure) over each kind, then over all."""
+    groups = [[value for kind, value in values if kind == wanted] for wanted in cases.KINDS]
+    return tuple(f"{mean(group):.{digits}f}" for group in [*groups, [value for _, value in values]])
 
 
 def _overlap(sheets: Sequence[Sheet]) -> Table:
     rows = [
-        (f"{m}", f"{t}", *_by_kind(sheets, lambda s, t=t, m=m: [f.iou for f in _at(s, t, m)], 2))
+        (f"{m}", f"{t}", *_by_kind([(f.kind, f.iou) for f in _at(sheets, t, m)], 2))
         for m, t in product(MASK_STRENGTHS, THRESHOLDS)
-    ]  # fmt: skip
-    best = ("best possible", "", *_by_kind(sheets, lambda s: [s.best_iou], 2))
-    return Table("Overlap of DiffEdit's mask with the true region", ("mask strength", "threshold", *cases.KINDS, "all"),
-                 (*rows, best))  # fmt: skip
+    ]
+    best = ("best possible", "", *_by_kind([(s.case.kind, s.best_iou) for s in sheets], 2))
+    columns = ("mask strength", "threshold", *cases.KINDS, "all")
+    return Table("Overlap of DiffEdit's mask with the true region", columns, (*rows, best))
 
 
 def _outside(sheets: Sequence[Sheet]) -> Table:
-    rows = [
-        (f"{m}", f"{t}", *_by_kind(sheets, lambda s, t=t, m=m: [f.outside_db for f in _at(s, t, m)], 1))
-        for m, t in product(MASK_STRENGTHS, THRESHOLDS)
-    ]  # fmt: skip
-    columns = ("mask strength", "threshold", *cases.KINDS, "all")
-    return Table("DiffEdit, guidance 5: PSNR outside the true region, dB", columns, tuple(rows))
+    rows = [(name, *_by_kind([(i.kind, i.outside_db) for i in items], 1)) for name, items in _results(sheets)]
+    columns = ("method", *cases.KINDS, "all")
+    return Table("PSNR outside the true region, edit against photo, dB", columns, tuple(rows))
 
 
-def _methods(sheets: Sequence[Sheet]) -> Table:
-    rows = [
-        (f"DiffEdit {m}, {t}", f"{_mean_outside(_at(s, t, m) for s in sheets):.1f}",
-         *_by_kind(sheets, lambda s, t=t, m=m: [f.target_db for f in _at(s, t, m)], 1))
-        for m, t in product(MASK_STRENGTHS, THRESHOLDS)
-    ]  # fmt: skip
+def _target(sheets: Sequence[Sheet]) -> Table:
+    rows = [(name, *_by_kind([(i.kind, i.target_db) for i in items], 1)) for name, items in _results(sheets)]
+    columns = ("method", *cases.KINDS, "all")
+    return Table("PSNR to the true target, dB", columns, tuple(rows))
+
+
+def _results(sheets: Sequence[Sheet]) -> Iterator[tuple[str, Sequence[Found | Changed]]]:
     for name in [changed.method for changed in sheets[0].changed]:
-        outside = _mean_outside([c for c in s.changed if c.method == name] for s in sheets)
-        target = _by_kind(sheets, lambda s, name=name: [c.target_db for c in s.changed if c.method == name], 1)
-        rows.append((name, f"{outside:.1f}", *target))
-    columns = ("method", "outside, all kinds", *(f"target, {kind}" for kind in cases.KINDS), "target, all")
-    return Table("Every method: PSNR outside the true region and to the true target, dB", columns, tuple(rows))
+        yield name, [c for sheet in sheets for c in sheet.changed if c.method == name]
+    for m, t in product(MASK_STRENGTHS, THRESHOLDS):
+        yield f"DiffEdit, mask strength {m}, threshold {t}", _at(sheets, t, m)
 
 
 def _conventions(sheets: Sequence[Sheet]) -> Table:
@@ -222,7 +256,7 @@ def _conventions(sheets: Sequence[Sheet]) -> Table:
 
 
 def _findings(sheets: Sequence[Sheet]) -> Iterable[str]:
-    scores = {(m, t): mean(f.iou for s in sheets for f in _at(s, t, m)) for m, t in product(MASK_STRENGTHS, THRESHOLDS)}
+    scores = {(m, t): mean(f.iou for f in _at(sheets, t, m)) for m, t in product(MASK_STRENGTHS, THRESHOLDS)}
     m, t = max(scores, key=lambda setting: scores[setting])
     best = mean(s.best_iou for s in sheets)
     yield (
@@ -230,18 +264,16 @@ def _findings(sheets: Sequence[Sheet]) -> Iterable[str]:
         f"possible; at the defaults (0.5, 0.5) {scores[0.5, 0.5]:.2f}."
     )
     for guidance in GUIDANCES:
-        medians = {
-            c: median(r.psnr_db for s in sheets for r in s.returned if (r.convention, r.guidance_scale) == (c, guidance))
-            for c in CONVENTIONS
-        }
+        medians = {convention: _psnr_db(sheets, convention, guidance) for convention in CONVENTIONS}
         better = max(medians, key=lambda convention: medians[convention])
         gap = abs(medians[Convention.TARGET] - medians[Convention.CURRENT])
         yield f"DDIM comes back closer under '{better.value}' at guidance {guidance:g}, by {gap:.2f} dB in the median."
 
 
-def _at(sheet: Sheet, threshold: float, mask_strength: float) -> list[Found]:
-    return [f for f in sheet.found if (f.threshold, f.mask_strength) == (threshold, mask_strength)]
+def _at(sheets: Sequence[Sheet], threshold: float, mask_strength: float) -> list[Found]:
+    return [f for s in sheets for f in s.found if (f.threshold, f.mask_strength) == (threshold, mask_strength)]
 
 
-def _mean_outside(groups: Iterable[Sequence[Any]]) -> float:
-    return mean(item.outside_db for group in groups for item in group)
+def _psnr_db(sheets: Sequence[Sheet], convention: Convention, guidance: float) -> float:
+    wanted = (convention.value, guidance)
+    return median(r.psnr_db for s in sheets for r in s.returned if (r.convention, r.guidance_scale) == wanted)

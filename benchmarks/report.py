@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -11,10 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.table import Table as RichTable
 
-console = Console(stderr=True)
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
 """Progress and tables for people; standard output stays free."""
 
 
@@ -51,19 +53,29 @@ class Report:
     """What the tables say, one sentence each, numbers filled in from the run."""
     figures: dict[str, Any] = field(repr=False)
     """Every number measured, as plain values."""
+    picture: Image.Image | None = field(default=None, repr=False)
+    """Something to look at."""
+    legend: str = ""
+    """What ``picture`` shows."""
 
     def write(self, folder: Path, *, quick: bool) -> None:
-        """``{name}.md`` and ``{name}.json`` in ``folder``."""
+        """``{name}.md`` and ``{name}.json`` in ``folder``, and ``{name}.webp`` if there is a picture."""
         folder.mkdir(parents=True, exist_ok=True)
-        where = machine()
-        named = f"{where['cpu']}, {where['cores']} cores; torch {where['torch']}, Python {where['python']}; {where['date']}"
-        parts = [f"# {self.name.capitalize()}", self.about, f"Measured on: {named}{'; quick run' if quick else ''}."]
-        parts += ["\n".join(f"* {finding}" for finding in self.findings)] if self.findings else []
-        parts += [table.markdown() for table in self.tables]
-        (folder / f"{self.name}.md").write_text("\n\n".join(parts) + "\n")
-        content = {"name": self.name, "machine": where, "quick": quick, "findings": self.findings, "figures": self.figures}
+        (folder / f"{self.name}.md").write_text(self._markdown(quick) + "\n")
+        if self.picture is not None:
+            self.picture.save(folder / f"{self.name}.webp", quality=90, method=6)
         tables = [asdict(table) for table in self.tables]
-        (folder / f"{self.name}.json").write_text(json.dumps(content | {"tables": tables}, indent=1) + "\n")
+        content = {"machine": machine(), "quick": quick, "findings": self.findings, "tables": tables}
+        content |= {"figures": self.figures}
+        (folder / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+    def _markdown(self, quick: bool) -> str:
+        where = "{cpu}, {cores} cores; torch {torch}, Python {python}; {date}".format(**machine())
+        measured = f"Measured on: {where}{'; quick run' if quick else ''}."
+        findings = "\n".join(f"* {finding}" for finding in self.findings)
+        tables = [table.markdown() for table in self.tables]
+        seen = [f"![{self.legend}]({self.name}.webp)", self.legend] if self.picture is not None else []
+        return "\n\n".join([f"# {self.name.capitalize()}", self.about, measured, findings, *tables, *seen])
 
 
 def machine() -> dict[str, str]:

@@ -6,10 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from underpaint import Client
-
+from underpaint import Client, DiffEdit
 from underpaint_server.local import LocalServer
+
+from benchmarks.cases import Case, pixels
 
 T = TypeVar("T")
 
@@ -58,3 +62,10 @@ def forget(client: Client) -> None:
     """Empty the store, so that the next request computes everything anew."""
     for inversion in list(client.list_inversions(page_size=100)):
         client.delete_inversion(inversion, allow_missing=True)
+
+
+def through_autoencoder(client: Client, case: Case) -> NDArray[np.uint8]:
+    """Pixels (64, 64, 3) of the photo encoded and decoded: an edit that may change nothing."""
+    nowhere = Image.new("L", (case.source.shape[1], case.source.shape[0]), 0)
+    kept = client.edit(case.photo, case.target_prompt, DiffEdit(mask=nowhere, steps=1, strength=1.0))
+    return pixels(kept.image)
