@@ -110,9 +110,7 @@ def _trip(client: Client, case: cases.Case, cell: Cell, steps: int) -> Trip:
     assert not made.usage.inversion_cache_hit
     arrays = read_safetensors(client.export_inversion(made))
     client.delete_inversion(made)  # the next time it has to be computed again
-    return Trip(
-        made.reconstruction_max_abs_error, made.reconstruction_psnr_db, made.usage.mean_batch_size, arrays
-    )
+    return Trip(made.reconstruction_max_abs_error, made.reconstruction_psnr_db, made.usage.mean_batch_size, arrays)
 
 
 def _line(cell: Cell, alone: list[Trip], busy: list[Trip], floor_db: float) -> Line:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from statistics import median
 
-from underpaint_server import backends
+from underpaint_server.backends import load
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.engine.engine import Engine
 from underpaint_server.engine.messages import Ended, Order, Passed, Start, Stop
@@ -72,7 +72,7 @@ def run(quick: bool) -> Report:
     """See the module."""
     steps, repeats, loads = (20, 2, (1, 8)) if quick else (50, 3, (1, 8, 16))
     settings = Settings()
-    loaded = {TOY: backends.load("toy:", TOY, settings), REAL: backends.load("", REAL, settings)}
+    loaded = {TOY: load("toy:", TOY, settings), REAL: load("", REAL, settings)}
     rounds: list[Round] = []
     for jobs in loads:
         for number in range(repeats + 1):
