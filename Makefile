@@ -6,7 +6,6 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := client service models/underpaint-mini
-WAIT := OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check protos bench deploy-check clean
@@ -21,7 +20,7 @@ serve: $(VENV)/.run ## run a server with the embedded model on localhost:50051 u
 	$(BIN)/underpaint-server
 
 test: $(VENV)/.dev ## run every test
-	$(WAIT) $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/.dev ## lint, types, import layers, contract lint, generated files up to date
 	$(BIN)/ruff check .
@@ -35,7 +34,7 @@ protos: $(VENV)/.dev ## generate the wire code and the synchronous client
 	$(BIN)/python client/make_sync.py
 
 bench: $(VENV)/.run ## measure speed and quality, as ratios within one run; writes benchmarks/results
-	$(WAIT) $(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks
 
 deploy-check: $(VENV)/.deploy ## render and validate everything under deploy/ and the Dockerfile, offline
 	$(BIN)/python deploy/check.py

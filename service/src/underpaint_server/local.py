@@ -41,11 +41,12 @@ class LocalServer:
                 stderr=log,
                 env={**os.environ, "HF_HUB_OFFLINE": "1"},
             )
-        listening = self.wait_for("listening")
-        self.target = listening["address"]
-        self.metrics_url = f"http://{listening['metrics_address']}/metrics"
-        if self._wait_ready:
-            self.wait_for("ready")
+        try:
+            self._wait()
+        except BaseException:
+            self.stop(signal.SIGKILL)  # nobody else will: a block that is not entered is not left
+            self._log.unlink(missing_ok=True)
+            raise
         return self
 
     def __exit__(
@@ -56,6 +57,13 @@ class LocalServer:
         self._log.unlink(missing_ok=True)
         if code != 0 and error is None:
             raise RuntimeError(f"the server ended with status {code}:\n{tail}")
+
+    def _wait(self) -> None:
+        listening = self.wait_for("listening")
+        self.target = listening["address"]
+        self.metrics_url = f"http://{listening['metrics_address']}/metrics"
+        if self._wait_ready:
+            self.wait_for("ready")
 
     @property
     def pid(self) -> int:

@@ -26,9 +26,10 @@ def main(pipe: Connection, settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when work ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_logging(settings.log_level)
-    # Threads that wait for each other by spinning starve each other as soon as anything else wants the cores: 40 times
-    # slower on a busy 2-core machine. Read by the OpenMP library when torch loads it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for each other by spinning starve each other as soon as anything else wants the cores; threads
+    # that never spin lose as much to being woken. Read by the OpenMP library when torch loads it.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         backends, seconds = _load(settings)
     except UnderpaintError as error:
