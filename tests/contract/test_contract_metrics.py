@@ -1,0 +1,65 @@
+"""Names that others rely on: whatever the alerts and rules ask for is exported, and whatever is exported says what."""
+
+import re
+from pathlib import Path
+
+import pytest
+from underpaint.v1 import edit_service_pb2, inversion_service_pb2
+from underpaint_server.jobs import Phase, Priority
+from underpaint_server.rpc.calls import labels_of
+from underpaint_server.telemetry import METHODS, Metrics
+
+ROOT = Path(__file__).parents[2]
+RULES = sorted([*(ROOT / "deploy" / "prometheus").glob("rules*.yml"), *(ROOT / "deploy").rglob("*.json")])
+NAME = re.compile(r'(?<![\w:])(?:underpaint|grpc_server)_[a-z0-9_:]+(?=[{\[)\s"])')
+AT_SCRAPE = {
+    "underpaint_num_requests_running", "underpaint_num_requests_waiting", "underpaint_queue_capacity",
+    "underpaint_estimated_backlog_seconds", "underpaint_engine_last_step_timestamp_seconds",
+    "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries",
+}  # fmt: skip
+
+
+def exported() -> dict[str, str]:
+    """Sample name -> help of everything that a server can export."""
+    names = dict.fromkeys(AT_SCRAPE, "see telemetry.scrape")
+    for family in Metrics().registry.collect():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
+        names |= {family.name + suffix: family.documentation for suffix in suffixes}
+    return names
+
+
+def test_every_metric_says_what_it_is() -> None:
+    told = {name: text for name, text in exported().items() if name.startswith(("underpaint_", "grpc_server_"))}
+    assert len(told) > 40
+    assert all(len(text) > 8 for text in told.values())
+
+
+@pytest.mark.parametrize("path", RULES, ids=lambda path: path.name)
+def test_rules_ask_for_metrics_that_exist(path: Path) -> None:
+    asked = {name for name in NAME.findall(path.read_text()) if ":" not in name}
+    assert asked <= exported().keys()
+
+
+def test_rules_ask_for_metrics_at_all() -> None:
+    assert len({name for path in RULES for name in NAME.findall(path.read_text())} & exported().keys()) > 10
+
+
+def test_every_request_has_a_label_of_the_closed_list() -> None:
+    served = ("sdedit", "ddim", "edict", "diffedit")
+    labels = {labels_of(edit_service_pb2.EditRequest(**{name: {}})).method for name in served}
+    labels |= {
+        labels_of(inversion_service_pb2.InvertRequest(parameters={name: {}})).method for name in ("edict", "ddim")
+    }
+    labels.add(labels_of(edit_service_pb2.ComputeMaskRequest()).method)
+    assert labels == set(METHODS)
+
+
+def test_the_wire_and_the_jobs_have_the_same_phases_and_priorities() -> None:
+    from underpaint.v1 import types_pb2
+
+    later = {"UNSPECIFIED", "OPTIMIZING"}
+    assert {f"PHASE_{phase.name}" for phase in Phase} == set(types_pb2.Phase.keys()) - {f"PHASE_{n}" for n in later}
+    assert {f"PRIORITY_{priority.name}" for priority in Priority} == set(types_pb2.Priority.keys()) - {
+        "PRIORITY_UNSPECIFIED"
+    }
+    assert all(types_pb2.Priority.Value(f"PRIORITY_{priority.name}") == priority for priority in Priority)

@@ -1,0 +1,170 @@
+"""What the end-to-end tests share: pictures, stock stubs, scrapes, and waiting."""
+
+import asyncio
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image, ImageDraw
+from prometheus_client.parser import text_string_to_metric_families
+from support.front import edit
+from underpaint.v1 import (
+    direction_service_pb2_grpc,
+    edit_service_pb2,
+    edit_service_pb2_grpc,
+    inversion_service_pb2_grpc,
+    model_service_pb2_grpc,
+    types_pb2,
+)
+from underpaint_server.local import LocalServer
+
+PATIENCE_S = 120.0
+"""How long anything may take on the busiest machine before a test gives up."""
+
+
+def disc(colour: tuple[int, int, int] = (205, 48, 48), size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A disc on white: what the embedded model knows well."""
+    width, height = size
+    picture = Image.new("RGB", (4 * width, 4 * height), (250, 250, 250))
+    radius = 1.4 * min(size)
+    box = (2 * width - radius, 2 * height - radius, 2 * width + radius, 2 * height + radius)
+    ImageDraw.Draw(picture).ellipse(box, fill=colour)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+@dataclass(frozen=True)
+class Stubs:
+    """Stock stubs on a channel without any service config: nothing is retried behind a test's back."""
+
+    channel: grpc.aio.Channel
+
+    def __post_init__(self) -> None:
+        new = object.__setattr__
+        new(self, "edits", edit_service_pb2_grpc.EditServiceStub(self.channel))
+        new(self, "inversions", inversion_service_pb2_grpc.InversionServiceStub(self.channel))
+        new(self, "models", model_service_pb2_grpc.ModelServiceStub(self.channel))
+        new(self, "directions", direction_service_pb2_grpc.DirectionServiceStub(self.channel))
+        new(self, "health", health_pb2_grpc.HealthStub(self.channel))
+
+    edits: Any = None
+    inversions: Any = None
+    models: Any = None
+    directions: Any = None
+    health: Any = None
+
+    async def serves(self, name: str) -> bool:
+        """What the health service says of that name."""
+        answer = await self.health.Check(health_pb2.HealthCheckRequest(service=name))
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@asynccontextmanager
+async def stubs(server: LocalServer) -> AsyncIterator[Stubs]:
+    """Stubs of a server."""
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        yield Stubs(channel)
+
+
+# --- work that lasts ----------------------------------------------------------------------------------------------
+
+ENDLESS = 4000
+"""Noise samples of a mask that keeps the closed-form network busy for longer than any test waits."""
+
+
+def masking(samples: int = ENDLESS, **fields: Any) -> edit_service_pb2.EditRequest:
+    """A DiffEdit whose mask takes so many noise samples: one group of rows, so it lasts and can be cut anywhere."""
+    return edit("diffedit", diffedit={"samples": samples}, **fields)
+
+
+@asynccontextmanager
+async def running(stubs: Stubs, request: edit_service_pb2.EditRequest) -> AsyncIterator[Any]:
+    """A StreamEdit that has a place in the engine; cancelled at the end, unless it has ended by then."""
+    call = stubs.edits.StreamEdit(edit_service_pb2.StreamEditRequest(edit=request))
+    try:
+        await until(call, lambda event: event.progress.phase > types_pb2.PHASE_QUEUED)
+        yield call
+    finally:
+        call.cancel()
+
+
+async def queued(stubs: Stubs, request: edit_service_pb2.EditRequest) -> Any:
+    """A StreamEdit that waits in the queue."""
+    call = stubs.edits.StreamEdit(edit_service_pb2.StreamEditRequest(edit=request))
+    await until(call, lambda event: event.WhichOneof("event") == "accepted" and event.accepted.queue_position > 0)
+    return call
+
+
+async def until(call: Any, wanted: Callable[[Any], bool]) -> Any:
+    """The first message of a stream that is wanted."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (message := await call.read()) is not grpc.aio.EOF:
+            if wanted(message):
+                return message
+    raise AssertionError("the stream ended before what was waited for")
+
+
+async def result(call: Any) -> edit_service_pb2.EditResponse:
+    """The answer at the end of a StreamEdit."""
+    message = await until(call, lambda event: event.WhichOneof("event") == "result")
+    answer: edit_service_pb2.EditResponse = message.result
+    return answer
+
+
+# --- what an operator sees ----------------------------------------------------------------------------------------
+
+
+class Samples:
+    """One scrape."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def sum(self, name: str, **labels: str) -> float:
+        """Over all series of that name whose labels include these; 0 for none."""
+        return float(sum(s.value for s in self._samples if s.name == name and labels.items() <= s.labels.items()))
+
+    def by(self, name: str, label: str) -> Mapping[str, float]:
+        """The same for each value of a label."""
+        values = {s.labels[label] for s in self._samples if s.name == name}
+        return {value: self.sum(name, **{label: value}) for value in values}
+
+
+def scrape(server: LocalServer) -> Samples:
+    """The metrics page, read as Prometheus reads it."""
+    with urllib.request.urlopen(server.metrics_url) as page:
+        return Samples(page.read().decode())
+
+
+async def idle(server: LocalServer) -> Samples:
+    """A scrape, when nothing runs and nothing waits."""
+
+    def look() -> Samples | None:
+        now = scrape(server)
+        busy = now.sum("underpaint_num_requests_running") + now.sum("underpaint_num_requests_waiting")
+        return None if busy else now
+
+    found: Samples = await eventually(look)
+    return found
+
+
+async def eventually(look: Callable[[], Any]) -> Any:
+    """What ``look`` gives when it gives something at last."""
+    end = time.monotonic() + PATIENCE_S
+    while not (found := await asyncio.to_thread(look)):
+        assert time.monotonic() < end, "it never came"
+        await asyncio.sleep(0.02)
+    return found
+
+
+def engine_of(server: LocalServer) -> psutil.Process:
+    """The engine's process: the child that multiprocessing spawned and that is no resource tracker."""
+    children = psutil.Process(server.pid).children()
+    (engine,) = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    return engine

@@ -1,0 +1,115 @@
+"""The commands of the client's README, as a shell runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.harness import disc
+from PIL import Image
+from safetensors.numpy import load_file
+from underpaint_server.local import LocalServer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working directory with a photo in it."""
+    disc().save(tmp_path / "apple.png")
+    return tmp_path
+
+
+def shell(server: LocalServer, folder: Path, *words: str, target: str = "") -> subprocess.CompletedProcess[str]:
+    """The installed command."""
+    command = Path(sys.executable).with_name("underpaint")
+    env = {**os.environ, "UNDERPAINT_TARGET": target or server.target}
+    return subprocess.run((command, *words), cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def told(server: LocalServer, folder: Path, *words: str) -> Any:
+    """What it says with --json when all is well."""
+    ended = shell(server, folder, *words, "--json")
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_models_are_listed(toy: LocalServer, folder: Path) -> None:
+    ended = shell(toy, folder, "models")
+    assert ended.returncode == 0, ended.stderr
+    head, first, second = ended.stdout.splitlines()
+    assert head.split() == ["MODEL", "STATE", "SIZE", "STEPS", "METHODS"]
+    assert first.split()[:4] == ["toy", "ready", "32x32", "20"]
+    assert second.split()[0] == "other"
+
+
+def test_the_readme_s_edit(toy: LocalServer, folder: Path) -> None:
+    words = ("edit", "apple.png", "a green apple", "--source-prompt", "a red apple", "--method", "edict")
+    ended = shell(toy, folder, *words, "-o", "green.png")
+    assert ended.returncode == 0, ended.stderr
+    assert Image.open(folder / "green.png").size == (32, 32)
+    assert "green.png" in ended.stdout
+    assert "inversions/" in ended.stdout
+
+
+@pytest.mark.parametrize("method", ["edict", "ddim", "sdedit", "diffedit"])
+@pytest.mark.parametrize(("name", "kind"), [("out.jpg", "JPEG"), ("out.webp", "WEBP")])
+def test_every_method_writes_what_the_name_says(
+    toy: LocalServer, folder: Path, method: str, name: str, kind: str
+) -> None:
+    said = told(toy, folder, "edit", "apple.png", "a corgi", "--method", method, "--steps", "5", "-o", name)
+    assert Image.open(folder / name).format == kind
+    assert said["image"] == name
+    assert said["usage"]["network_evaluations"] > 0
+
+
+def test_a_mask_is_found_written_and_used(toy: LocalServer, folder: Path) -> None:
+    found = told(toy, folder, "mask", "apple.png", "a corgi", "--samples", "3", "--seed", "1", "-o", "mask.png")
+    assert 0 <= found["coverage"] <= 1
+    assert Image.open(folder / "mask.png").mode == "L"
+    words = ("edit", "apple.png", "a corgi", "--method", "diffedit", "--mask", "mask.png", "--mask-out", "used.png")
+    told(toy, folder, *words)
+    assert (folder / "used.png").read_bytes() == (folder / "mask.png").read_bytes()
+
+
+def test_an_inversion_is_made_kept_and_edited_from(toy: LocalServer, folder: Path) -> None:
+    made = told(toy, folder, "invert", "apple.png", "--steps", "10", "--verify", "-o", "latents.safetensors")
+    assert made["reconstruction_max_abs_error"] <= 1e-10
+    assert {"source", "x", "y"} == load_file(folder / "latents.safetensors").keys()
+    edited = told(toy, folder, "edit", made["inversion"], "a corgi")
+    assert edited["inversion"] == made["inversion"]
+    assert edited["usage"]["inversion_cache_hit"]
+
+
+def test_a_picture_is_drawn(toy: LocalServer, folder: Path) -> None:
+    words = ("generate", "a corgi", "--width", "48", "--height", "40", "--seed", "3", "--steps", "5", "-o", "drawn.png")
+    assert told(toy, folder, *words)["seed"] == 3
+    assert Image.open(folder / "drawn.png").size == (48, 40)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("edit", "apple.png", "a corgi", "--strength", "2"), 1, "inversion_parameters.strength"),
+        (("edit", "apple.png", "a corgi", "--model", "none"), 1, "underpaint models"),
+        (("edit", "nowhere.png", "a corgi"), 2, "nowhere.png"),
+        (("edit", "apple.png", "a corgi", "--threshold", "0.5"), 2, "--threshold"),
+        (("edit", "apple.png", "a corgi", "-o", "out.gif"), 2, ".gif"),
+        (("edit", "apple.png"), 2, "target_prompt"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_a_line(
+    toy: LocalServer, folder: Path, words: tuple[str, ...], status: int, said: str
+) -> None:
+    ended = shell(toy, folder, *words)
+    assert ended.returncode == status
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["apple.png"]
+
+
+def test_no_server_is_said_and_what_to_do(toy: LocalServer, folder: Path) -> None:
+    ended = shell(toy, folder, "models", "--connect-timeout", "0.2", target="127.0.0.1:1")
+    assert ended.returncode == 1
+    assert "underpaint-server" in ended.stderr

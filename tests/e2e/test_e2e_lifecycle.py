@@ -1,0 +1,222 @@
+"""The server from its first second to its last: loading, ready, crashed, broken, draining."""
+
+import asyncio
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from e2e.harness import (
+    PATIENCE_S,
+    Stubs,
+    disc,
+    engine_of,
+    eventually,
+    idle,
+    masking,
+    queued,
+    result,
+    running,
+    scrape,
+    stubs,
+    until,
+)
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from support.front import edit, refusal, refused
+from underpaint import AsyncClient, DiffEdit, SdEdit
+from underpaint.v1 import direction_service_pb2, edit_service_pb2, model_service_pb2
+from underpaint_server.local import LocalServer
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+WAIT = signal.SIGCONT
+"""Changes nothing: the server has been told to stop already, and only its end is waited for."""
+NAMES = ("startup", "readiness", "liveness", "", "underpaint.v1.EditService", "underpaint.v1.InversionService")
+ONE_AT_A_TIME = {"models": "toy=toy:", "max_running": 1, "max_batch_size": 2, "max_mask_samples": 10_000}
+
+
+async def test_health_and_refusals_tell_loading_from_ready() -> None:
+    with LocalServer(models="toy=toy:", wait_ready=False) as server:
+        engine = engine_of(server)
+        engine.suspend()  # so that loading lasts
+        async with stubs(server) as wire:
+            assert await _health(wire) == {name: name == "liveness" for name in NAMES}
+            refusal = await refused(wire.edits.Edit(edit()))
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_LOADING")
+            assert int(refusal.trailers["grpc-retry-pushback-ms"]) > 0
+            assert (await _model(wire)).state == model_service_pb2.MODEL_STATE_LOADING
+            async with AsyncClient(server.target) as client:
+                patient = asyncio.create_task(client.edit(disc(), "a corgi", SdEdit()))
+                watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="readiness"))
+                assert (await watch.read()).status == NOT_SERVING
+                engine.resume()
+                assert (await watch.read()).status == SERVING
+                assert (await patient).image.size == (32, 32)  # the channel came back until it was served
+            assert await _health(wire) == dict.fromkeys(NAMES, True)
+            assert (await _model(wire)).state == model_service_pb2.MODEL_STATE_READY
+
+
+async def test_a_killed_engine_costs_the_calls_inside_it_one_retry_and_the_queued_ones_nothing() -> None:
+    with LocalServer(**ONE_AT_A_TIME) as server:
+        first = engine_of(server)
+        async with stubs(server) as wire, running(wire, masking()) as lost:
+            waiting = await queued(wire, edit("sdedit"))
+            watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="readiness"))
+            await until(watch, lambda health: health.status == SERVING)  # probes are told within half a second
+            first.kill()
+            refusal = await _end(lost)
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKER_RESTARTED")
+            assert int(refusal.trailers["grpc-retry-pushback-ms"]) > 0
+            assert [(await watch.read()).status for _ in range(2)] == [NOT_SERVING, SERVING]
+            assert (await result(waiting)).image.content
+            assert await _health(wire) == dict.fromkeys(NAMES, True)
+            assert (await wire.edits.Edit(edit("edict"))).image.content
+        assert engine_of(server).pid != first.pid
+        now = await idle(server)
+        assert now.by("underpaint_engine_restarts_total", "reason") == {"crash": 1, "stall": 0, "oom": 0}
+
+
+async def test_our_clients_come_through_a_crash_without_knowing() -> None:
+    with LocalServer(models="toy=toy:", max_batch_size=2, max_mask_samples=10_000) as server:
+        async with stubs(server) as wire, AsyncClient(server.target) as client:
+            calls = [asyncio.create_task(client.compute_mask(disc(), "a corgi", mask, seed=1)) for mask in _MASKS]
+            await eventually(lambda: scrape(server).sum("underpaint_num_requests_running") == len(_MASKS))
+            engine_of(server).kill()
+            answers = await asyncio.gather(*calls)
+            again = await client.compute_mask(disc(), "a corgi", _MASKS[0], seed=1)
+            assert answers[0].mask_bytes == again.mask_bytes
+            assert await wire.serves("readiness")
+        assert (await idle(server)).sum("underpaint_engine_restarts_total") == 1
+
+
+async def test_a_model_that_cannot_load_is_told_and_the_server_stays_to_tell_it(tmp_path: Path) -> None:
+    with LocalServer(models=f"broken={tmp_path}", wait_ready=False) as server:
+        server.wait_for("engine failed")
+        async with stubs(server) as wire:
+            await eventually(lambda: any(e["event"].startswith("the models failed") for e in server.events()))
+            for _ in range(2):
+                told = await refused(wire.edits.Edit(edit()))
+                assert (told.code, told.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_READY")
+                assert str(tmp_path) in told.message
+                assert told.details["PreconditionFailure"].violations[0].subject == "models/broken"
+            model = await _model(wire)
+            assert model.state == model_service_pb2.MODEL_STATE_FAILED
+            assert str(tmp_path) in model.error
+            watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="liveness"))
+            await until(watch, lambda health: health.status == NOT_SERVING)
+            assert await _health(wire) == dict.fromkeys(NAMES, False)
+        assert psutil.Process(server.pid).is_running()
+        assert scrape(server).sum("underpaint_requests_total", reason="MODEL_NOT_READY") == 2
+        assert server.stop() == 0
+
+
+def test_a_local_server_that_never_gets_ready_says_why_and_is_gone(tmp_path: Path) -> None:
+    server = LocalServer(models=f"broken={tmp_path}")
+    with pytest.raises(RuntimeError, match=re.escape(str(tmp_path))), server:
+        pass
+    assert not psutil.pid_exists(server.pid)
+
+
+async def test_sigterm_lets_running_and_waiting_work_finish_and_takes_nothing_new() -> None:
+    with LocalServer(**ONE_AT_A_TIME) as server:
+        async with stubs(server) as wire, running(wire, masking(600)) as call:
+            waiting = await queued(wire, edit("sdedit"))
+            psutil.Process(server.pid).send_signal(signal.SIGTERM)
+            server.wait_for("draining")
+            assert not await wire.serves("readiness")
+            assert await wire.serves("liveness")
+            told = await refused(wire.edits.Edit(edit()))
+            assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+            assert (await result(call)).mask.content
+            assert (await result(waiting)).image.content
+        server.wait_for("stopped")
+        assert server.stop(WAIT) == 0
+
+
+async def test_a_second_signal_ends_at_once_and_tells_the_callers() -> None:
+    with LocalServer(**ONE_AT_A_TIME) as server:
+        async with stubs(server) as wire, running(wire, masking()) as call:
+            front = psutil.Process(server.pid)
+            engine = engine_of(server)
+            front.send_signal(signal.SIGTERM)
+            server.wait_for("draining")
+            front.send_signal(signal.SIGINT)
+            told = await _end(call)
+            assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        assert server.stop(WAIT) == 0
+        assert not engine.is_running()
+
+
+async def test_work_that_outlasts_the_drain_is_given_up() -> None:
+    with LocalServer(**ONE_AT_A_TIME, drain_s=0.1) as server:
+        async with stubs(server) as wire, running(wire, masking()) as call:
+            psutil.Process(server.pid).send_signal(signal.SIGTERM)
+            assert (await _end(call)).reason == "DRAINING"
+        assert server.stop(WAIT) == 0
+
+
+async def test_the_engine_never_outlives_its_front() -> None:
+    server = LocalServer(models="toy=toy:")
+    server.__enter__()
+    engine = engine_of(server)
+    assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    await asyncio.to_thread(engine.wait, PATIENCE_S)
+    with pytest.raises(RuntimeError, match="status -9"):
+        server.__exit__(None, None, None)
+
+
+async def test_reflection_lists_what_is_served(toy: LocalServer) -> None:
+    async with stubs(toy) as wire:
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        call = reflection_pb2_grpc.ServerReflectionStub(wire.channel).ServerReflectionInfo(iter([ask]))
+        answer = await call.read()
+    assert {service.name for service in answer.list_services_response.service} == {
+        "underpaint.v1.EditService",
+        "underpaint.v1.InversionService",
+        "underpaint.v1.ModelService",
+        "underpaint.v1.DirectionService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+
+
+async def test_what_the_contract_has_and_this_server_has_not_is_said_to_be_disabled(toy: LocalServer) -> None:
+    directions = direction_service_pb2
+    async with stubs(toy) as wire:
+        calls = [
+            wire.edits.SubmitEdit(edit_service_pb2.SubmitEditRequest(edit=edit())),
+            wire.edits.Edit(edit("disentangled")),
+            wire.edits.Edit(edit("content_injection")),
+            wire.models.LoadModel(model_service_pb2.LoadModelRequest(name="models/toy")),
+            wire.models.UnloadModel(model_service_pb2.UnloadModelRequest(name="models/toy")),
+            wire.directions.LearnDirection(directions.LearnDirectionRequest()),
+            wire.directions.GetDirection(directions.GetDirectionRequest()),
+            wire.directions.ListDirections(directions.ListDirectionsRequest()),
+            wire.directions.DeleteDirection(directions.DeleteDirectionRequest()),
+            wire.directions.ExportDirection(directions.ExportDirectionRequest()),
+            wire.directions.ImportDirection(iter([directions.ImportDirectionRequest(chunk=b"x")])),
+        ]
+        refusals = [await refused(call) for call in calls]
+    assert {(told.code, told.reason) for told in refusals} == {(grpc.StatusCode.UNIMPLEMENTED, "METHOD_DISABLED")}
+
+
+_MASKS = (DiffEdit(samples=300), DiffEdit(samples=200))
+
+
+async def _health(wire: Stubs) -> dict[str, bool]:
+    return {name: await wire.serves(name) for name in NAMES}
+
+
+async def _model(wire: Stubs) -> Any:
+    return (await wire.models.ListModels(model_service_pb2.ListModelsRequest())).models[0]
+
+
+async def _end(call: Any) -> Any:
+    """What a stream ends with that must end badly."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await until(call, lambda event: event.WhichOneof("event") == "result")
+    return refusal(caught.value)

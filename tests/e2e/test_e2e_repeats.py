@@ -1,0 +1,172 @@
+"""Asked twice: the work is done once, the bytes are the same, on one server and on another."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from e2e.harness import Samples, disc, eventually, idle, masking, running, scrape, stubs
+from safetensors.numpy import load
+from support.front import edit, photo
+from underpaint import (
+    AsyncClient,
+    Client,
+    Convention,
+    Ddim,
+    DdimInversion,
+    DiffEdit,
+    Edict,
+    EdictInversion,
+    Generated,
+    Resolved,
+    SdEdit,
+)
+from underpaint.v1 import edit_service_pb2, inversion_service_pb2
+from underpaint_server.local import LocalServer
+
+ROWS = "underpaint_network_rows_total"
+METHODS: dict[str, Edict | Ddim | SdEdit | DiffEdit] = {
+    "edict": Edict(steps=10),
+    "ddim": Ddim(steps=10),
+    "sdedit": SdEdit(steps=10, strength=0.6),
+    "diffedit": DiffEdit(steps=10, samples=4),
+}
+
+
+async def test_two_calls_with_one_request_id_are_one_piece_of_work(narrow: LocalServer) -> None:
+    before = await idle(narrow)
+    request = edit("edict", image=photo(seed=50), request_id=str(uuid4()))
+    async with stubs(narrow) as wire:
+        async with running(wire, masking()):  # both wait behind it, so they are there together
+            calls = [asyncio.ensure_future(wire.edits.Edit(request)) for _ in range(2)]
+            await _waits(narrow, "underpaint_idempotent_replays_total", before, result="joined")
+        one, other = await asyncio.gather(*calls)
+        later = await wire.edits.Edit(request)
+    assert one == other == later
+    after = await idle(narrow)
+    assert after.sum(ROWS, method="edict") == before.sum(ROWS, method="edict") + one.usage.network_evaluations
+    replays = "underpaint_idempotent_replays_total"
+    assert after.sum(replays, result="joined") == before.sum(replays, result="joined") + 1
+    assert after.sum(replays, result="replayed") == before.sum(replays, result="replayed") + 1
+
+
+async def test_one_of_two_callers_may_leave_and_the_other_is_served(narrow: LocalServer) -> None:
+    before = await idle(narrow)
+    request = edit("sdedit", seed=51, request_id=str(uuid4()))
+    async with stubs(narrow) as wire:
+        async with running(wire, masking()):
+            first = wire.edits.Edit(request)
+            second = asyncio.ensure_future(wire.edits.Edit(request))
+            await _waits(narrow, "underpaint_idempotent_replays_total", before, result="joined")
+            first.cancel()
+        assert (await second).image.content
+    after = await idle(narrow)
+    cancelled = {"method": "sdedit"}
+    total = "underpaint_cancellations_total"
+    assert after.sum(total, **cancelled) == before.sum(total, **cancelled)
+
+
+async def test_many_inversions_of_one_photo_are_one_piece_of_work(narrow: LocalServer) -> None:
+    before = await idle(narrow)
+    request = inversion_service_pb2.InvertRequest(image=photo(seed=52), parameters={"edict": {}, "steps": 10})
+    async with stubs(narrow) as wire:
+        async with running(wire, masking()):
+            calls = [asyncio.ensure_future(wire.inversions.Invert(request)) for _ in range(4)]
+            await _waits(narrow, "underpaint_inversion_store_requests_total", before, more=3, result="joined")
+        answers = await asyncio.gather(*calls)
+        again = await wire.inversions.Invert(request)
+    assert len({answer.inversion.name for answer in answers}) == 1
+    assert again.inversion.name == answers[0].inversion.name
+    assert again.usage.inversion_cache_hit
+    assert again.usage.network_evaluations == 0
+    after = await idle(narrow)
+    rows = answers[0].usage.network_evaluations
+    assert after.sum(ROWS, method="invert_edict") == before.sum(ROWS, method="invert_edict") + rows
+
+
+@pytest.mark.parametrize("place", ["toy:", "toy:pinned"])
+async def test_resolved_gives_the_same_bytes_here_and_on_another_server(place: str, tmp_path: Path) -> None:
+    shared = {"models": f"toy={place}", "store_url": tmp_path.as_uri()}
+    with LocalServer(**shared) as one, LocalServer(**shared, max_batch_size=5) as other:
+        with Client(one.target) as here, Client(other.target) as there:
+            for source in (disc(), disc(size=(150, 40)), Generated("a cat", seed=3, steps=10)):
+                for name, method in METHODS.items():
+                    plain = isinstance(source, Generated) and name != "sdedit"
+                    chosen = type(method)() if plain else method
+                    made = here.edit(source, "a corgi", chosen)
+                    told = Resolved.from_json(made.resolved.to_json())
+                    for client in (here, there):
+                        assert client.repeat(told).image_bytes == made.image_bytes, (name, source)
+            mask = here.compute_mask(disc(), "a corgi", DiffEdit(samples=4))
+        await _repeat_mask(other, mask.resolved.message, mask.mask_bytes)
+        await _repeat_mask(one, mask.resolved.message, mask.mask_bytes)
+
+
+@pytest.mark.parametrize("place", ["toy:", "toy:pinned"])
+async def test_an_exact_edit_has_the_same_bytes_alone_and_in_a_crowd(place: str) -> None:
+    request = edit("edict", image=photo(seed=60), seed=1)
+    with LocalServer(models=f"toy={place}") as server:
+        async with stubs(server) as wire:
+            alone = await wire.edits.Edit(request)
+            latents = await _latents(server, alone.inversion)
+            await wire.inversions.DeleteInversion(inversion_service_pb2.DeleteInversionRequest(name=alone.inversion))
+            crowd = [wire.edits.Edit(edit(name, image=photo(seed=n))) for n in range(12) for name in METHODS]
+            crowded, *_ = await asyncio.gather(wire.edits.Edit(request), *crowd)
+            again = await _latents(server, crowded.inversion)
+    assert crowded.image == alone.image
+    assert latents.keys() == again.keys() == {"source", "x", "y"}
+    assert all(np.array_equal(latents[name], again[name]) for name in latents)
+    assert not crowded.usage.inversion_cache_hit
+    assert crowded.usage.mean_batch_size > 1 >= alone.usage.mean_batch_size
+
+
+def test_whatever_changes_an_inversion_changes_its_name(toy: LocalServer) -> None:
+    plain: dict[str, Any] = {"image": disc(), "steps": 10, "strength": 0.8, "guidance_scale": 3.0, "source_prompt": "a"}
+    others: list[dict[str, Any]] = [
+        {"image": disc((0, 0, 0))}, {"steps": 11}, {"strength": 0.7}, {"guidance_scale": 2.0}, {"source_prompt": "b"},
+        {"model": "other"}, {"fit": "pad", "image": disc(size=(64, 48))}, {"image": disc(size=(64, 48))},
+        {"method": EdictInversion(mixing_coefficient=0.9)}, {"method": DdimInversion()},
+        {"method": DdimInversion(convention=Convention.CURRENT)},
+    ]  # fmt: skip
+    with Client(toy.target) as client:
+        names = [client.invert(**plain | other).name for other in [{}, *others]]
+        assert len(set(names)) == len(names)
+        assert [client.invert(**plain | other).name for other in [{}, *others]] == names
+        assert {one.name for one in client.list_inversions(page_size=5)} >= set(names)
+
+
+def test_without_a_seed_one_is_drawn_and_told(toy: LocalServer) -> None:
+    with Client(toy.target) as client:
+        made = [client.edit(disc(), "a corgi", SdEdit()) for _ in range(2)]
+        assert made[0].resolved.seed != made[1].resolved.seed
+        assert made[0].image_bytes != made[1].image_bytes
+        same = client.edit(disc(), "a corgi", SdEdit(), seed=made[0].resolved.seed)
+    assert same.image_bytes == made[0].image_bytes
+
+
+def test_the_seed_of_a_drawn_picture_draws_it_again(toy: LocalServer) -> None:
+    with Client(toy.target) as client:
+        made = [client.generate("a corgi", steps=5) for _ in range(2)]
+        assert made[0].resolved.seed != made[1].resolved.seed
+        assert client.generate("a corgi", steps=5, seed=made[0].resolved.seed).image_bytes == made[0].image_bytes
+        edited = client.edit(Generated("a corgi", seed=1, steps=5), "a cat", SdEdit(steps=5), seed=2)
+        assert edited.resolved.seed == 2
+
+
+async def _repeat_mask(server: LocalServer, resolved: edit_service_pb2.EditRequest, mask: bytes) -> None:
+    async with stubs(server) as wire:
+        again = await wire.edits.ComputeMask(edit_service_pb2.ComputeMaskRequest(edit=resolved))
+    assert again.mask.content == mask
+    assert again.resolved == resolved
+
+
+async def _latents(server: LocalServer, inversion: str) -> dict[str, Any]:
+    async with AsyncClient(server.target) as client:
+        return load(await client.export_inversion(inversion))
+
+
+async def _waits(server: LocalServer, name: str, before: Samples, more: int = 1, **labels: str) -> None:
+    """Until that counter has risen by so much."""
+    await eventually(lambda: scrape(server).sum(name, **labels) >= before.sum(name, **labels) + more)
