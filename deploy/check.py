@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate  # type: ignore[import-untyped]  # no annotations
+import kubernetes_validate
 import yaml
 from prometheus_client import CollectorRegistry
 from underpaint_server.jobs import Priority

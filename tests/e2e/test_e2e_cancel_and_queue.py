@@ -11,6 +11,7 @@ import grpc
 import pytest
 from e2e.harness import (
     ENDLESS,
+    PATIENCE_S,
     Samples,
     disc,
     eventually,
@@ -87,7 +88,7 @@ async def test_a_cancelled_task_of_the_async_client_cancels_the_work(narrow: Loc
                 begun.set()
 
         task = asyncio.create_task(client.edit(disc(), "a corgi", DiffEdit(samples=ENDLESS), progress=follow))
-        await begun.wait()
+        await asyncio.wait_for(begun.wait(), PATIENCE_S)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

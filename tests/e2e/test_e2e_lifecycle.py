@@ -54,7 +54,7 @@ async def test_health_and_refusals_tell_loading_from_ready() -> None:
                 watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="readiness"))
                 assert (await watch.read()).status == NOT_SERVING
                 engine.resume()
-                assert (await watch.read()).status == SERVING
+                await until(watch, lambda health: health.status == SERVING)
                 assert (await patient).image.size == (32, 32)  # the channel came back until it was served
             assert await _health(wire) == dict.fromkeys(NAMES, True)
             assert (await _model(wire)).state == model_service_pb2.MODEL_STATE_READY
@@ -71,7 +71,8 @@ async def test_a_killed_engine_costs_the_calls_inside_it_one_retry_and_the_queue
             refusal = await _end(lost)
             assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "WORKER_RESTARTED")
             assert int(refusal.trailers["grpc-retry-pushback-ms"]) > 0
-            assert [(await watch.read()).status for _ in range(2)] == [NOT_SERVING, SERVING]
+            await until(watch, lambda health: health.status == NOT_SERVING)
+            await until(watch, lambda health: health.status == SERVING)
             assert (await result(waiting)).image.content
             assert await _health(wire) == dict.fromkeys(NAMES, True)
             assert (await wire.edits.Edit(edit("edict"))).image.content
