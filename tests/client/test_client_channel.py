@@ -166,9 +166,9 @@ def test_tls_with_credentials(connect, server, photo, tmp_path):
 def test_nothing_is_opened_before_the_first_call(kind, server):
     from underpaint import AsyncClient
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     (Client if kind == "sync" else AsyncClient)(server.target)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # threads of earlier channels may end meanwhile
     assert server.requests == []
 
 
