@@ -1,0 +1,45 @@
+"""Changes to composites that leave their captions true, so that a judge reads shapes and not pixels."""
+
+from dataclasses import replace
+
+import torch
+from torch.nn import functional
+
+from recipe.data import Scenes
+
+GREY = torch.tensor([0.299, 0.587, 0.114])
+
+
+def warp(scenes: Scenes, rng: torch.Generator, turn: float = 0.2, stretch: float = 0.18) -> Scenes:
+    """Each sprite turned by up to ``turn`` radians, and its width and height scaled by up to ``stretch``."""
+    u = torch.rand(3, len(scenes), generator=rng) * 2 - 1
+    angle = u[0] * turn
+    cos, sin = angle.cos(), angle.sin()
+    spin = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    scale = torch.exp(u[1:] * stretch).T[:, None, :]
+    linear = scenes.theta[:, :, :2] @ spin * scale
+    return replace(scenes, theta=torch.cat([linear, scenes.theta[:, :, 2:]], 2))
+
+
+def tint(n: int, rng: torch.Generator, turn: float = 0.15, grey: float = 0.25, light: float = 0.12) -> torch.Tensor:
+    """Colour mixing matrices (n, 3, 3): hue turned a little, colours paler, all lighter or darker."""
+    u = torch.rand(3, n, generator=rng) * 2 - 1
+    angle = (u[0] * turn)[:, None, None]
+    white = torch.full((3, 3), 1 / 3)
+    third = 1 / 3**0.5
+    cross = torch.tensor([[0.0, -third, third], [third, 0.0, -third], [-third, third, 0.0]])
+    spin = white + angle.cos() * (torch.eye(3) - white) + angle.sin() * cross
+    paler = (u[1].clamp_min(0) * grey)[:, None, None]
+    return (1 + u[2] * light)[:, None, None] * ((1 - paler) * spin + paler * GREY.expand(3, 3))
+
+
+def weather(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Blur a third of the images and add noise to half of them, so that a judge also reads imperfect pictures.
+
+    ``rng`` is on the images' device.
+    """
+    pick, amount = torch.rand(2, len(images), 1, 1, 1, generator=rng, device=images.device)
+    blurred = functional.avg_pool2d(functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    noise = torch.randn(images.shape, generator=rng, device=images.device)
+    strength: torch.Tensor = (amount - 0.5).clamp_min(0) * 0.4
+    return torch.where(pick < 0.35, blurred, images) + strength * noise

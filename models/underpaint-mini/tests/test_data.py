@@ -1,0 +1,137 @@
+"""Sprites, scenes and what is said of them."""
+
+import numpy as np
+import pytest
+import torch
+from recipe import augment
+from recipe.captions import BACKGROUND, COLOUR, NOUN, PATTERN, STYLE, UNSAID, describes, leave_out, sentence
+from recipe.data import Composer, Scenes
+from recipe.prepare import dominant_hue, nearest_colour
+from recipe.sprites import Ragged, Sprites, turn_hue
+from recipe.train_clip import with_one_wrong
+from recipe.vocabulary import BACKGROUNDS, COLOURS, HUES, NOUNS, STYLES, name_colour, noun
+
+
+def dice(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "colour"),
+    [
+        ("red-apple", "apple", "red"),
+        ("black-heart", "heart", "black"),
+        ("broken-heart", "broken heart", ""),
+        ("orange-heart", "heart", "orange"),
+        ("cat-face", "cat face", ""),
+        ("pineapple", "pineapple", ""),
+    ],
+)
+def test_a_colour_in_a_name_is_said_as_colour(name: str, words: str, colour: str) -> None:
+    assert (noun(name), name_colour(name)) == (words, colour)
+
+
+def test_a_sprite_turned_to_a_hue_has_that_hue() -> None:
+    red = np.full((8, 8, 4), (220, 20, 20, 255), dtype=np.uint8)
+    for word, hue in HUES.items():
+        found, concentration = dominant_hue(turn_hue(red, hue))
+        assert nearest_colour(found) == word
+        assert concentration == pytest.approx(1, abs=0.01)
+
+
+def test_only_saturated_icons_without_a_stated_colour_are_recoloured(sprites: Sprites) -> None:
+    by_name: dict[str, set[str]] = {}
+    for name, colour in zip(sprites.name, sprites.colour, strict=True):
+        by_name.setdefault(name, set()).add(colour)
+    assert by_name["red-apple"] == {"red"}
+    assert by_name["bird"] == {""}  # grey
+    assert by_name["bear"] == set(HUES)
+    assert by_name["camel"] == by_name["bat"], "an alias draws its parent"
+
+
+def test_held_out_pairs_are_never_drawn_for_training(composer: Composer) -> None:
+    sprites = composer.sprites
+    assert sprites.held_out_pairs
+    for index, held_out in ((composer.training, False), (composer.held_out, True)):
+        drawn = composer.draw(500, dice(), index).sprite.tolist()
+        assert {((sprites.name[i], sprites.style[i]) in sprites.held_out_pairs) for i in drawn} == {held_out}
+
+
+def test_a_seed_determines_scenes_and_pixels(composer: Composer) -> None:
+    first, again, other = (composer.images(composer.draw(8, dice(seed))) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_pictures_are_sprites_over_their_background(composer: Composer) -> None:
+    scenes = composer.draw(64, dice())
+    images, masks = composer.render(scenes)
+    assert images.shape == (64, 3, 64, 64)
+    assert images.abs().max() <= 1
+    plain = scenes.pattern == 0
+    corner = (images[plain, :, 0, 0] + 1) * 127.5
+    wanted = torch.tensor(list(BACKGROUNDS.values()))[scenes.background[plain]].float()
+    outside = masks[plain, 0, 0, 0] == 0
+    assert outside.any()
+    torch.testing.assert_close(corner[outside], wanted[outside], atol=0.01, rtol=0)
+
+
+def test_a_group_shares_background_pattern_and_where_it_can_colour(composer: Composer) -> None:
+    facts = composer.facts(composer.draw_alike(6, 20, dice())).view(6, 20, 6)
+    for group in facts:
+        assert len(group[:, BACKGROUND].unique()) == len(group[:, PATTERN].unique()) == 1
+    free = composer.facts(composer.draw(120, dice())).view(6, 20, 6)
+    assert _colours(facts) < _colours(free)
+
+
+def _colours(groups: torch.Tensor) -> int:
+    return sum(len(set(group[:, COLOUR].tolist())) for group in groups)
+
+
+def test_facts_become_the_caption() -> None:
+    red, apple = COLOURS.index("red"), NOUNS.index("apple")
+    glossy, blue = list(STYLES).index("glossy"), list(BACKGROUNDS).index("blue")
+    assert sentence([glossy, red, apple, -1, blue, 1]) == "a glossy red apple on a blue striped background"
+    assert sentence([-1, -1, apple, -1, blue, 0]) == "an apple on a blue background"
+    assert sentence([-1, -1, NOUNS.index("thumbs up"), 4, -1, -1]) == "a thumbs up with dark skin"
+
+
+def test_a_shortened_caption_stays_true_and_a_wrong_one_is_false(composer: Composer) -> None:
+    facts = composer.facts(composer.draw(300, dice()))
+    said = leave_out(facts, dice(1))
+    rows = torch.arange(300)
+    assert describes(said, facts)[rows, rows].all()
+    assert (said != facts).any()
+    assert (said[:, NOUN] == facts[:, NOUN]).all()
+    assert ((said[:, BACKGROUND] == UNSAID) == (said[:, PATTERN] == UNSAID)).all()
+    wrong = with_one_wrong(said, dice(2))
+    assert not describes(wrong, facts)[rows, rows].any()
+    assert ((wrong != said).sum(1) == 1).all()
+    assert set(facts[:, STYLE].tolist()) == set(range(len(STYLES)))
+
+
+def test_changes_of_the_picture_keep_its_size_range_and_background(composer: Composer) -> None:
+    scenes = composer.draw(32, dice())
+    images, masks = composer.render(scenes)
+    warped, moved = composer.render(augment.warp(scenes, dice()), augment.tint(32, dice()))
+    assert (warped != images).flatten(1).any(1).all()
+    behind = (masks == 0) & (moved == 0)
+    assert torch.equal(warped.where(behind, torch.zeros(())), images.where(behind, torch.zeros(())))
+    still = composer.render(augment.warp(scenes, dice(), turn=0, stretch=0), augment.tint(32, dice(), 0, 0, 0))[0]
+    torch.testing.assert_close(still, images, atol=1e-5, rtol=0)
+
+
+def test_scenes_are_selected_row_by_row(composer: Composer) -> None:
+    scenes = composer.draw(8, dice())
+    rows = torch.tensor([5, 2])
+    assert torch.equal(composer.images(scenes[rows]), composer.images(scenes)[rows])
+    assert isinstance(scenes[:3], Scenes)
+    assert len(scenes[:3]) == 3
+
+
+def test_ragged_lists_are_drawn_from_evenly_and_only_within() -> None:
+    ragged = Ragged.of([[7], [1, 2, 3]])
+    rows = torch.tensor([0, 1]).repeat(3000)
+    drawn = ragged.pick(rows, torch.rand(6000, generator=dice())).view(-1, 2)
+    assert set(drawn[:, 0].tolist()) == {7}
+    assert torch.bincount(drawn[:, 1])[1:].min() > 800

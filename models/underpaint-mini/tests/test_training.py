@@ -1,0 +1,238 @@
+"""The loop, the tokenizer, the losses' parts and the export's arithmetic."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recipe.captions import TOKENS, Tokens, caption_words
+from recipe.data import Composer
+from recipe.diffusion import DROP_SKIPS, NoiseLoss, SkipDropper
+from recipe.export import sums, text_encoder
+from recipe.judge import Judge
+from recipe.train_clip import PATCHES, Contrast, look
+from recipe.train_clip import build as build_clip
+from recipe.train_ddpm import build as build_ddpm
+from recipe.train_unet import Bank
+from recipe.train_unet import build as build_unet
+from recipe.train_vae import Reconstruction, build, psnr, whiten
+from recipe.training import Dice, Options, Trainer
+from torch import nn
+
+CPU = torch.device("cpu")
+
+
+def options(work: Path, **more: Any) -> Options:
+    given = {"name": "line", "work": work, "device": CPU, "batch": 4, "rate": 0.05, "warmup": 1, "dtype": "float32"}
+    return Options(**{**given, **more})
+
+
+def line(work: Path, **more: Any) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(nn.Linear(2, 1), options(work, **more))
+
+
+def squared(model: nn.Module, dice: Dice) -> torch.Tensor:
+    x = torch.randn(4, 2, generator=dice.cpu)
+    error: torch.Tensor = model(x) - x.sum(1, keepdim=True)
+    return error.square().mean()
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.flatten() for p in model.parameters()])
+
+
+def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole = line(tmp_path, steps=8, name="whole").fit(squared)
+    calls = 0
+
+    def interrupted(model: nn.Module, dice: Dice) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return squared(model, dice)
+
+    with pytest.raises(KeyboardInterrupt):
+        line(tmp_path, steps=8, save_every_s=0.0).fit(interrupted)
+    resumed = line(tmp_path, steps=8, save_every_s=0.0)
+    assert resumed.step == 4
+    assert torch.equal(weights(resumed.fit(squared)), weights(whole))
+
+
+def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
+    done = line(tmp_path, steps=3).fit(squared)
+    again = line(tmp_path, steps=3).fit(lambda *_: pytest.fail("trained again"))
+    assert torch.equal(weights(again), weights(done))
+
+
+def test_time_ends_a_training_over_all_its_resumptions(tmp_path: Path) -> None:
+    trainer = line(tmp_path, seconds=0.05)
+    trainer.fit(squared)
+    assert trainer.step > 0
+    assert trainer.spent_s >= 0.05
+    assert line(tmp_path, seconds=0.05).progress == 1
+
+
+def test_training_lowers_the_loss_and_averages(tmp_path: Path) -> None:
+    trainer = line(tmp_path, steps=300, averaging=0.9)
+    dice = Dice.at(9, 0, CPU)
+    before = squared(trainer.model, dice).item()
+    trainer.fit(squared)
+    after = squared(trainer.average, Dice.at(9, 0, CPU)).item()
+    assert after < before / 100
+    assert not torch.equal(weights(trainer.average), weights(trainer.model))
+
+
+def test_the_measured_dtype_is_kept_in_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line(tmp_path, steps=2, dtype="auto").fit(squared)
+    assert "s a step" in capsys.readouterr().out
+    resumed = line(tmp_path, steps=4, dtype="auto")
+    assert resumed.dtype in ("bfloat16", "float32")
+    resumed.fit(squared)
+    assert "s a step" not in capsys.readouterr().out
+
+
+def test_every_caption_word_is_one_token_and_ids_are_the_tokenizers_own(tokens: Tokens) -> None:
+    assert all(len(tokens([word])[0]) == 3 for word in caption_words())
+    texts = ["a glossy red apple on a blue striped background", "", "quixotic zebras, it's 3", "apple " * 40]
+    own = tokens.tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+    assert torch.equal(tokens(texts, TOKENS), own["input_ids"])
+    assert tokens(texts[:2]).shape == (2, 11)
+
+
+def test_shorter_padding_reads_the_same(tokens: Tokens) -> None:
+    torch.manual_seed(0)
+    tower = build_clip(tokens).eval().text_model
+    texts = ["a glossy red apple", "a star"]
+    with torch.no_grad():
+        short, long = (tower(tokens(texts, length)).pooler_output for length in (None, TOKENS))
+    torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
+
+
+def test_looking_at_all_patches_is_the_vision_tower_and_at_some_is_not(tokens: Tokens) -> None:
+    torch.manual_seed(0)
+    clip = build_clip(tokens).eval()
+    images, rng = torch.randn(3, 3, 64, 64), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        whole, half = (look(clip, images, patches, rng) for patches in (PATCHES, PATCHES // 2))
+        torch.testing.assert_close(whole, clip.vision_model(images).pooler_output, atol=1e-5, rtol=1e-5)
+    assert (half - whole).abs().max() > 1e-3
+
+
+def test_the_exported_text_encoder_is_the_text_tower(tokens: Tokens) -> None:
+    torch.manual_seed(0)
+    clip = build_clip(tokens).eval()
+    ids = tokens(["a red heart"], TOKENS)
+    with torch.no_grad():
+        states = text_encoder(clip).eval()(ids).last_hidden_state
+        assert torch.equal(states, clip.text_model(ids).last_hidden_state)
+
+
+def test_a_clip_trained_on_a_batch_recognises_it(composer: Composer, tokens: Tokens, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(build_clip(tokens), options(tmp_path, steps=25, batch=16, rate=1e-3, warmup=5, averaging=0.5))
+    contrast = Contrast(composer, tokens, 16)
+    same = Dice.at(0, 0, CPU).cpu.get_state()
+
+    def loss(clip: nn.Module, dice: Dice) -> torch.Tensor:
+        dice.cpu.set_state(same)
+        return contrast(clip, dice)
+
+    before = loss(trainer.model, Dice.at(0, 0, CPU)).item()
+    after = loss(trainer.fit(loss), Dice.at(0, 0, CPU)).item()
+    assert after < 0.7 * before
+    scenes = composer.draw(20, torch.Generator().manual_seed(0))
+    found = Judge(trainer.average, tokens).recognise(composer.images(scenes), composer.facts(scenes))
+    assert found["style"].total == found["background"].total == 20
+    assert all(0 <= result.share <= 1 for result in found.values())
+
+
+def test_whitened_latents_are_standard_and_decode_to_the_same_picture(composer: Composer) -> None:
+    torch.manual_seed(0)
+    vae = build().eval()
+    images = composer.images(composer.draw(16, torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        before, wide = psnr(vae, images), vae.encode(images).latent_dist
+        whiten(vae, images)
+        after, white = psnr(vae, images), vae.encode(images).latent_dist
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=0)
+    torch.testing.assert_close(white.mode().mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(white.mode().std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    scale = wide.mode().std((0, 2, 3), keepdim=True)
+    torch.testing.assert_close(white.std * scale, wide.std, atol=1e-4, rtol=1e-4)
+
+
+def test_latents_are_encoded_once_and_anew_for_another_autoencoder(composer: Composer, work: Path) -> None:
+    torch.manual_seed(0)
+    vae = build().eval()
+    vae.save_pretrained(work / "vae")
+    first = Bank(work, composer, 8)
+    written = (work / "latents.pt").stat().st_mtime_ns
+    assert torch.equal(Bank(work, composer, 8).latents, first.latents)
+    assert (work / "latents.pt").stat().st_mtime_ns == written
+    vae.quant_conv.bias.data += 1
+    vae.save_pretrained(work / "vae")
+    other = Bank(work, composer, 8)
+    torch.testing.assert_close(other.latents - first.latents, torch.ones_like(first.latents), atol=0.01, rtol=0)
+    assert torch.equal(other.facts, first.facts)
+
+
+@pytest.mark.parametrize("kind", ["conditional", "unconditional"])
+def test_dropped_skips_reach_only_marked_samples(kind: str) -> None:
+    torch.manual_seed(0)
+    unet, size, more = (
+        (build_unet(), (8, 4, 16, 16), (torch.randn(8, TOKENS, 192),))
+        if kind == "conditional"
+        else (build_ddpm(), (8, 3, 64, 64), ())
+    )
+    sample, t = torch.randn(size), torch.full((8,), 10)
+    with torch.no_grad():
+        whole = unet(sample, t, *more).sample
+        skips = SkipDropper(unet)
+        assert torch.equal(unet(sample, t, *more).sample, whole), "without marks nothing is dropped"
+        rng = torch.Generator().manual_seed(3)
+        skips.mark(8, rng)
+        dropped = unet(sample, t, *more).sample
+    marked = torch.rand(8, generator=torch.Generator().manual_seed(3)) < DROP_SKIPS
+    assert 0 < marked.sum() < 8
+    changed = (dropped - whole).flatten(1).abs().amax(1) > 1e-3
+    assert torch.equal(changed, marked)
+
+
+def test_the_noise_loss_is_zero_for_the_noise_itself_and_weights_little_noise_less() -> None:
+    alphas = torch.tensor([0.999, 0.5])
+    clean = torch.randn(512, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+
+    def perfect(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(t)
+        a = alphas[t][:, None, None, None]
+        return (noisy - a.sqrt() * clean) / (1 - a).sqrt()
+
+    loss = NoiseLoss(alphas, CPU)
+    assert loss(perfect, clean, torch.Generator().manual_seed(1)) < 1e-6
+    assert set(seen[0].tolist()) == {0, 1}
+
+    def off_at(step: int) -> float:
+        wrong = lambda noisy, t: perfect(noisy, t) + (t == step).float()[:, None, None, None]  # noqa: E731
+        return loss(wrong, clean, torch.Generator().manual_seed(1)).item()
+
+    assert off_at(0) < 0.02 * off_at(1)
+
+
+def test_a_new_autoencoders_loss_reaches_every_weight(composer: Composer) -> None:
+    torch.manual_seed(0)
+    vae = build()
+    torch.autograd.backward(Reconstruction(composer, 4)(vae, Dice.at(0, 1, CPU)))
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
+
+
+def test_too_large_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "model.safetensors").write_bytes(b"weights")
+    assert sums(tmp_path) == f"{hashlib.sha256(b'weights').hexdigest()}  part/model.safetensors\n"
+    monkeypatch.setattr("recipe.export.LIMIT_BYTES", 3)
+    with pytest.raises(SystemExit, match="3 are allowed"):
+        sums(tmp_path)
