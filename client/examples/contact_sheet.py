@@ -78,6 +78,7 @@ async def _inversions(
         made = await client.invert(
             PHOTO, method=method, source_prompt=SOURCE, verify=True, progress=_follow(drawing, bars[f"invert {name}"])
         )
+        drawing.update(bars[f"invert {name}"], completed=1.0, phase="done")
         return made, time.monotonic() - begin
 
     names = ("EDICT", "DDIM")
@@ -110,6 +111,7 @@ async def _edits(
             seed=1,
             progress=_follow(drawing, bars[name]),
         )
+        drawing.update(bars[name], completed=1.0, phase="done")
         return edit, time.monotonic() - begin
 
     results = dict(zip(METHODS, await asyncio.gather(*map(one, METHODS)), strict=True))
