@@ -1,10 +1,10 @@
 #!/bin/sh
 # Train, export and judge everything: recipe/run_all.sh WORK OUT [SECONDS]
 #
-# WORK holds sprites.npz (recipe.prepare); SECONDS bounds the training, 440 unless said. Stages that do not need each
+# WORK holds sprites.npz (recipe.prepare); SECONDS bounds the training, 400 unless said. Stages that do not need each
 # other share one GPU; on a CPU they take turns. Run again, it resumes where it was stopped.
 set -eu
-work=$1 out=$2 total=${3:-440}
+work=$1 out=$2 total=${3:-400}
 python=${PYTHON:-python3}
 here=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH="$here" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
