@@ -4,7 +4,9 @@ import numpy as np
 from underpaint_server.jobs import (
     DdimEdit,
     DdimInversion,
+    Descent,
     DiffEdit,
+    DisentangledEdit,
     EdictEdit,
     EdictInversion,
     EditJob,
@@ -13,10 +15,15 @@ from underpaint_server.jobs import (
     InversionOptions,
     InvertJob,
     Job,
+    LearnJob,
+    LearnOptions,
+    LearnState,
     MaskJob,
     Photo,
     Picture,
+    Sampler,
     SdEdit,
+    Search,
     Stored,
 )
 
@@ -56,6 +63,27 @@ def edit_job(model: str, size: int, method: object, source: object = None, steps
     return EditJob(model, source, needs, method, "a green circle", "", 3.0, seed)
 
 
+def disentangled(steps: int = 20, switch: int = 8, sampler: Sampler = Sampler.DDIM) -> DisentangledEdit:
+    return DisentangledEdit("a red circle", (1.0,) * switch + (0.0,) * (steps - switch), sampler)
+
+
+def learn_job(
+    model: str,
+    size: int,
+    steps: int = 20,
+    *,
+    method: Descent | Search = Descent(3, 0.05),  # noqa: B008 (frozen)
+    sampler: Sampler = Sampler.DDIM,
+    photo: bool = False,
+    state: LearnState | None = None,
+    iterations: int = 10,
+) -> LearnJob:
+    """Learn to turn a red circle green, on a drawn picture or on the disc."""
+    options = LearnOptions("a red circle", "a green circle", "", steps, sampler, 3.0, steps // 2, 0.0, 0.1, method, 5)
+    example = Photo(disc(size)) if photo else Generated("a red circle", 5, size, size, steps)
+    return LearnJob(model, options, (example,), state, iterations)
+
+
 def every_kind_of_job(
     model: str, size: int, steps: int = 20, inversions: dict[str, Inversion] | None = None
 ) -> list[Job]:
@@ -69,6 +97,13 @@ def every_kind_of_job(
         *(edit_job(model, size, m, steps=steps) for m in (SdEdit(0.7, steps), DdimEdit(), EdictEdit(), diffedit())),
         edit_job(model, size, diffedit(mask), steps=steps),
         *(edit_job(model, size, m, drawn, steps) for m in (SdEdit(0.5, steps), DdimEdit(), EdictEdit(), diffedit())),
+        edit_job(model, size, disentangled(steps), steps=steps),
+        edit_job(model, size, disentangled(steps, sampler=Sampler.PLMS), steps=steps),
+        edit_job(model, size, disentangled(steps), drawn, steps),
+        learn_job(model, size, steps),
+        learn_job(model, size, steps, iterations=2),
+        learn_job(model, size, steps, photo=True, sampler=Sampler.PLMS),
+        learn_job(model, size, steps, method=Search((5, 10), (0.0, -0.1))),
         MaskJob(model, Photo(disc(size)), ddim_options(steps), diffedit(), "a green circle", "", 5.0, 3),
         MaskJob(model, drawn, ddim_options(steps), diffedit(), "a green circle", "", 5.0, 3),
     ]

@@ -25,11 +25,14 @@ class Phase(Enum):
     MASKING = "masking"
     DENOISING = "denoising"
     DECODING = "decoding"
+    OPTIMIZING = "optimizing"
 
 
 class Priority(IntEnum):
     """Order within the queue and within each step; larger goes first."""
 
+    LEARNING = 0
+    """Not for callers to choose: what learns has this one."""
     BATCH = 1
     NORMAL = 2
     INTERACTIVE = 3
@@ -40,6 +43,15 @@ class DdimConvention(Enum):
 
     TARGET = "target"
     CURRENT = "current"
+
+
+class Sampler(Enum):
+    """How noise predictions become a move."""
+
+    DDIM = "ddim"
+    """The last prediction alone (Song et al., ICLR 2021)."""
+    PLMS = "plms"
+    """The last four predictions, after a Heun step at the start (Liu et al., ICLR 2022)."""
 
 
 # --- how to invert ----------------------------------------------------------------------------------------------
@@ -163,7 +175,19 @@ class DiffEdit:
     """What the target prompt is compared with."""
 
 
-EditMethod = SdEdit | DdimEdit | EdictEdit | DiffEdit
+@dataclass(frozen=True, slots=True)
+class DisentangledEdit:
+    """Mix the embeddings of two prompts, with one weight a step (Wu et al., CVPR 2023)."""
+
+    source_prompt: str
+    """What the picture shows; a weight of 1 is this prompt alone."""
+    weights: tuple[float, ...]
+    """One a step, noisiest first, scale applied; 1 is the source prompt, 0 the target prompt, and values outside
+    [0, 1] extrapolate. As many as the schedule has steps."""
+    sampler: Sampler
+
+
+EditMethod = SdEdit | DdimEdit | EdictEdit | DiffEdit | DisentangledEdit
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------
@@ -212,7 +236,80 @@ class MaskJob:
     seed: int
 
 
-Job = InvertJob | EditJob | MaskJob
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """Learn by gradients (Wu et al., section 4): Adam on the loss of the decoded picture."""
+
+    optimization_steps: int
+    """At least 1."""
+    learning_rate: float
+    """Adam's, > 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Learn without gradients: score step functions of the weights, keep the best."""
+
+    switch_steps: tuple[int, ...]
+    """Candidates for the number of steps that keep a weight of 1."""
+    late_weights: tuple[float, ...]
+    """Candidates for the weight of the steps after those."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnOptions:
+    """What is learned, and how."""
+
+    source_prompt: str
+    target_prompt: str
+    negative_prompt: str
+    num_inference_steps: int
+    """As many weights are learned."""
+    sampler: Sampler
+    guidance_scale: float
+    switch_step: int
+    """The weights begin as 1 for so many steps, [0, steps], and ``late_weight`` after."""
+    late_weight: float
+    content_weight: float
+    """Of the loss that keeps the content, beside the directional one; >= 0."""
+    method: Descent | Search
+    seed: int
+    """Of the noise that real pictures are encoded with."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnState:
+    """How far learning has come: all that another process needs to go on."""
+
+    iteration: int
+    """Optimiser steps done."""
+    weights: tuple[float, ...]
+    """The ones to go on from."""
+    first_moment: tuple[float, ...]
+    """Adam's running mean of the gradient, one a weight."""
+    second_moment: tuple[float, ...]
+    """Adam's running mean of its square."""
+    losses: tuple[float, ...]
+    """Of the weights before each optimiser step, and of the last ones once all are done."""
+    best_weights: tuple[float, ...]
+    """Those of the smallest of these losses."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnJob:
+    """Learn a direction, or a part of that. Ends in :class:`Learned`."""
+
+    model: str
+    options: LearnOptions
+    examples: tuple[Photo | Generated, ...]
+    """What to learn on; generated ones with the source prompt and the options' steps."""
+    state: LearnState | None
+    """Where to go on; None at the start."""
+    iterations: int
+    """Optimiser steps to do in this job at most, so that what is learned so far can be kept between two jobs."""
+
+
+Job = InvertJob | EditJob | MaskJob | LearnJob
 
 
 # --- on the way, and at the end -----------------------------------------------------------------------------------
@@ -295,7 +392,18 @@ class Masked:
     notices: tuple[Notice, ...] = ()
 
 
-Result = Inverted | Edited | Masked
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Result of :class:`LearnJob`."""
+
+    state: LearnState
+    done: bool
+    """Whether nothing is left to learn."""
+    usage: Usage
+    notices: tuple[Notice, ...] = ()
+
+
+Result = Inverted | Edited | Masked | Learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +425,10 @@ class ModelInfo:
     """Length of the text encoder's context, markers included."""
     batch_class: int | None
     """Rows an exact job's passes are pinned to; None where the backend was measured not to need it."""
+    content_features: str
+    """Where the content loss of learning looks: "vae" or "vgg16"; empty where the model cannot learn."""
+    gradients: bool
+    """Whether learning can use gradients."""
     fingerprint: str
     """Digest of the bits of one fixed forward pass. Weights, dtype, device, threads and libraries all decide it; an
     exact inversion can be undone only by the very function that made it."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from underpaint_server.jobs import (
     DdimEdit,
+    Descent,
     DiffEdit,
+    DisentangledEdit,
     EdictEdit,
     EdictInversion,
     EditJob,
@@ -16,10 +18,14 @@ from underpaint_server.jobs import (
     InversionOptions,
     InvertJob,
     Job,
+    LearnJob,
     MaskJob,
     Phase,
     Photo,
+    Sampler,
     SdEdit,
+    Search,
+    Stored,
 )
 
 
@@ -58,6 +64,8 @@ def plan(job: Job) -> Plan:
             return _source(job) + _edit(job)
         case MaskJob():
             return _drawing(job.source, job.guidance_scale) + _mask(job.method)
+        case LearnJob():
+            return _learn(job)
 
 
 def total_rows(job: Job) -> int:
@@ -89,6 +97,8 @@ def _drawing(source: object, guidance_scale: float) -> Plan:
 
 
 def _source(job: EditJob) -> Plan:
+    if isinstance(job.method, DisentangledEdit):
+        return _anchor(job.method, job.guidance_scale) if isinstance(job.source, Photo | Stored) else ()
     starts_from_noise = isinstance(job.method, DdimEdit | EdictEdit)
     if isinstance(job.source, Generated):
         drawing = () if starts_from_noise else _drawing(job.source, job.guidance_scale)
@@ -111,6 +121,8 @@ def _edit(job: EditJob) -> Plan:
             assert job.inversion is not None
             masking = _mask(method) if method.mask is None else ()
             return masking + _regenerate(job.inversion, job.guidance_scale)
+        case DisentangledEdit(weights=weights, sampler=sampler):
+            return (Stage(Phase.DENOISING, 1, evaluations(len(weights), sampler) * each),)
         case DdimEdit() | EdictEdit():
             if isinstance(job.source, Generated):
                 pair = 2 if isinstance(job.method, EdictEdit) else 1
@@ -121,3 +133,36 @@ def _edit(job: EditJob) -> Plan:
 
 def _mask(method: DiffEdit) -> Plan:
     return (Stage(Phase.MASKING, 1, 2 * method.samples),)
+
+
+def evaluations(steps: int, sampler: Sampler) -> int:
+    """Guided predictions of one drawing of a picture."""
+    return steps + 1 if sampler is Sampler.PLMS else steps
+
+
+def _anchor(method: DisentangledEdit, guidance_scale: float) -> Plan:
+    """What a real picture's residuals cost."""
+    rows = evaluations(len(method.weights), method.sampler) * guided(guidance_scale)
+    return (Stage(Phase.INVERTING, 1, rows),)
+
+
+def _learn(job: LearnJob) -> Plan:
+    options, examples = job.options, len(job.examples)
+    drawing = evaluations(options.num_inference_steps, options.sampler) * guided(options.guidance_scale) * examples
+    # Every example is drawn or encoded once before the first candidate.
+    beginning = Stage(Phase.INVERTING, 1, drawing)
+    match options.method:
+        case Search(switch_steps=switch_steps, late_weights=late_weights):
+            return beginning, Stage(Phase.OPTIMIZING, 1, len(switch_steps) * len(late_weights) * drawing)
+        case Descent() as method:
+            steps = learning_steps(job, method)
+            # Forward and back over every step, and once more forward after the last.
+            last = steps + (job.state.iteration if job.state else 0) == method.optimization_steps
+            measuring = (Stage(Phase.DENOISING, 1, drawing),) if last else ()
+            return beginning, Stage(Phase.OPTIMIZING, steps, 2 * drawing), *measuring
+
+
+def learning_steps(job: LearnJob, method: Descent) -> int:
+    """Optimiser steps that are left for this job to do."""
+    done = job.state.iteration if job.state else 0
+    return min(job.iterations, method.optimization_steps - done)

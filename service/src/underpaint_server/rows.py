@@ -44,6 +44,69 @@ class Decode:
     """(c, h, w), float64."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PullBack:
+    """Vector-Jacobian product of the :class:`Denoise` of the same fields. Answered by :class:`Pulled`."""
+
+    latents: Tensor
+    """(c, h, w), float64."""
+    timestep: int
+    alpha_bar: float
+    prompt_embeds: Tensor
+    """(tokens, width), the network's dtype."""
+    cotangent: Tensor
+    """(c, h, w), float64: derivative of the loss by the noise prediction."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pulled:
+    """Answer of :class:`PullBack`."""
+
+    latents: Tensor
+    """(c, h, w), float64: derivative of the loss by the latents."""
+    prompt_embeds: Tensor
+    """(tokens, width), float64: derivative of the loss by the text's embedding."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PullBackDecode:
+    """Vector-Jacobian product of the :class:`Decode` of these latents, before its result is cut to [-1, 1]. Answered by
+    the derivative of the loss by the latents, (c, h, w), float64."""
+
+    latents: Tensor
+    """(c, h, w), float64."""
+    cotangent: Tensor
+    """(3, height, width), float32: derivative of the loss by the image."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """How well an image is an edit of a reference from one text to another. Answered by :class:`Scored`."""
+
+    image: Tensor
+    """(3, height, width), float32, [-1, 1]."""
+    reference: Tensor
+    """(3, height, width), float32, [-1, 1]: the unedited picture."""
+    source_text: str
+    target_text: str
+    content_weight: float
+    """Of the content loss in the sum, >= 0."""
+    gradient: bool
+    """Whether the derivative by the image is wanted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """Answer of :class:`Score`."""
+
+    directional: float
+    """1 - cosine of the change of the image and the change of the text in CLIP's space, [0, 2]."""
+    content: float
+    """Distance of the two images' features, >= 0."""
+    gradient: Tensor | None
+    """(3, height, width), float32: derivative of ``directional + content_weight * content`` by the image."""
+
+
 @dataclass(frozen=True, slots=True)
 class Embed:
     """A text's embedding. Answered by :class:`Embedded`."""
@@ -61,7 +124,9 @@ class Embedded:
     """The part of the text beyond the encoder's context; empty when all was read."""
 
 
-Row = Denoise | Encode | Decode | Embed
+Row = Denoise | PullBack | Encode | Decode | PullBackDecode | Score | Embed
+NETWORK: tuple[type[Row], ...] = (Denoise, PullBack)
+"""Rows that are evaluations of the network: what plans, progress and usage count."""
 Steps = Generator[Sequence[Row], Sequence[Any], T]
 """What every algorithm is: yields groups of rows, is sent their answers, returns T."""
 

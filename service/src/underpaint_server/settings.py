@@ -84,6 +84,14 @@ class Settings(BaseSettings):
     """Address of the Prometheus port (/metrics); port 0 takes a free one."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
     """Models as ID=DIRECTORY, separated by commas, the default first. Empty serves the embedded underpaint-mini."""
+    clips: Annotated[tuple[str, ...], NoDecode] = ()
+    """CLIPs that directions are learned by, as ID=DIRECTORY of a transformers CLIPModel, separated by commas. A folder
+    named clip in or beside a model is found without."""
+    vgg: str = ""
+    """VGG16's weights as safetensors, with torchvision's names: learned directions then keep the content by them, as in
+    the paper. Empty takes the model's own autoencoder."""
+    learn_share: float = Field(0.25, gt=0, le=1)
+    """Share of the device's time that learning may take while other work waits."""
     allow_network: bool = False
     """Let ID=DIRECTORY also be ID=HUB_ID, fetched from the Hugging Face hub."""
     device: Device = Device.AUTO
@@ -135,18 +143,25 @@ class Settings(BaseSettings):
         pairs = tuple((name, place) for name, _, place in (spec.partition("=") for spec in self.models))
         return pairs or ((EMBEDDED_MODEL, ""),)
 
+    @property
+    def clip_places(self) -> dict[str, str]:
+        """Id of a model -> directory of its CLIP."""
+        return {name: place for name, _, place in (spec.partition("=") for spec in self.clips)}
+
     @model_validator(mode="before")
     @classmethod
-    def _split_models(cls, values: dict[str, object]) -> dict[str, object]:
-        models = values.get("models")
-        if isinstance(models, str):
-            values["models"] = tuple(part.strip() for part in models.split(",") if part.strip())
+    def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
+        for key in ("models", "clips"):
+            given = values.get(key)
+            if isinstance(given, str):
+                values[key] = tuple(part.strip() for part in given.split(",") if part.strip())
         return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for spec in self.models:
-            name, _, place = spec.partition("=")
-            if not name or not place:
-                raise ValueError(f"models: '{spec}' is not ID=DIRECTORY")
+        for key, specs in (("models", self.models), ("clips", self.clips)):
+            for spec in specs:
+                name, _, place = spec.partition("=")
+                if not name or not place:
+                    raise ValueError(f"{key}: '{spec}' is not ID=DIRECTORY")
         return self

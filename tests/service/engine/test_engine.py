@@ -13,7 +13,7 @@ from underpaint_server.engine.engine import Engine
 from underpaint_server.engine.messages import Advanced, Ended, Passed, Previewed, Split, Start
 from underpaint_server.engine.names import method_name
 from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, NonFiniteLatents, OutOfMemory
-from underpaint_server.jobs import EdictEdit, Edited, EditJob, Inverted, Phase, Priority, SdEdit, Stored
+from underpaint_server.jobs import EdictEdit, Edited, EditJob, Inverted, Learned, Phase, Priority, SdEdit, Stored
 from underpaint_server.plans import plan, total_rows
 from underpaint_server.rows import Decode, Denoise
 from underpaint_server.settings import Settings
@@ -32,6 +32,8 @@ def same(one: object, other: object) -> bool:
     if isinstance(one, Inverted):
         pairs = zip(one.inversion.arrays.values(), other.inversion.arrays.values(), strict=True)
         return all(np.array_equal(a, b) for a, b in pairs)
+    if isinstance(one, Learned):
+        return one.state == other.state
     return np.array_equal(one.mask, other.mask)
 
 

@@ -1,6 +1,7 @@
 """Rows computed by torch in eager mode, on the CPU or one CUDA device."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +13,20 @@ from underpaint_server.backends.protocol import DeviceLost, padded
 from underpaint_server.errors import ModelNotReady, OutOfMemory
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.models import checkpoint
+from underpaint_server.models.clip import Clip
+from underpaint_server.models.edit_loss import EditLoss, vae_features, vgg_features
 from underpaint_server.models.facts import Facts
 from underpaint_server.models.stable_diffusion import StableDiffusion
-from underpaint_server.rows import Batch, Decode, Denoise, Embed, Encode, Row
+from underpaint_server.rows import Batch, Decode, Denoise, Embed, Encode, PullBack, PullBackDecode, Row, Score
 from underpaint_server.settings import Device, ExactBatching, Settings, usable_cores
 
 DEFAULT_STEPS = 50
-METHODS = ("sdedit", "ddim", "edict", "diffedit")
-SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4}
+METHODS = ("sdedit", "ddim", "edict", "diffedit", "disentangled")
+SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4, PullBackDecode: 2, Score: 2}
 """Rows of every pass of the autoencoder and the text encoder: fixed, so that their answers have the same bits for
 every job at every load. They are a few in a hundred of a job's work; padding them costs less than measuring."""
+DIFFERENTIATED = (PullBack, PullBackDecode, Score)
+"""Rows whose answers need gradients."""
 CPU_MEASURED_PARAMETERS = 200_000_000
 """A larger network would keep a CPU busy for minutes with being measured: it is pinned instead."""
 MINIMUM = 2
@@ -31,8 +36,11 @@ MINIMUM = 2
 class TorchBackend:
     """One Stable Diffusion checkpoint on one device."""
 
-    def __init__(self, model: StableDiffusion, model_id: str, settings: Settings) -> None:
+    def __init__(
+        self, model: StableDiffusion, model_id: str, settings: Settings, edit_loss: EditLoss | None = None
+    ) -> None:
         self._model = model
+        self._edit_loss = edit_loss
         self._settings = settings
         _tile_conditioning(model.unet)
         width, height = model.native_px
@@ -51,6 +59,8 @@ class TorchBackend:
             default_steps=DEFAULT_STEPS,
             prompt_tokens=model.prompt_tokens,
             batch_class=self.batch_class(Denoise, self._native),
+            content_features=edit_loss.name if edit_loss is not None else "",
+            gradients=edit_loss is not None,
             fingerprint=self._fingerprint(),
         )
         self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device)
@@ -61,14 +71,14 @@ class TorchBackend:
         device = _prepare(settings)
         directory = checkpoint.resolve(place, settings.allow_network)
         model = StableDiffusion.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
-        return cls(model, model_id, settings)
+        return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings))
 
-    @torch.inference_mode()
     def predict(self, batch: Batch) -> Sequence[Any]:
         """See :class:`Backend`."""
         rows = padded(batch.rows, batch.size)
         try:
-            return self._answers(rows)[: len(batch.rows)]
+            with torch.enable_grad() if isinstance(rows[0], DIFFERENTIATED) else torch.inference_mode():
+                return self._answers(rows)[: len(batch.rows)]
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemory(f"{len(rows)} rows do not fit the device") from error
@@ -77,7 +87,7 @@ class TorchBackend:
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
         """See :class:`Backend`. Only the model's own shape is measured, at start; exact jobs of others are pinned."""
-        if kind is not Denoise:
+        if kind not in (Denoise, PullBack):
             return SIDE_STAGES[kind]
         return None if self._invariant and shape == self._native else self._settings.exact_batch_class
 
@@ -101,6 +111,14 @@ class TorchBackend:
         match rows[0]:
             case Denoise():
                 return self._model.noise_preds(rows).unbind()
+            case PullBack():
+                return self._model.pull_back(rows)
+            case PullBackDecode():
+                latents, cotangents = zip(*((row.latents, row.cotangent) for row in rows), strict=True)
+                return self._model.pull_back_decode(torch.stack(latents), torch.stack(cotangents)).unbind()
+            case Score():
+                assert self._edit_loss is not None
+                return self._edit_loss.scores(rows)
             case Encode():
                 return self._model.encode(torch.stack([row.image for row in rows])).unbind()
             case Decode():
@@ -160,6 +178,18 @@ def _tile_conditioning(unet: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and name in {"linear_1", "linear_2", "time_emb_proj"}:
                 setattr(module, name, TiledLinear(child))
+
+
+def _edit_loss(model: StableDiffusion, directory: Path, model_id: str, settings: Settings) -> EditLoss | None:
+    """What directions are learned by; None where the checkpoint has no CLIP beside it."""
+    clip = checkpoint.clip(directory, settings.clip_places.get(model_id, ""))
+    if clip is None:
+        return None
+    device = model.vae.device
+    name, features = (
+        ("vgg16", vgg_features(Path(settings.vgg), device)) if settings.vgg else ("vae", vae_features(model.vae))
+    )
+    return EditLoss(name, Clip.load(clip, device=device), features)
 
 
 def _prepare(settings: Settings) -> torch.device:

@@ -18,7 +18,20 @@ from underpaint_server.diffusion.schedule import Schedule, scaled_linear
 from underpaint_server.errors import OutOfMemory
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.models.facts import Facts
-from underpaint_server.rows import Batch, Decode, Denoise, Embed, Embedded, Encode, Row
+from underpaint_server.rows import (
+    Batch,
+    Decode,
+    Denoise,
+    Embed,
+    Embedded,
+    Encode,
+    PullBack,
+    PullBackDecode,
+    Pulled,
+    Row,
+    Score,
+    Scored,
+)
 from underpaint_server.settings import Settings
 
 SHAPE = (4, 8, 8)
@@ -26,22 +39,48 @@ SCALE = 4
 VARIANCE = 0.25
 
 
+def _noise_pred(x: Tensor, abar: float, mean: Tensor) -> Tensor:
+    pull = (1 - abar) ** 0.5 / (abar * VARIANCE + 1 - abar)
+    noise_pred: Tensor = pull * (x - abar**0.5 * functional.interpolate(mean[None], x.shape[1:])[0])
+    return noise_pred
+
+
+def _score(row: Score) -> Scored:
+    """The mean colour stands for CLIP's space, the pixels for the content."""
+    said = _mean(row.target_text)[:3].mean((1, 2)) - _mean(row.source_text)[:3].mean((1, 2))
+    with torch.enable_grad():
+        image = row.image.detach().clone().double().requires_grad_()
+        change = image - row.reference
+        seen = change.mean((1, 2))
+        directional = 1 - (seen * functional.normalize(said, dim=0)).sum() / (seen.square().sum() + 1e-4).sqrt()
+        content = change.square().mean()
+        (gradient,) = torch.autograd.grad(directional + row.content_weight * content, image)
+    return Scored(directional.item(), content.item(), gradient.float() if row.gradient else None)
+
+
+def _mean(text: str) -> Tensor:
+    seed = int.from_bytes(sha256(text.encode()).digest()[:6], "little")
+    return standard_normal(SHAPE, seed=seed, purpose="toy") * (0.5 if text else 0.0)
+
+
 class ToyBackend:
     """See the module. Where it is told not to be invariant, it adds 1e-7 a row of the pass to every answer."""
 
-    def __init__(self, model_id: str, settings: Settings, *, invariant: bool = True) -> None:
+    def __init__(self, model_id: str, settings: Settings, *, invariant: bool = True, gradients: bool = True) -> None:
         self._class = None if invariant else settings.exact_batch_class
         info = ModelInfo(
             id=model_id,
             digest=sha256(f"toy {invariant}".encode()).hexdigest(),
             dtype="float64",
-            methods=("sdedit", "ddim", "edict", "diffedit"),
+            methods=("sdedit", "ddim", "edict", "diffedit", "disentangled"),
             width=SHAPE[2] * SCALE,
             height=SHAPE[1] * SCALE,
             size_multiple=2 * SCALE,
             default_steps=20,
             prompt_tokens=16,
             batch_class=self._class,
+            content_features="vae",
+            gradients=gradients,
             fingerprint=f"toy-{self._class}",
         )
         self.facts = Facts(info, Schedule(scaled_linear(), steps_offset=1), SHAPE[0], SCALE, torch.device("cpu"))
@@ -66,13 +105,19 @@ class ToyBackend:
         """See :class:`Backend`."""
         return {}
 
-    def _answer(self, row: Row, size: int) -> Tensor | Embedded:
+    def _answer(self, row: Row, size: int) -> Any:
         match row:
             case Denoise(latents=x, alpha_bar=abar, prompt_embeds=mean):
-                pull = (1 - abar) ** 0.5 / (abar * VARIANCE + 1 - abar)
-                drift = 0.0 if self._class is None else 1e-7 * size
-                noise_pred: Tensor = pull * (x - abar**0.5 * functional.interpolate(mean[None], x.shape[1:])[0]) + drift
-                return noise_pred
+                return _noise_pred(x, abar, mean) + (0.0 if self._class is None else 1e-7 * size)
+            case PullBack(latents=x, alpha_bar=abar, prompt_embeds=mean, cotangent=cotangent):
+                with torch.enable_grad():
+                    x, mean = (each.detach().clone().requires_grad_() for each in (x, mean))
+                    return Pulled(*torch.autograd.grad(_noise_pred(x, abar, mean), (x, mean), cotangent))
+            case PullBackDecode(latents=z, cotangent=cotangent):
+                small = functional.avg_pool2d(cotangent[None].double(), SCALE)[0] * SCALE**2
+                return torch.cat([small, torch.zeros_like(z[3:])])
+            case Score():
+                return _score(row)
             case Encode(image=image):
                 small = functional.avg_pool2d(image[None].double(), SCALE)[0]
                 return torch.cat([small, small.mean(0, keepdim=True)])
@@ -80,6 +125,4 @@ class ToyBackend:
                 return functional.interpolate(z[None, :3].float(), scale_factor=SCALE)[0].clamp(-1, 1)
             case Embed(text=text):
                 words = text.split()
-                seed = int.from_bytes(sha256(text.encode()).digest()[:6], "little")
-                mean = standard_normal(SHAPE, seed=seed, purpose="toy") * (0.5 if text else 0.0)
-                return Embedded(mean, " ".join(words[self.facts.info.prompt_tokens :]))
+                return Embedded(_mean(text), " ".join(words[self.facts.info.prompt_tokens :]))

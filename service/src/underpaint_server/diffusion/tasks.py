@@ -1,13 +1,13 @@
 """What every method is given, and what it gives back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from underpaint_server.diffusion.sampling import Guidance
 from underpaint_server.diffusion.schedule import Grid, Level
-from underpaint_server.jobs import EditMethod, InversionOptions, Notice
+from underpaint_server.jobs import EditMethod, InversionOptions, LearnOptions, LearnState, Notice, Sampler
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +38,39 @@ class Masking:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Mixing:
+    """A picture and two texts to draw it with, mixed by one weight a step."""
+
+    grid: Grid
+    """Levels of the whole schedule."""
+    source_embeds: Tensor
+    """(tokens, width): at a weight of 1."""
+    target_embeds: Tensor
+    """(tokens, width): at a weight of 0."""
+    negative_embeds: Tensor
+    guidance_scale: float
+    sampler: Sampler
+    start: Tensor
+    """(c, h, w), float64, at the noisiest level."""
+    residuals: Tensor | None
+    """(n, c, h, w), float64, added after each step, noisiest first: what makes a weight of 1 lead back to a real
+    picture. None where the model draws the picture itself."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learning:
+    """Weights to learn."""
+
+    examples: Sequence[Mixing]
+    """What to learn on; all of one length."""
+    references: Sequence[Tensor]
+    """(c, h, w), float64: each example at a weight of 1."""
+    options: LearnOptions
+    state: LearnState | None
+    iterations: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Editing:
     """The way back from noise to a changed image."""
 
@@ -56,6 +89,8 @@ class Editing:
     """Where the mask is to be computed."""
     mask: Tensor | None = None
     """(h, w), 1 = may change: where it is given instead."""
+    mixing: Mixing | None = None
+    """Where two texts are mixed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,7 @@ from underpaint_server.engine.run import Run, now
 from underpaint_server.engine.scheduler import Pass, Ticket, choose
 from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, OutOfMemory, UnderpaintError
 from underpaint_server.jobs import Preview
-from underpaint_server.rows import Batch, Decode, Denoise, Key
+from underpaint_server.rows import NETWORK, Batch, Decode, Key
 
 log = structlog.get_logger(__name__)
 
@@ -160,7 +160,7 @@ class Engine:
     def _advance(self, chosen: Pass, answers: list[Any], begin: float, duration_s: float) -> None:
         """Hand every answer to its job; a job that fails ends alone."""
         jobs = Tally(ticket.job for ticket in chosen.tickets)
-        is_network = chosen.tickets[0].key.kind is Denoise
+        is_network = chosen.tickets[0].key.kind in NETWORK
         for job, rows in jobs.items():
             run = self._runs[job]
             run.served = self._passes

@@ -3,16 +3,24 @@
 from underpaint_server.jobs import (
     DdimEdit,
     DiffEdit,
+    DisentangledEdit,
     EdictEdit,
     EdictInversion,
     EditJob,
     InvertJob,
     Job,
+    LearnJob,
     MaskJob,
     SdEdit,
 )
 
-METHODS: dict[type, str] = {SdEdit: "sdedit", DdimEdit: "ddim", EdictEdit: "edict", DiffEdit: "diffedit"}
+METHODS: dict[type, str] = {
+    SdEdit: "sdedit",
+    DdimEdit: "ddim",
+    EdictEdit: "edict",
+    DiffEdit: "diffedit",
+    DisentangledEdit: "disentangled",
+}
 """Options of an edit -> its name in ``Model.methods`` and in metrics."""
 
 
@@ -25,3 +33,5 @@ def method_name(job: Job) -> str:
             return METHODS[type(job.method)]
         case MaskJob():
             return "mask"
+        case LearnJob():
+            return "learn"

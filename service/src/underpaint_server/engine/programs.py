@@ -5,19 +5,24 @@ The methods themselves are in ``algorithms``; here they are put in order. Latent
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 
 from torch import Tensor
 
-from underpaint_server.algorithms import EDITORS, INVERTERS, RECONSTRUCTORS, diffedit
+from underpaint_server.algorithms import EDITORS, INVERTERS, RECONSTRUCTORS, diffedit, disentangle
 from underpaint_server.diffusion import masks
+from underpaint_server.diffusion.lockstep import together
 from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.diffusion.sampling import Guidance, denoise
 from underpaint_server.diffusion.schedule import Grid
-from underpaint_server.diffusion.tasks import Editing, Inverting, Masking
+from underpaint_server.diffusion.tasks import Editing, Inverting, Learning, Masking, Mixing
 from underpaint_server.engine import pictures
+from underpaint_server.errors import NonFiniteLatents
 from underpaint_server.jobs import (
     DdimEdit,
+    Descent,
     DiffEdit,
+    DisentangledEdit,
     EdictEdit,
     EdictInversion,
     Edited,
@@ -28,11 +33,15 @@ from underpaint_server.jobs import (
     Inverted,
     InvertJob,
     Job,
+    Learned,
+    LearnJob,
+    LearnOptions,
     Masked,
     MaskJob,
     Notice,
     Photo,
     Result,
+    Sampler,
     SdEdit,
     Stored,
     Usage,
@@ -51,6 +60,8 @@ def program(job: Job, model: Facts, batch_class: int | None) -> Steps[Result]:
             return _edit(job, model, batch_class)
         case MaskJob():
             return _mask(job, model)
+        case LearnJob():
+            return _learn(job, model)
 
 
 def is_exact(job: Job) -> bool:
@@ -120,6 +131,7 @@ def _edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
     )
     arrays, made = yield from _arrays(job, texts, model, batch_class)
     noise = _noise(job.seed, arrays["source"], model)
+    mixing = (yield from _edit_mixing(job, arrays["source"], texts, noise, model)) if _mixes(job) else None
     mask = masking = None
     if isinstance(job.method, DiffEdit):
         if job.method.mask is not None:
@@ -134,6 +146,7 @@ def _edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
         method=job.method,
         masking=masking,
         mask=mask,
+        mixing=mixing,
     )
     outcome = yield from EDITORS[type(job.method)](task)
     pictures.check_finite(outcome.latents)
@@ -150,7 +163,7 @@ def _arrays(
     match source:
         case Stored(inversion=inversion):
             return pictures.arrays(inversion, model), None
-        case Generated() if isinstance(job.method, DdimEdit | EdictEdit):
+        case Generated() if isinstance(job.method, DdimEdit | EdictEdit | DisentangledEdit):
             start = _start(source, model)  # the picture's own noise: nothing has to be inverted
             return {"source": start, "trajectory": start[None], "x": start, "y": start}, None
         case Generated():
@@ -168,6 +181,8 @@ def _edit_grid(job: EditJob, model: Facts) -> Grid:
     if isinstance(job.method, SdEdit):
         steps = job.method.num_inference_steps
         return model.schedule.grid(steps, used_steps(steps, job.method.strength))
+    if isinstance(job.method, DisentangledEdit):
+        return model.schedule.grid(len(job.method.weights))
     if isinstance(job.source, Generated) and not isinstance(job.method, DiffEdit):
         return model.schedule.grid(job.source.num_inference_steps)
     assert job.inversion is not None
@@ -175,6 +190,8 @@ def _edit_grid(job: EditJob, model: Facts) -> Grid:
 
 
 def _source_prompt(job: EditJob | MaskJob) -> str:
+    if isinstance(job, EditJob) and isinstance(job.method, DisentangledEdit):
+        return job.method.source_prompt
     if isinstance(job.source, Generated):
         return job.source.prompt
     return job.inversion.source_prompt if job.inversion is not None else ""
@@ -221,6 +238,71 @@ def _masking(
     steps = job.inversion.num_inference_steps
     level = model.schedule.grid(steps)[used_steps(steps, method.mask_strength)]
     return Masking(source, level, texts["target_prompt"], texts["reference_prompt"], method.samples, noise)
+
+
+# --- mixed prompts ------------------------------------------------------------------------------------------------
+
+
+def _mixes(job: EditJob) -> bool:
+    return isinstance(job.method, DisentangledEdit)
+
+
+def _edit_mixing(
+    job: EditJob, source: Tensor, texts: "_Texts", noise: Callable[[str, int], Tensor], model: Facts
+) -> Steps[Mixing]:
+    """The mixing of an edit; ``source`` is its start where the model draws the picture, else the picture itself."""
+    assert isinstance(job.method, DisentangledEdit)
+    steps = len(job.method.weights)
+    mixing = _mixing_of(texts, model, steps, job.guidance_scale, job.method.sampler, source)
+    if isinstance(job.source, Generated):
+        return mixing
+    return (yield from disentangle.anchor(mixing, source, [noise("anchor", i) for i in range(steps)]))
+
+
+def _learn(job: LearnJob, model: Facts) -> Steps[Result]:
+    options = job.options
+    texts = yield from _embed(
+        source_prompt=options.source_prompt,
+        target_prompt=options.target_prompt,
+        negative_prompt=options.negative_prompt,
+    )
+    found = yield from together([_example(example, options, texts, model) for example in job.examples])
+    mixings, references = zip(*found, strict=True)
+    state = yield from disentangle.learn(Learning(mixings, references, options, job.state, job.iterations))
+    if not all(isfinite(loss) for loss in state.losses):
+        raise NonFiniteLatents("the loss left the numbers; use a smaller learning rate or guidance_scale")
+    wanted = options.method.optimization_steps if isinstance(options.method, Descent) else 1
+    return Learned(state, state.iteration >= wanted, Usage(), texts.notices)
+
+
+def _example(
+    example: Photo | Generated, options: LearnOptions, texts: "_Texts", model: Facts
+) -> Steps[tuple[Mixing, Tensor]]:
+    """A picture to learn on, and its latents (c, h, w) at a weight of 1."""
+    steps = options.num_inference_steps
+    if isinstance(example, Generated):
+        start = _start(example, model)
+        mixing = _mixing_of(texts, model, steps, options.guidance_scale, options.sampler, start)
+        return mixing, (yield from disentangle.reference(mixing))
+    source = yield from _encode(example, model)
+    noise = _noise(options.seed, source, model)
+    mixing = _mixing_of(texts, model, steps, options.guidance_scale, options.sampler, source)
+    return (yield from disentangle.anchor(mixing, source, [noise("anchor", i) for i in range(steps)])), source
+
+
+def _mixing_of(
+    texts: "_Texts", model: Facts, steps: int, guidance_scale: float, sampler: Sampler, start: Tensor
+) -> Mixing:
+    return Mixing(
+        grid=model.schedule.grid(steps),
+        source_embeds=texts["source_prompt"],
+        target_embeds=texts["target_prompt"],
+        negative_embeds=texts["negative_prompt"],
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        start=start,
+        residuals=None,
+    )
 
 
 # --- parts ------------------------------------------------------------------------------------------------------

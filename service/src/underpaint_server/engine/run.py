@@ -10,10 +10,22 @@ from underpaint_server.engine.messages import Start
 from underpaint_server.engine.names import method_name
 from underpaint_server.engine.programs import is_exact, program
 from underpaint_server.engine.scheduler import Ticket
-from underpaint_server.jobs import EditJob, Generated, InvertJob, Job, Phase, Progress, Result, Stored, Usage
+from underpaint_server.jobs import (
+    EditJob,
+    Generated,
+    InvertJob,
+    Job,
+    LearnJob,
+    MaskJob,
+    Phase,
+    Progress,
+    Result,
+    Stored,
+    Usage,
+)
 from underpaint_server.models.facts import Facts
 from underpaint_server.plans import Stage, plan
-from underpaint_server.rows import Decode, Denoise, Encode, Key, Row
+from underpaint_server.rows import Decode, Denoise, Encode, Key, PullBack, PullBackDecode, Row, Score
 
 PROGRESS_EVERY_S = 0.05
 
@@ -81,9 +93,11 @@ class Run:
         match row:
             case Denoise(latents=latents):
                 return Key(self.start.job.model, kind, tuple(latents.shape), self._batch_class)
-            case Encode(image=image):
+            case PullBack(latents=latents):
+                return Key(self.start.job.model, kind, tuple(latents.shape), None)
+            case Encode(image=image) | Score(image=image):
                 shape = tuple(image.shape)
-            case Decode(latents=latents):
+            case Decode(latents=latents) | PullBackDecode(latents=latents):
                 shape = tuple(latents.shape)
             case _:
                 shape = ()
@@ -108,7 +122,8 @@ class Counter:
 
     def add(self, rows: int, jobs: int, begin: float, duration_s: float) -> None:
         """``rows`` network rows were answered by a pass that ``jobs`` jobs shared; 0 for the side stages."""
-        span = self._phases.setdefault(self.phase, [begin, begin])
+        phase = self._stages[0].phase if rows and not self.rows else self.phase
+        span = self._phases.setdefault(phase, [begin, begin])
         span[1] = begin + duration_s
         self._compute_s += duration_s
         if rows:
@@ -177,10 +192,11 @@ def _batch_class(job: Job, backend: Backend) -> int | None:
         made = job.source.inversion
     if made is not None and made.batch_class is not None:
         return made.batch_class
+    assert not isinstance(job, LearnJob)
     return backend.batch_class(Denoise, _latent_shape(job, backend.facts))
 
 
-def _latent_shape(job: Job, facts: Facts) -> tuple[int, int, int]:
+def _latent_shape(job: InvertJob | EditJob | MaskJob, facts: Facts) -> tuple[int, int, int]:
     match job.source:
         case Stored(inversion=inversion):
             return facts.latent_shape(inversion.width, inversion.height)

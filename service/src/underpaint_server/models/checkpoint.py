@@ -38,6 +38,15 @@ def embedded() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+def clip(directory: Path, place: str) -> Path | None:
+    """The directory of a checkpoint's CLIP: ``place`` if it names one, else ``clip`` in or beside the checkpoint; None
+    if there is none. Raises :class:`ModelNotReady` for a place that is no directory."""
+    if place and not Path(place).is_dir():
+        raise ModelNotReady(f"clips: '{place}' is no directory")
+    found = [Path(place)] if place else [directory / "clip", directory.parent / "clip"]
+    return next((folder for folder in found if (folder / "config.json").is_file()), None)
+
+
 def digest(directory: Path) -> str:
     """sha256 (hex) over the names and contents of everything that is read from a checkpoint."""
     total = sha256()

@@ -4,6 +4,7 @@ What differs between its members (prediction type, scale of the latents, text en
 is settled here, once; everything above asks for epsilon and sees scaled latents.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from underpaint_server.diffusion.ddim import epsilon_from_v, epsilon_from_x0
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import checkpoint, schedules
-from underpaint_server.rows import Denoise, Embedded
+from underpaint_server.rows import Denoise, Embedded, PullBack, Pulled
 
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
@@ -95,16 +96,31 @@ class StableDiffusion:
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:
         """(b, c, h, w), float64: epsilon of each row, one forward pass."""
+        latents = torch.stack([row.latents for row in rows])
+        return self._noise_preds(latents, torch.stack([row.prompt_embeds for row in rows]), rows)
+
+    def pull_back(self, rows: list[PullBack]) -> list[Pulled]:
+        """Vector-Jacobian products of each row's own evaluation: one pass forward and one back, with gradients on.
+
+        No layer of the network mixes the images of a batch, so the derivative of the sum is each row's own.
+        """
+        latents = torch.stack([row.latents for row in rows]).requires_grad_()
+        prompt_embeds = torch.stack([row.prompt_embeds for row in rows]).requires_grad_()
+        noise_preds = self._noise_preds(latents, prompt_embeds, rows)
+        cotangents = torch.stack([row.cotangent for row in rows])
+        by_latents, by_embeds = torch.autograd.grad(noise_preds, (latents, prompt_embeds), cotangents)
+        return [Pulled(x, c) for x, c in zip(by_latents, by_embeds.double(), strict=True)]
+
+    def _noise_preds(self, latents: Tensor, prompt_embeds: Tensor, rows: Sequence[Denoise | PullBack]) -> Tensor:
         weight = self.unet.conv_in.weight  # the network's own .device and .dtype look through all modules, 1 ms each
         device, dtype = weight.device, weight.dtype
-        latents = torch.stack([row.latents for row in rows])
         timesteps = torch.tensor([row.timestep for row in rows], device=device)
-        prompt_embeds = torch.stack([row.prompt_embeds for row in rows])
         out: Tensor = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype), return_dict=False)[0].double()
         if self.prediction is schedules.Prediction.EPSILON:
             return out
         to_epsilon = epsilon_from_v if self.prediction is schedules.Prediction.V else epsilon_from_x0
-        return torch.stack([to_epsilon(row.latents, pred, row.alpha_bar) for row, pred in zip(rows, out, strict=True)])
+        parts = zip(rows, latents, out, strict=True)
+        return torch.stack([to_epsilon(x, pred, row.alpha_bar) for row, x, pred in parts])
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (b, 3, H, W) in [-1, 1] to scaled latents (b, c, h, w), float64: the mean, no sample."""
@@ -113,9 +129,18 @@ class StableDiffusion:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (b, c, h, w) to images (b, 3, H, W), float32, cut to [-1, 1]."""
+        return self._decode(latents).clamp(-1, 1)
+
+    def pull_back_decode(self, latents: Tensor, cotangents: Tensor) -> Tensor:
+        """(b, c, h, w), float64: vector-Jacobian products of the uncut decoding, with gradients on."""
+        latents = latents.clone().requires_grad_()
+        (by_latents,) = torch.autograd.grad(self._decode(latents), latents, cotangents)
+        return by_latents
+
+    def _decode(self, latents: Tensor) -> Tensor:
         unscaled = latents / float(self.vae.config.scaling_factor) + float(self.vae.config.shift_factor or 0)
         images: Tensor = self.vae.decode(unscaled.float(), return_dict=False)[0]
-        return images.clamp(-1, 1)
+        return images
 
     def embed(self, texts: list[str]) -> list[Embedded]:
         """The texts' last hidden states, one pass; what does not fit the context is reported, not hidden."""
