@@ -106,7 +106,7 @@ def _round(backend: Backend, jobs: int, steps: int, max_batch_size: int) -> Roun
                 if not left:
                     inbox.put(Stop())
 
-        engine = Engine({backend.facts.info.id: backend}, inbox, report, max_batch_size)
+        engine = Engine({backend.facts.info.id: backend}, inbox, report, max_batch_size, 0.25)
         for number, job in enumerate(_jobs(backend, jobs, steps)):
             inbox.put(Start(number, job, Priority.NORMAL, time.monotonic(), None, 0))
         began = time.perf_counter()

@@ -15,11 +15,11 @@ from underpaint_server.jobs import Job, Priority
 class Bench:
     """Start jobs, collect reports."""
 
-    def __init__(self, backend: Backend, max_batch_size: int = 16) -> None:
+    def __init__(self, backend: Backend, max_batch_size: int = 16, learn_share: float = 0.25) -> None:
         self.reports: list[Report] = []
         self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        engine = Engine({backend.facts.info.id: backend}, self.inbox, self._out.put, max_batch_size)
+        engine = Engine({backend.facts.info.id: backend}, self.inbox, self._out.put, max_batch_size, learn_share)
         self._thread = threading.Thread(target=engine.run, daemon=True)
 
     def __enter__(self) -> "Bench":

@@ -225,7 +225,7 @@ def test_a_lost_device_ends_the_loop_so_that_the_process_is_replaced() -> None:
     inbox, reports = queue.SimpleQueue(), []
     inbox.put(Start(1, invert_job("toy", PX), Priority.NORMAL, time.monotonic(), None, 0))
     with pytest.raises(DeviceLost):
-        Engine({"toy": Lost("toy", Settings())}, inbox, reports.append, 16).run()
+        Engine({"toy": Lost("toy", Settings())}, inbox, reports.append, 16, 0.25).run()
     assert not any(isinstance(report, Ended) for report in reports)
 
 

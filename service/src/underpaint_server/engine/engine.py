@@ -2,7 +2,7 @@
 
 import queue
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +25,9 @@ from underpaint_server.engine.messages import (
 )
 from underpaint_server.engine.run import Run, now
 from underpaint_server.engine.scheduler import Pass, Ticket, choose
+from underpaint_server.engine.share import Share
 from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, OutOfMemory, UnderpaintError
-from underpaint_server.jobs import Preview
+from underpaint_server.jobs import Preview, Priority
 from underpaint_server.rows import NETWORK, Batch, Decode, Key
 
 log = structlog.get_logger(__name__)
@@ -41,11 +42,13 @@ class Engine:
         inbox: "queue.SimpleQueue[Order]",
         report: Callable[[Report], None],
         max_batch_size: int,
+        learn_share: float,
     ) -> None:
         self._backends = backends
         self._inbox = inbox
         self._report = report
         self._max_batch_size = max_batch_size
+        self._share = Share(learn_share)
         self._caps: dict[Key, int] = {}
         self._runs: dict[int, Run] = {}
         self._passes = 0
@@ -56,7 +59,7 @@ class Engine:
         while not self._stopping:
             self._admit()
             self._drop_late()
-            chosen = choose([t for run in self._runs.values() for t in run.tickets()], self._cap, self._minimum)
+            chosen = choose(self._candidates(), self._cap, self._minimum)
             if chosen is not None:
                 self._advance(chosen, *self._predict(chosen))
 
@@ -103,6 +106,17 @@ class Engine:
 
     # --- schedule ------------------------------------------------------------------------------------------------
 
+    def _candidates(self) -> list[Ticket]:
+        """All waiting rows; where learning meets other work, its own while its share is open, and else the others."""
+        tickets = [ticket for run in self._runs.values() for ticket in run.tickets()]
+        if not self._is_contested(tickets):
+            return tickets
+        learns = self._share.is_open
+        return [ticket for ticket in tickets if (ticket.priority == Priority.LEARNING) is learns]
+
+    def _is_contested(self, tickets: Sequence[Ticket]) -> bool:
+        return len({ticket.priority == Priority.LEARNING for ticket in tickets}) == 2
+
     def _cap(self, key: Key) -> int:
         return self._caps.get(key, self._max_batch_size)
 
@@ -117,12 +131,19 @@ class Engine:
         answers = self._attempt(chosen)
         duration_s = now() - begin
         self._passes += 1
+        self._account(chosen, duration_s)
         key = chosen.tickets[0].key
         rows_by_method = Tally(self._runs[ticket.job].method for ticket in chosen.tickets)
         memory = self._backends[key.model].memory_bytes()
         padding = chosen.size - len(chosen.tickets)
         self._report(Passed(key.model, key.kind.__name__.lower(), rows_by_method, padding, duration_s, memory))
         return answers, begin, duration_s
+
+    def _account(self, chosen: Pass, duration_s: float) -> None:
+        """Time counts against learning's share only while others are there."""
+        if any(run.start.priority != Priority.LEARNING for run in self._runs.values()):
+            learning = sum(ticket.priority == Priority.LEARNING for ticket in chosen.tickets)
+            self._share.spend(duration_s, learning / len(chosen.tickets))
 
     def _attempt(self, chosen: Pass) -> list[Any]:
         """One forward pass; when it fails, smaller ones, so that only the jobs at fault are hit."""

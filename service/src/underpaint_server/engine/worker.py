@@ -43,7 +43,7 @@ def main(pipe: Connection, settings: Settings) -> None:
     inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), name="orders", daemon=True).start()
     pipe.send(Ready(tuple((backends[name].facts.info, seconds[name]) for name, _ in settings.places)))
-    Engine(backends, inbox, pipe.send, settings.max_batch_size).run()
+    Engine(backends, inbox, pipe.send, settings.max_batch_size, settings.learn_share).run()
 
 
 def _load(settings: Settings) -> tuple[dict[str, "Backend"], dict[str, float]]:

@@ -1,4 +1,8 @@
-"""A CLIP beside a checkpoint: how alike pictures and texts are, differentiable by the picture."""
+"""A CLIP beside a checkpoint: how alike pictures and texts are, differentiable by the picture.
+
+OpenAI's and its kin are transformers' ``CLIPModel``; the embedded model's has a convolutional vision tower, and that is
+a ``VisionTextDualEncoderModel``. Both have the same four parts, and nothing here asks which it is.
+"""
 
 import json
 from collections.abc import Sequence
@@ -10,19 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import AutoModel, CLIPTokenizer
 
 from underpaint_server.errors import ModelNotReady
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's own training pictures; a preprocessor_config.json may say otherwise."""
+_PARTS = ("vision_model", "visual_projection", "text_model", "text_projection")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
     """Both towers of one CLIP, in float32, with its preprocessing."""
 
-    model: CLIPModel
+    model: Any
+    """``CLIPModel`` or ``VisionTextDualEncoderModel``."""
     tokenizer: CLIPTokenizer
     mean: Tensor
     """(1, 3, 1, 1), of pixels in [0, 1]."""
@@ -31,14 +37,16 @@ class Clip:
 
     @classmethod
     def load(cls, directory: Path, *, device: torch.device) -> "Clip":
-        """Read a transformers ``CLIPModel`` directory; raises :class:`ModelNotReady`."""
+        """Read a transformers directory of either kind; raises :class:`ModelNotReady`."""
         try:
-            model: Any = CLIPModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+            model: Any = AutoModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
             tokenizer = CLIPTokenizer.from_pretrained(directory, local_files_only=True)
             file = directory / "preprocessor_config.json"
             config = json.loads(file.read_text()) if file.exists() else {}
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelNotReady(f"'{directory}' cannot be read as a CLIP: {error}") from error
+        if not all(hasattr(model, part) for part in _PARTS):
+            raise ModelNotReady(f"'{directory}' holds a {type(model).__name__}, which is no CLIP")
         model = model.requires_grad_(False).eval().to(device)
         mean, std = (
             torch.tensor(config.get(key, default), device=device).view(1, 3, 1, 1)

@@ -1,0 +1,110 @@
+"""Learning's derivatives on a real network: against plain backpropagation through the whole drawing."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from support.drive import drive
+from torch import Tensor
+from underpaint_server.algorithms import disentangle
+from underpaint_server.backends import load
+from underpaint_server.backends.torch_ import TorchBackend
+from underpaint_server.diffusion.noise import standard_normal
+from underpaint_server.diffusion.tasks import Mixing
+from underpaint_server.jobs import Sampler
+from underpaint_server.rows import Batch, Decode, Denoise, Embed, PullBack, PullBackDecode, Row, Score
+from underpaint_server.settings import Settings
+
+STEPS = 6
+WEIGHTS = [1.0, 0.8, 0.6, 0.3, 0.1, -0.1]
+
+
+@pytest.fixture(scope="module")
+def backend() -> TorchBackend:
+    found = load("", "mini", Settings())
+    assert isinstance(found, TorchBackend)
+    return found
+
+
+def answer(backend: TorchBackend, row: Row) -> object:
+    return backend.predict(Batch([row], max(1, backend.minimum(type(row)))))[0]
+
+
+def mixing(backend: TorchBackend, sampler: Sampler) -> Mixing:
+    texts = ("a flat red heart on a white background", "a flat blue heart on a white background", "")
+    source, target, negative = (answer(backend, Embed(text)).prompt_embeds.clone() for text in texts)
+    shape = backend.facts.latent_shape(backend.facts.info.width, backend.facts.info.height)
+    start = standard_normal(shape, seed=3, purpose="start")
+    return Mixing(backend.facts.schedule.grid(STEPS), source, target, negative, 3.0, sampler, start, None)
+
+
+def drawn_in_one_graph(backend: TorchBackend, task: Mixing, weights: Tensor) -> Tensor:
+    """DDIM with everything kept for backpropagation."""
+    unet = backend._model.unet
+    x = task.start
+    for i, (s, t) in enumerate(zip(task.grid[:0:-1], task.grid[-2::-1], strict=True)):
+        text = weights[i] * task.source_embeds + (1 - weights[i]) * task.target_embeds
+        pair = torch.stack([task.negative_embeds.double(), text]).float()
+        away, towards = unet(torch.stack([x, x]).float(), s.timestep, pair).sample.double()
+        e = away + task.guidance_scale * (towards - away)
+        x0 = (x - (1 - s.alpha_bar) ** 0.5 * e) / s.alpha_bar**0.5
+        x = t.alpha_bar**0.5 * x0 + (1 - t.alpha_bar) ** 0.5 * e
+    return x
+
+
+def test_the_derivative_by_the_weights_is_that_of_full_backpropagation(backend: TorchBackend) -> None:
+    task = mixing(backend, Sampler.DDIM)
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64, requires_grad=True)
+    cotangent = standard_normal(tuple(task.start.shape), seed=4, purpose="cotangent")
+    (expected,) = torch.autograd.grad(drawn_in_one_graph(backend, task, weights), weights, cotangent)
+    run, _ = drive(disentangle.sample(task, WEIGHTS), lambda row: answer(backend, row))
+    found, _ = drive(disentangle._backward(task, run, WEIGHTS, cotangent), lambda row: answer(backend, row))
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_score_s_gradient_is_its_slope(backend: TorchBackend) -> None:
+    """By differences along a random direction, through the CLIP and the autoencoder's features."""
+    task = mixing(backend, Sampler.DDIM)
+    run, _ = drive(disentangle.sample(task, WEIGHTS), lambda row: answer(backend, row))
+    plain, _ = drive(disentangle.reference(task), lambda row: answer(backend, row))
+
+    def score(latents: Tensor, *, gradient: bool = False) -> Score:
+        image, reference = backend.predict(Batch([Decode(latents), Decode(plain)], 2))
+        return Score(image, reference, "a red heart", "a blue heart", 0.05, gradient)
+
+    found = answer(backend, score(run.latents, gradient=True))
+    slope = answer(backend, PullBackDecode(run.latents, found.gradient))
+    direction = slope / slope.norm()
+
+    def loss(by: float) -> float:
+        scored = answer(backend, score(run.latents + by * direction))
+        return float(scored.directional + 0.05 * scored.content)
+
+    assert (loss(1e-2) - loss(-1e-2)) / 2e-2 == pytest.approx(float(slope.norm()), rel=0.05)
+
+
+def test_a_row_s_pull_back_is_its_own(backend: TorchBackend) -> None:
+    """Rows of several learners share a pass and get what they get alone, to rounding."""
+    task = mixing(backend, Sampler.DDIM)
+    rows = [
+        PullBack(
+            standard_normal(tuple(task.start.shape), seed=k, purpose="x"),
+            100 * k + 1,
+            0.5,
+            (task.source_embeds, task.target_embeds)[k % 2],
+            standard_normal(tuple(task.start.shape), seed=k, purpose="v"),
+        )
+        for k in range(5)
+    ]
+    together = backend.predict(Batch(rows, 8))
+    for row, found in zip(rows, together, strict=True):
+        alone = answer(backend, row)
+        for one, other in ((found.latents, alone.latents), (found.prompt_embeds, alone.prompt_embeds)):
+            assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_denoising_is_left_without_gradients(backend: TorchBackend) -> None:
+    task = mixing(backend, Sampler.DDIM)
+    rows: Sequence[Denoise] = [Denoise(task.start, 501, 0.5, task.source_embeds)]
+    assert not answer(backend, rows[0]).requires_grad
+    assert not any(weight.requires_grad for weight in backend._model.unet.parameters())
