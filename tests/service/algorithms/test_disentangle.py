@@ -159,7 +159,7 @@ def test_the_derivative_is_that_of_plain_backpropagation(
     cotangent = standard_normal(SHAPE, seed=2, purpose="cotangent")
     (expected,) = torch.autograd.grad(latents, weights, cotangent)
     run, _ = drive(disentangle.sample(task, WEIGHTS), answer)
-    found, groups = drive(disentangle._backward(task, run, WEIGHTS, cotangent), answer)
+    found, groups = drive(disentangle.backward(task, run, WEIGHTS, cotangent), answer)
     assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
     evaluations = STEPS + (sampler is Sampler.PLMS)
     assert sum(map(len, groups)) == evaluations * (1 if guidance_scale == 1 else 2)

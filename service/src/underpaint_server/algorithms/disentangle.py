@@ -9,7 +9,7 @@ A real picture is brought along by the noise that its own noised versions leave 
 weight 1 misses between them. With the residuals added after every step, weight 1 everywhere leads back to the picture.
 
 Learning needs the derivative of a loss of the final picture by every weight. The states of one run are kept, and the
-adjoint walks back over them one step at a time (:func:`_backward`): exact, in the memory of one step.
+adjoint walks back over them one step at a time (:func:`backward`): exact, in the memory of one step.
 """
 
 from collections.abc import Sequence
@@ -116,7 +116,7 @@ def _mean(mixing: Mixing, run: _Run, i: int, weight: float) -> Steps[Tensor]:
 # --- backward -----------------------------------------------------------------------------------------------------
 
 
-def _backward(mixing: Mixing, run: _Run, weights: Sequence[float], by_latents: Tensor) -> Steps[Tensor]:
+def backward(mixing: Mixing, run: _Run, weights: Sequence[float], by_latents: Tensor) -> Steps[Tensor]:
     """Derivative (n,) of a loss by the weights, from its derivative by the picture's latents.
 
     With ``x_(i+1) = a_i x_i + b_i sum_j w_ij e_(i-j) + r_i``, the adjoint g of x falls from clean to noisy:
@@ -266,4 +266,4 @@ def _measure_one(
     if answers[0].gradient is None:
         return loss, None
     (by_latents,) = yield [PullBackDecode(run.latents, answers[0].gradient)]
-    return loss, (yield from _backward(mixing, run, weights, by_latents))
+    return loss, (yield from backward(mixing, run, weights, by_latents))

@@ -65,6 +65,12 @@ class TorchBackend:
         )
         self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device)
 
+    @property
+    def network(self) -> nn.Module:
+        """The denoising network itself, for measurements beside the engine."""
+        unet: nn.Module = self._model.unet
+        return unet
+
     @classmethod
     def load(cls, place: str, model_id: str, settings: Settings) -> "TorchBackend":
         """Read a checkpoint and make it ready; raises :class:`ModelNotReady`."""

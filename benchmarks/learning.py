@@ -1,0 +1,175 @@
+"""What learning's derivative costs, against full backpropagation: accuracy, memory, time."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from underpaint_server.algorithms import disentangle
+from underpaint_server.backends import load
+from underpaint_server.backends.torch_ import TorchBackend
+from underpaint_server.diffusion.ddim import move
+from underpaint_server.diffusion.noise import standard_normal
+from underpaint_server.diffusion.tasks import Mixing
+from underpaint_server.jobs import Sampler
+from underpaint_server.rows import Batch, Embed, Row, Steps
+from underpaint_server.settings import Settings
+
+from benchmarks import cases
+from benchmarks.report import Report, Table, console, spread
+
+ABOUT = (
+    "The derivative of a drawing by its mixing weights (embedded model, float32, DDIM, guidance 3), twice: by one "
+    "graph over all steps, and step by step as the server learns, where the states of one run are kept and each step "
+    "is computed again under gradients. Memory is what backpropagation keeps beside the weights: bytes of saved "
+    "tensors, each storage counted once, at its largest. Times are of the forward run and of the way back, "
+    "alternating; medians, with smallest and largest."
+)
+T = TypeVar("T")
+GUIDANCE = 3.0
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One derivative both ways."""
+
+    steps: int
+    relative_error: float
+    """Largest difference, by the largest component."""
+    graph_bytes: int
+    stepwise_bytes: int
+    graph_s: float
+    stepwise_s: float
+
+
+def run(quick: bool) -> Report:
+    """See the module."""
+    lengths, repeats = ((5, 10), 1) if quick else ((5, 10, 20, 50), 3)
+    backend = load("", "underpaint-mini", Settings())
+    assert isinstance(backend, TorchBackend)
+    measured: list[Measured] = []
+    for steps in lengths:
+        measured += [_measure(backend, steps) for _ in range(repeats + 1)][1:]  # the first is warm-up
+        console.print(f"{steps} steps: {measured[-1].graph_bytes / MIB:.0f} MiB in one graph")
+    last = [m for m in measured if m.steps == lengths[-1]]
+    return Report(
+        name="learning",
+        about=ABOUT,
+        tables=(_table(measured, lengths),),
+        findings=(
+            f"The derivatives agree to {max(m.relative_error for m in measured):.1e} of their largest component.",
+            f"One graph over {last[0].steps} steps keeps {last[0].graph_bytes / MIB:.0f} MiB; step by step the most is "
+            f"{last[0].stepwise_bytes / MIB:.1f} MiB, whatever the number of steps.",
+        ),
+        figures={"measured": [asdict(each) for each in measured]},
+    )
+
+
+def _measure(backend: TorchBackend, steps: int) -> Measured:
+    task = _mixing(backend, steps)
+    weights = [1 - k / steps for k in range(steps)]
+    cotangent = standard_normal(tuple(task.start.shape), seed=2, purpose="cotangent")
+    began = time.perf_counter()
+    with _saved(backend) as graph:
+        expected = _in_one_graph(backend, task, weights, cotangent)
+    graph_s = time.perf_counter() - began
+    began = time.perf_counter()
+    drawn = _drive(backend, disentangle.sample(task, weights))
+    with _saved(backend) as stepwise:
+        found = _drive(backend, disentangle.backward(task, drawn, weights, cotangent), stepwise)
+    stepwise_s = time.perf_counter() - began
+    error = float((found - expected).abs().max() / expected.abs().max())
+    return Measured(steps, error, graph.largest, stepwise.largest, graph_s, stepwise_s)
+
+
+def _mixing(backend: TorchBackend, steps: int) -> Mixing:
+    case = cases.load()[0]
+    texts = (case.source_prompt, case.target_prompt, "")
+    source, target, negative = (
+        backend.predict(Batch([Embed(text)], backend.minimum(Embed)))[0].prompt_embeds.clone() for text in texts
+    )
+    info = backend.facts.info
+    start = standard_normal(backend.facts.latent_shape(info.width, info.height), seed=1, purpose="start")
+    return Mixing(backend.facts.schedule.grid(steps), source, target, negative, GUIDANCE, Sampler.DDIM, start, None)
+
+
+def _in_one_graph(backend: TorchBackend, task: Mixing, weights: list[float], cotangent: Tensor) -> Tensor:
+    mixing_weights = torch.tensor(weights, dtype=torch.float64, requires_grad=True)
+    latents = task.start
+    unet = backend.network
+    for i, (noisy, clean) in enumerate(zip(task.grid[:0:-1], task.grid[-2::-1], strict=True)):
+        text = mixing_weights[i] * task.source_embeds + (1 - mixing_weights[i]) * task.target_embeds
+        texts = torch.stack([task.negative_embeds.double(), text]).float()
+        away, towards = unet(torch.stack([latents, latents]).float(), noisy.timestep, texts).sample.double()
+        latents = move(latents, away + GUIDANCE * (towards - away), noisy, clean)
+    return torch.autograd.grad(latents, mixing_weights, cotangent)[0]
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+class _Saved:
+    """Bytes that autograd keeps, each storage once."""
+
+    def __init__(self, weights: set[int]) -> None:
+        self.largest = 0
+        self._weights = weights
+        self._seen: dict[int, int] = {}
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Count a tensor that is kept for the way back."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._weights:
+            self._seen[storage.data_ptr()] = storage.nbytes()
+            self.largest = max(self.largest, sum(self._seen.values()))
+        return tensor
+
+    def begin(self) -> None:
+        """What was kept until now is free."""
+        self._seen.clear()
+
+
+@contextmanager
+def _saved(backend: TorchBackend) -> Iterator[_Saved]:
+    weights = {weight.untyped_storage().data_ptr() for weight in backend.network.parameters()}
+    saved = _Saved(weights)
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+        yield saved
+
+
+def _drive(backend: TorchBackend, steps: Steps[T], saved: _Saved | None = None) -> T:
+    try:
+        group = next(steps)
+        while True:
+            if saved is not None:
+                saved.begin()
+            group = steps.send(backend.predict(_batch(backend, list(group))))
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def _batch(backend: TorchBackend, rows: list[Row]) -> Batch:
+    return Batch(rows, max(len(rows), backend.minimum(type(rows[0]))))
+
+
+# --- tables -------------------------------------------------------------------------------------------------------
+
+
+def _table(measured: list[Measured], lengths: tuple[int, ...]) -> Table:
+    columns = (
+        "steps", "relative difference", "one graph MiB", "step by step MiB", "one graph s", "step by step s", "ratio",
+    )  # fmt: skip
+    rows = []
+    for steps in lengths:
+        mine = [m for m in measured if m.steps == steps]
+        rows.append((
+            f"{steps}", f"{max(m.relative_error for m in mine):.1e}", f"{mine[0].graph_bytes / MIB:.1f}",
+            f"{mine[0].stepwise_bytes / MIB:.1f}", spread([m.graph_s for m in mine]),
+            spread([m.stepwise_s for m in mine]), spread([m.stepwise_s / m.graph_s for m in mine]),
+        ))  # fmt: skip
+    return Table("The derivative of one drawing by its weights", columns, tuple(rows))
