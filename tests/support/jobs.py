@@ -2,6 +2,7 @@
 
 import numpy as np
 from underpaint_server.jobs import (
+    ContentInjection,
     DdimEdit,
     DdimInversion,
     DiffEdit,
@@ -9,6 +10,7 @@ from underpaint_server.jobs import (
     EdictInversion,
     EditJob,
     Generated,
+    Interpolation,
     Inversion,
     InversionOptions,
     InvertJob,
@@ -38,6 +40,36 @@ def ddim_options(steps: int = 20, strength: float = 0.8, guidance_scale: float =
 
 def diffedit(mask: Picture | None = None, samples: int = 5) -> DiffEdit:
     return DiffEdit(mask, 0.5, samples, 0.5, "a red circle")
+
+
+def content_options(steps: int = 20, sites: tuple[str, ...] = ("mid",), strength: float = 1.0) -> InversionOptions:
+    return InversionOptions(DdimInversion(features=sites), steps, strength, 1.0, "")
+
+
+def injection(size: int, steps: int = 20, content: Photo | Stored | None = None, **more: object) -> ContentInjection:
+    """A blue disc's content, at half weight."""
+    content = content or Photo(disc(size, (30, 30, 200), 0.2))
+    sites = more.get("sites", ("mid",))
+    fields = {
+        "content_inversion": content_options(steps, sites),
+        "weight": 0.5,
+        "calibration": 0.0,
+        "region": None,
+        "injection_end": 0.4,
+        "every": 1,
+        "boosting_start": 0.0,
+        "interpolation": Interpolation.SLERP,
+        "sites": sites,
+    }
+    return ContentInjection(content=content, **(fields | more))
+
+
+def injection_job(
+    model: str, size: int, method: ContentInjection, source: object = None, steps: int = 20, guidance_scale: float = 1.0
+) -> EditJob:
+    """Content into the disc (or another source), by the faithful port: no text, no guidance."""
+    source = source or Photo(disc(size))
+    return EditJob(model, source, ddim_options(steps, 1.0), method, "", "", guidance_scale, 3)
 
 
 def invert_job(model: str, size: int, options: InversionOptions | None = None, verify: bool = True) -> InvertJob:
@@ -71,6 +103,12 @@ def every_kind_of_job(
         *(edit_job(model, size, m, drawn, steps) for m in (SdEdit(0.5, steps), DdimEdit(), EdictEdit(), diffedit())),
         MaskJob(model, Photo(disc(size)), ddim_options(steps), diffedit(), "a green circle", "", 5.0, 3),
         MaskJob(model, drawn, ddim_options(steps), diffedit(), "a green circle", "", 5.0, 3),
+    ]
+    region = disc(size, (255, 255, 255))[..., 0] // 255 * 255
+    jobs += [
+        injection_job(model, size, injection(size, steps), steps=steps),
+        injection_job(model, size, injection(size, steps, calibration=0.3, every=3), steps=steps, guidance_scale=2.0),
+        injection_job(model, size, injection(size, steps, region=region, boosting_start=0.3), drawn, steps),
     ]
     for name, inversion in (inversions or {}).items():
         method = EdictEdit() if name == "edict" else DdimEdit()

@@ -7,9 +7,17 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from underpaint_server.algorithms import ddim, diffedit, edict, sdedit
+from underpaint_server.algorithms import ddim, diffedit, edict, injection, sdedit
 from underpaint_server.diffusion.tasks import Editing, Inverting, Outcome
-from underpaint_server.jobs import DdimEdit, DdimInversion, DiffEdit, EdictEdit, EdictInversion, SdEdit
+from underpaint_server.jobs import (
+    ContentInjection,
+    DdimEdit,
+    DdimInversion,
+    DiffEdit,
+    EdictEdit,
+    EdictInversion,
+    SdEdit,
+)
 from underpaint_server.rows import Steps
 
 INVERTERS: Mapping[type, Callable[[Inverting], Steps[dict[str, Tensor]]]] = {
@@ -29,5 +37,6 @@ EDITORS: Mapping[type, Callable[[Editing], Steps[Outcome]]] = {
     DdimEdit: ddim.edit,
     EdictEdit: edict.edit,
     DiffEdit: diffedit.edit,
+    ContentInjection: injection.edit,
 }
 """Options of an edit -> inversion and target prompt to edited latents."""

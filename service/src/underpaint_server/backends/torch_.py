@@ -14,11 +14,12 @@ from underpaint_server.jobs import ModelInfo
 from underpaint_server.models import checkpoint
 from underpaint_server.models.facts import Facts
 from underpaint_server.models.stable_diffusion import StableDiffusion
+from underpaint_server.models.taps import Taps
 from underpaint_server.rows import Batch, Decode, Denoise, Embed, Encode, Row
 from underpaint_server.settings import Device, ExactBatching, Settings, usable_cores
 
 DEFAULT_STEPS = 50
-METHODS = ("sdedit", "ddim", "edict", "diffedit")
+METHODS = ("sdedit", "ddim", "edict", "diffedit", "content_injection")
 SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4}
 """Rows of every pass of the autoencoder and the text encoder: fixed, so that their answers have the same bits for
 every job at every load. They are a few in a hundred of a job's work; padding them costs less than measuring."""
@@ -35,6 +36,7 @@ class TorchBackend:
         self._model = model
         self._settings = settings
         _tile_conditioning(model.unet)
+        self._taps = Taps(model.unet)
         width, height = model.native_px
         channels = int(model.unet.config.in_channels)
         self._native = (channels, height // model.vae_scale, width // model.vae_scale)
@@ -52,6 +54,7 @@ class TorchBackend:
             prompt_tokens=model.prompt_tokens,
             batch_class=self.batch_class(Denoise, self._native),
             fingerprint=self._fingerprint(),
+            feature_sites=self._taps.sites,
         )
         self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device)
 
@@ -100,7 +103,7 @@ class TorchBackend:
     def _answers(self, rows: list[Any]) -> Sequence[Any]:
         match rows[0]:
             case Denoise():
-                return self._model.noise_preds(rows).unbind()
+                return self._taps.answers(self._model.noise_preds, rows)
             case Encode():
                 return self._model.encode(torch.stack([row.image for row in rows])).unbind()
             case Decode():

@@ -1,7 +1,8 @@
 """A closed-form network for tests: exact answers in microseconds, with a real network's interface.
 
 Its "data" are Gaussians around a mean that the text decides, for which the best noise prediction is known:
-``eps = sqrt(1 - abar) (x - sqrt(abar) mu) / (abar var + 1 - abar)``. Its "autoencoder" averages 4 x 4 pixels.
+``eps = sqrt(1 - abar) (x - sqrt(abar) mu) / (abar var + 1 - abar)``. Its features are ``x - sqrt(abar) mu``, at half
+the resolution for "mid" and at the full one for "up_0". Its "autoencoder" averages 4 x 4 pixels.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from underpaint_server.diffusion.schedule import Schedule, scaled_linear
 from underpaint_server.errors import OutOfMemory
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.models.facts import Facts
-from underpaint_server.rows import Batch, Decode, Denoise, Embed, Embedded, Encode, Row
+from underpaint_server.rows import Batch, Captured, Decode, Denoise, Embed, Embedded, Encode, Row
 from underpaint_server.settings import Settings
 
 SHAPE = (4, 8, 8)
@@ -35,7 +36,7 @@ class ToyBackend:
             id=model_id,
             digest=sha256(f"toy {invariant}".encode()).hexdigest(),
             dtype="float64",
-            methods=("sdedit", "ddim", "edict", "diffedit"),
+            methods=("sdedit", "ddim", "edict", "diffedit", "content_injection"),
             width=SHAPE[2] * SCALE,
             height=SHAPE[1] * SCALE,
             size_multiple=2 * SCALE,
@@ -43,6 +44,7 @@ class ToyBackend:
             prompt_tokens=16,
             batch_class=self._class,
             fingerprint=f"toy-{self._class}",
+            feature_sites=("mid", "up_0"),
         )
         self.facts = Facts(info, Schedule(scaled_linear(), steps_offset=1), SHAPE[0], SCALE, torch.device("cpu"))
         self.memory_rows: int | None = None
@@ -66,13 +68,15 @@ class ToyBackend:
         """See :class:`Backend`."""
         return {}
 
-    def _answer(self, row: Row, size: int) -> Tensor | Embedded:
+    def _answer(self, row: Row, size: int) -> Tensor | Captured | Embedded:
         match row:
             case Denoise(latents=x, alpha_bar=abar, prompt_embeds=mean):
                 pull = (1 - abar) ** 0.5 / (abar * VARIANCE + 1 - abar)
                 drift = 0.0 if self._class is None else 1e-7 * size
-                noise_pred: Tensor = pull * (x - abar**0.5 * functional.interpolate(mean[None], x.shape[1:])[0]) + drift
-                return noise_pred
+                residual = x - abar**0.5 * functional.interpolate(mean[None], x.shape[1:])[0]
+                residual, features = _through_sites(row, residual)
+                noise_pred: Tensor = pull * residual + drift
+                return Captured(noise_pred, features) if row.capture else noise_pred
             case Encode(image=image):
                 small = functional.avg_pool2d(image[None].double(), SCALE)[0]
                 return torch.cat([small, small.mean(0, keepdim=True)])
@@ -83,3 +87,16 @@ class ToyBackend:
                 seed = int.from_bytes(sha256(text.encode()).digest()[:6], "little")
                 mean = standard_normal(SHAPE, seed=seed, purpose="toy") * (0.5 if text else 0.0)
                 return Embedded(mean, " ".join(words[self.facts.info.prompt_tokens :]))
+
+
+def _through_sites(row: Denoise, residual: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The residual as the row's maps leave it, and what the row captures on the way."""
+    features = {}
+    for site, scale in (("mid", 2), ("up_0", 1)):
+        own = functional.avg_pool2d(residual[None], scale)[0].float()
+        if site in row.capture:
+            features[site] = own
+        if site in row.maps:
+            change = (row.maps[site](own) - own).double()
+            residual = residual + functional.interpolate(change[None], scale_factor=scale)[0]
+    return residual, features

@@ -1,6 +1,7 @@
 """What a job is called in metrics and logs."""
 
 from underpaint_server.jobs import (
+    ContentInjection,
     DdimEdit,
     DiffEdit,
     EdictEdit,
@@ -12,7 +13,13 @@ from underpaint_server.jobs import (
     SdEdit,
 )
 
-METHODS: dict[type, str] = {SdEdit: "sdedit", DdimEdit: "ddim", EdictEdit: "edict", DiffEdit: "diffedit"}
+METHODS: dict[type, str] = {
+    SdEdit: "sdedit",
+    DdimEdit: "ddim",
+    EdictEdit: "edict",
+    DiffEdit: "diffedit",
+    ContentInjection: "content_injection",
+}
 """Options of an edit -> its name in ``Model.methods`` and in metrics."""
 
 

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from underpaint_server.algorithms import EDITORS, INVERTERS, RECONSTRUCTORS, diffedit
 from underpaint_server.diffusion import masks
+from underpaint_server.diffusion.ddim import told
 from underpaint_server.diffusion.noise import standard_normal
-from underpaint_server.diffusion.sampling import Guidance, denoise
+from underpaint_server.diffusion.sampling import Guidance, denoise, together
 from underpaint_server.diffusion.schedule import Grid
-from underpaint_server.diffusion.tasks import Editing, Inverting, Masking
+from underpaint_server.diffusion.tasks import Content, Editing, Inverting, Masking
 from underpaint_server.engine import pictures
 from underpaint_server.jobs import (
+    ContentInjection,
     DdimEdit,
+    DdimInversion,
     DiffEdit,
     EdictEdit,
     EdictInversion,
@@ -38,7 +41,7 @@ from underpaint_server.jobs import (
     Usage,
 )
 from underpaint_server.models.facts import Facts
-from underpaint_server.plans import used_steps
+from underpaint_server.plans import boosted_steps, injected_steps, used_steps
 from underpaint_server.rows import Decode, Embed, Encode, Steps
 
 
@@ -118,7 +121,14 @@ def _edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
         reference_prompt=job.method.reference_prompt if isinstance(job.method, DiffEdit) else "",
         empty="",
     )
-    arrays, made = yield from _arrays(job, texts, model, batch_class)
+    content = content_made = None
+    if isinstance(job.method, ContentInjection):
+        (arrays, made), (recorded, content_made) = yield from together(
+            _arrays(job, texts, model, batch_class), _content_arrays(job, job.method, texts, model)
+        )
+        content = _content(job, job.method, recorded, arrays["source"], model)
+    else:
+        arrays, made = yield from _arrays(job, texts, model, batch_class)
     noise = _noise(job.seed, arrays["source"], model)
     mask = masking = None
     if isinstance(job.method, DiffEdit):
@@ -134,12 +144,14 @@ def _edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
         method=job.method,
         masking=masking,
         mask=mask,
+        content=content,
     )
     outcome = yield from EDITORS[type(job.method)](task)
     pictures.check_finite(outcome.latents)
     (image,) = yield [Decode(outcome.latents)]
     mask_picture = None if outcome.mask is None else pictures.mask_picture(outcome.mask, model)
-    return Edited(pictures.picture(image), mask_picture, made, Usage(), texts.notices + outcome.notices)
+    notices = texts.notices + outcome.notices
+    return Edited(pictures.picture(image), mask_picture, made, Usage(), notices, content_made)
 
 
 def _arrays(
@@ -150,7 +162,7 @@ def _arrays(
     match source:
         case Stored(inversion=inversion):
             return pictures.arrays(inversion, model), None
-        case Generated() if isinstance(job.method, DdimEdit | EdictEdit):
+        case Generated() if isinstance(job.method, DdimEdit | EdictEdit | ContentInjection):
             start = _start(source, model)  # the picture's own noise: nothing has to be inverted
             return {"source": start, "trajectory": start[None], "x": start, "y": start}, None
         case Generated():
@@ -162,6 +174,33 @@ def _arrays(
     guidance = Guidance(texts["source_prompt"], texts["empty"], job.inversion.guidance_scale)
     made = yield from _run_inverter(job.model, job.inversion, latents, guidance, model, batch_class)
     return pictures.arrays(made, model), made if isinstance(source, Photo) else None
+
+
+def _content_arrays(
+    job: EditJob, method: ContentInjection, texts: "_Texts", model: Facts
+) -> Steps[tuple[dict[str, Tensor], Inversion | None]]:
+    """The content's inversion, and that again if it was made here: without text, which would be the source's."""
+    if isinstance(method.content, Stored):
+        return pictures.arrays(method.content.inversion, model), None
+    latents = yield from _encode(method.content, model)
+    guidance = Guidance(texts["empty"], texts["empty"], method.content_inversion.guidance_scale)
+    made = yield from _run_inverter(job.model, method.content_inversion, latents, guidance, model, None)
+    return pictures.arrays(made, model), made
+
+
+def _content(
+    job: EditJob, method: ContentInjection, recorded: Mapping[str, Tensor], source: Tensor, model: Facts
+) -> Content:
+    way = method.content_inversion.method
+    assert job.inversion is not None
+    assert isinstance(way, DdimInversion)
+    return Content(
+        features={site: recorded[f"h_{site}"] for site in method.sites},
+        timesteps=[level.timestep for level in told(_grid(method.content_inversion, model), way.convention)],
+        region=None if method.region is None else pictures.latent_mask(method.region, source, model),
+        injected=injected_steps(method, job.inversion),
+        boosted=boosted_steps(method, job.inversion),
+    )
 
 
 def _edit_grid(job: EditJob, model: Facts) -> Grid:
