@@ -2,6 +2,7 @@
 
 import numpy as np
 from underpaint_server.jobs import (
+    Content,
     ContentInjection,
     DdimEdit,
     DdimInversion,
@@ -46,12 +47,9 @@ def content_options(steps: int = 20, sites: tuple[str, ...] = ("mid",), strength
     return InversionOptions(DdimInversion(features=sites), steps, strength, 1.0, "")
 
 
-def injection(size: int, steps: int = 20, content: Photo | Stored | None = None, **more: object) -> ContentInjection:
-    """A blue disc's content, at half weight."""
-    content = content or Photo(disc(size, (30, 30, 200), 0.2))
-    sites = more.get("sites", ("mid",))
+def injection(**more: object) -> ContentInjection:
+    """At half weight."""
     fields = {
-        "content_inversion": content_options(steps, sites),
         "weight": 0.5,
         "calibration": 0.0,
         "region": None,
@@ -59,17 +57,18 @@ def injection(size: int, steps: int = 20, content: Photo | Stored | None = None,
         "every": 1,
         "boosting_start": 0.0,
         "interpolation": Interpolation.SLERP,
-        "sites": sites,
+        "sites": ("mid",),
     }
-    return ContentInjection(content=content, **(fields | more))
+    return ContentInjection(**(fields | more))
 
 
 def injection_job(
     model: str, size: int, method: ContentInjection, source: object = None, steps: int = 20, guidance_scale: float = 1.0
 ) -> EditJob:
-    """Content into the disc (or another source), by the faithful port: no text, no guidance."""
+    """A small blue disc's content into the disc (or another source), by the faithful port: no text, no guidance."""
+    content = Content(Photo(disc(size, (30, 30, 200), 0.2)), content_options(steps, method.sites))
     source = source or Photo(disc(size))
-    return EditJob(model, source, ddim_options(steps, 1.0), method, "", "", guidance_scale, 3)
+    return EditJob(model, source, ddim_options(steps, 1.0), method, "", "", guidance_scale, 3, content)
 
 
 def invert_job(model: str, size: int, options: InversionOptions | None = None, verify: bool = True) -> InvertJob:
@@ -106,9 +105,9 @@ def every_kind_of_job(
     ]
     region = disc(size, (255, 255, 255))[..., 0] // 255 * 255
     jobs += [
-        injection_job(model, size, injection(size, steps), steps=steps),
-        injection_job(model, size, injection(size, steps, calibration=0.3, every=3), steps=steps, guidance_scale=2.0),
-        injection_job(model, size, injection(size, steps, region=region, boosting_start=0.3), drawn, steps),
+        injection_job(model, size, injection(), steps=steps),
+        injection_job(model, size, injection(calibration=0.3, every=3), steps=steps, guidance_scale=2.0),
+        injection_job(model, size, injection(region=region, boosting_start=0.3), drawn, steps),
     ]
     for name, inversion in (inversions or {}).items():
         method = EdictEdit() if name == "edict" else DdimEdit()

@@ -177,12 +177,11 @@ class DiffEdit:
 
 @dataclass(frozen=True, slots=True)
 class ContentInjection:
-    """Draw the source again with another picture's content in the network's features (Jeong, Kwon, Uh, WACV 2024)."""
+    """Draw the source again with another picture's content in the network's features (Jeong, Kwon, Uh, WACV 2024).
 
-    content: Photo | Stored
-    """Whose content; of the source's size. A stored one is a DDIM inversion that kept the features of ``sites``."""
-    content_inversion: InversionOptions
-    """How the content is inverted, or was."""
+    The picture itself is the job's ``content``.
+    """
+
     weight: float
     """Share of the content in the mix, [0, 1]: the paper's gamma."""
     calibration: float
@@ -220,6 +219,16 @@ class InvertJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """The picture whose content is injected; of the source's size."""
+
+    source: Photo | Stored
+    """A stored one is a DDIM inversion that kept the features of the method's ``sites``."""
+    inversion: InversionOptions
+    """How it is inverted, or was."""
+
+
+@dataclass(frozen=True, slots=True)
 class EditJob:
     """Change an image. Ends in :class:`Edited`."""
 
@@ -232,6 +241,8 @@ class EditJob:
     negative_prompt: str
     guidance_scale: float
     seed: int
+    content: Content | None = None
+    """For :class:`ContentInjection`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def _drawing(source: object, guidance_scale: float) -> Plan:
 
 def _source(job: EditJob) -> Plan:
     if isinstance(job.method, ContentInjection):
-        return _source_and_content(job, job.method)
+        return _source_and_content(job)
     starts_from_noise = isinstance(job.method, DdimEdit | EdictEdit)
     if isinstance(job.source, Generated):
         drawing = () if starts_from_noise else _drawing(job.source, job.guidance_scale)
@@ -132,9 +132,10 @@ def _source(job: EditJob) -> Plan:
     return ()
 
 
-def _source_and_content(job: EditJob, method: ContentInjection) -> Plan:
+def _source_and_content(job: EditJob) -> Plan:
     """Both inversions run in lockstep: one phase, as long as the longer one."""
-    ways = [(job.source, job.inversion), (method.content, method.content_inversion)]
+    assert job.content is not None
+    ways = [(job.source, job.inversion), (job.content.source, job.content.inversion)]
     stages = [_invert(options)[0] for source, options in ways if isinstance(source, Photo) and options is not None]
     if not stages:
         return ()

@@ -37,7 +37,7 @@ def invert(source: Tensor, options: InversionOptions, steps: int) -> dict[str, T
 
 
 def editing(steps: int = 20, content: Tensor = OTHER, region: Tensor | None = None, **more: object) -> Editing:
-    method = injection(32, steps, **more)
+    method = injection(**more)
     recorded = invert(content, content_options(steps, method.sites), steps)
     options = ddim_options(steps, 1.0)
     return Editing(
@@ -98,7 +98,7 @@ def test_injection_is_at_every_kth_step_from_the_noisiest_whatever_the_number_of
 
 def test_each_step_takes_the_content_recorded_nearest_to_it() -> None:
     """Content of half as many steps: the level told is what counts, not the number of the step."""
-    steps, method = 20, injection(32, 20)
+    steps, method = 20, injection()
     recorded = {"mid": torch.arange(10.0)[:, None, None, None].expand(10, 4, 4, 4).half()}
     timesteps = [level.timestep for level in told(SD.grid(10), DdimConvention.TARGET)]
     assert timesteps[:3] == [1, 101, 201]
@@ -116,7 +116,7 @@ def test_each_step_takes_the_content_recorded_nearest_to_it() -> None:
 
 def _mapped_rows(content: Content, steps: int) -> list[Denoise]:
     base = editing(steps)
-    task = Editing(base.arrays, base.grid, PLAIN, 1.0, base.noise, injection(32, steps), content=content)
+    task = Editing(base.arrays, base.grid, PLAIN, 1.0, base.noise, injection(), content=content)
     return [row for group in groups_of(task) for row in group if isinstance(row, Denoise) and row.maps]
 
 

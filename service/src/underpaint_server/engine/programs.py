@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from underpaint_server import jobs
 from underpaint_server.algorithms import EDITORS, INVERTERS, RECONSTRUCTORS, diffedit
 from underpaint_server.diffusion import masks
 from underpaint_server.diffusion.ddim import told
@@ -122,11 +123,11 @@ def _edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
         empty="",
     )
     content = content_made = None
-    if isinstance(job.method, ContentInjection):
+    if job.content is not None:
         (arrays, made), (recorded, content_made) = yield from together(
-            _arrays(job, texts, model, batch_class), _content_arrays(job, job.method, texts, model)
+            _arrays(job, texts, model, batch_class), _content_arrays(job.model, job.content, texts, model)
         )
-        content = _content(job, job.method, recorded, arrays["source"], model)
+        content = _content(job, job.content, recorded, arrays["source"], model)
     else:
         arrays, made = yield from _arrays(job, texts, model, batch_class)
     noise = _noise(job.seed, arrays["source"], model)
@@ -177,26 +178,27 @@ def _arrays(
 
 
 def _content_arrays(
-    job: EditJob, method: ContentInjection, texts: "_Texts", model: Facts
+    model_id: str, content: jobs.Content, texts: "_Texts", model: Facts
 ) -> Steps[tuple[dict[str, Tensor], Inversion | None]]:
     """The content's inversion, and that again if it was made here: without text, which would be the source's."""
-    if isinstance(method.content, Stored):
-        return pictures.arrays(method.content.inversion, model), None
-    latents = yield from _encode(method.content, model)
-    guidance = Guidance(texts["empty"], texts["empty"], method.content_inversion.guidance_scale)
-    made = yield from _run_inverter(job.model, method.content_inversion, latents, guidance, model, None)
+    if isinstance(content.source, Stored):
+        return pictures.arrays(content.source.inversion, model), None
+    latents = yield from _encode(content.source, model)
+    guidance = Guidance(texts["empty"], texts["empty"], content.inversion.guidance_scale)
+    made = yield from _run_inverter(model_id, content.inversion, latents, guidance, model, None)
     return pictures.arrays(made, model), made
 
 
 def _content(
-    job: EditJob, method: ContentInjection, recorded: Mapping[str, Tensor], source: Tensor, model: Facts
+    job: EditJob, content: jobs.Content, recorded: Mapping[str, Tensor], source: Tensor, model: Facts
 ) -> Content:
-    way = method.content_inversion.method
-    assert job.inversion is not None
+    method, way = job.method, content.inversion.method
+    assert isinstance(method, ContentInjection)
     assert isinstance(way, DdimInversion)
+    assert job.inversion is not None
     return Content(
         features={site: recorded[f"h_{site}"] for site in method.sites},
-        timesteps=[level.timestep for level in told(_grid(method.content_inversion, model), way.convention)],
+        timesteps=[level.timestep for level in told(_grid(content.inversion, model), way.convention)],
         region=None if method.region is None else pictures.latent_mask(method.region, source, model),
         injected=injected_steps(method, job.inversion),
         boosted=boosted_steps(method, job.inversion),
