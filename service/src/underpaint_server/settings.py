@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     metrics_listen: Address = "127.0.0.1:9464"
     """Address of the Prometheus port (/metrics); port 0 takes a free one."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
-    """Models as ID=DIRECTORY, separated by commas, the default first. Empty serves the embedded underpaint-mini."""
+    """Models as ID=DIRECTORY, separated by commas, the default first; ID= alone, or nothing at all, is the embedded
+    underpaint-mini."""
     allow_network: bool = False
     """Let ID=DIRECTORY also be ID=HUB_ID, fetched from the Hugging Face hub."""
     device: Device = Device.AUTO
@@ -146,7 +147,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for spec in self.models:
-            name, _, place = spec.partition("=")
-            if not name or not place:
+            name, equals, _ = spec.partition("=")
+            if not name or not equals:
                 raise ValueError(f"models: '{spec}' is not ID=DIRECTORY")
         return self

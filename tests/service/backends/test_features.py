@@ -14,13 +14,14 @@ from underpaint_server.rows import Batch, Captured, Denoise, Embed
 from underpaint_server.settings import Settings
 
 
-@pytest.fixture(scope="module", params=["toy", "embedded", "users", "users in bfloat16"])
+@pytest.fixture(scope="module", params=["toy", "embedded", "users", "users in bfloat16", "ddpm"])
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Backend:
     if request.param == "toy":
         return ToyBackend("toy", Settings())
     if request.param == "embedded":
         return load("", "mini", Settings())
-    directory: Path = checkpoints.build(tmp_path_factory.mktemp("sd") / "one")
+    build = checkpoints.build_ddpm if request.param == "ddpm" else checkpoints.build
+    directory: Path = build(tmp_path_factory.mktemp("sd") / "one")
     return load(str(directory), "users", Settings(dtype="bfloat16" if "bfloat16" in request.param else "float32"))
 
 

@@ -11,15 +11,14 @@ from underpaint_server.backends.invariance import fingerprint, is_batch_invarian
 from underpaint_server.backends.protocol import DeviceLost, padded
 from underpaint_server.errors import ModelNotReady, OutOfMemory
 from underpaint_server.jobs import ModelInfo
-from underpaint_server.models import checkpoint
+from underpaint_server.models import checkpoint, families
 from underpaint_server.models.facts import Facts
-from underpaint_server.models.stable_diffusion import StableDiffusion
+from underpaint_server.models.families import Family
 from underpaint_server.models.taps import Taps
 from underpaint_server.rows import Batch, Decode, Denoise, Embed, Encode, Row
 from underpaint_server.settings import Device, ExactBatching, Settings, usable_cores
 
 DEFAULT_STEPS = 50
-METHODS = ("sdedit", "ddim", "edict", "diffedit", "content_injection")
 SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4}
 """Rows of every pass of the autoencoder and the text encoder: fixed, so that their answers have the same bits for
 every job at every load. They are a few in a hundred of a job's work; padding them costs less than measuring."""
@@ -30,23 +29,23 @@ MINIMUM = 2
 
 
 class TorchBackend:
-    """One Stable Diffusion checkpoint on one device."""
+    """One checkpoint on one device."""
 
-    def __init__(self, model: StableDiffusion, model_id: str, settings: Settings) -> None:
+    def __init__(self, model: Family, model_id: str, settings: Settings) -> None:
         self._model = model
         self._settings = settings
         _tile_conditioning(model.unet)
         self._taps = Taps(model.unet)
         width, height = model.native_px
-        channels = int(model.unet.config.in_channels)
+        channels = model.latent_channels
         self._native = (channels, height // model.vae_scale, width // model.vae_scale)
-        self._embeds = (model.prompt_tokens, int(model.unet.config.cross_attention_dim))
+        self._embeds = model.embeds_shape
         self._invariant = self._may_measure() and self._is_invariant()
         info = ModelInfo(
             id=model_id,
             digest=model.digest,
             dtype=str(model.unet.dtype).removeprefix("torch."),
-            methods=METHODS,
+            methods=model.methods,
             width=width,
             height=height,
             size_multiple=model.size_multiple,
@@ -63,7 +62,7 @@ class TorchBackend:
         """Read a checkpoint and make it ready; raises :class:`ModelNotReady`."""
         device = _prepare(settings)
         directory = checkpoint.resolve(place, settings.allow_network)
-        model = StableDiffusion.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
+        model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
         return cls(model, model_id, settings)
 
     @torch.inference_mode()
