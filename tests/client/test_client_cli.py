@@ -47,7 +47,9 @@ def test_edit_writes_the_picture_and_says_how_to_go_on(run, server, tmp_path):
 
 def test_content_injection_takes_its_flags_and_no_prompt(run, server, tmp_path, photo):
     (tmp_path / "content.png").write_bytes(photo)
-    flags = "--weight 0.4 --sites mid --sites up_1 --every 2 --interpolation lerp --region content.png --content-fit pad"
+    flags = (
+        "--weight 0.4 --sites mid --sites up_1 --every 2 --interpolation lerp --region content.png --content-fit pad"
+    )
     words = ("edit", "photo.png", "--method", "content_injection", "--content", "content.png")
     done = run(*words, *flags.split())
     assert (done.returncode, done.stderr) == (0, "")
