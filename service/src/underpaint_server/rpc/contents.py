@@ -3,7 +3,15 @@
 from dataclasses import replace
 
 from underpaint_server.errors import FieldInvalid, FieldViolation, StoreUnavailable
-from underpaint_server.jobs import ContentInjection, DdimConvention, DdimInversion, InversionOptions, Photo, Stored
+from underpaint_server.jobs import (
+    ContentInjection,
+    DdimConvention,
+    DdimInversion,
+    Inversion,
+    InversionOptions,
+    Photo,
+    Stored,
+)
 from underpaint_server.rpc.convert import EditDraft, Named, check_injection
 from underpaint_server.rpc.fitting import Fitting
 from underpaint_server.rpc.front import Front
@@ -49,7 +57,8 @@ async def _from_image(
         found = await stored(front, name)
     except StoreUnavailable:
         found = None  # costs a repeated inversion, not the answer
-    return Injected(Photo(pixels) if found is None else Stored(found[0]), options, fitting, name)
+    source = Photo(pixels) if found is None else _features(found[0], method)
+    return Injected(source, options, fitting, name)
 
 
 async def _from_store(front: Front, draft: EditDraft, method: ContentInjection, start: Start, name: str) -> Injected:
@@ -71,7 +80,12 @@ async def _from_store(front: Front, draft: EditDraft, method: ContentInjection, 
         )
     if size != start.fitting.size:
         raise FieldInvalid(FieldViolation(_INVERSION, f"{_sizes(size, start)}: send the content's image instead"))
-    return Injected(Stored(inversion), inversion.options, Fitting(**entry.fitting), name)
+    return Injected(_features(inversion, method), inversion.options, Fitting(**entry.fitting), name)
+
+
+def _features(inversion: Inversion, method: ContentInjection) -> Stored:
+    """What an injection needs of it; latents and other sites need not go to the engine."""
+    return Stored(replace(inversion, arrays={f"h_{site}": inversion.arrays[f"h_{site}"] for site in method.sites}))
 
 
 def _along(source: InversionOptions, method: ContentInjection) -> InversionOptions:
