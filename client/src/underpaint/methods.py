@@ -187,7 +187,8 @@ class ContentInjection:
     calibration: float | None = None
     """The paper's omega, [0, 1]: calibration of the skip connections; 0 is none. Server: 0."""
     region: ImageLike | None = field(default=None, repr=False)
-    """Where: 8-bit grey, white takes the content; as large as the source, or as the model's picture of it."""
+    """Where: 8-bit grey, white takes the content; as large as the source, or as the model's picture of it.
+    The network's later layers carry some of it beyond."""
     injection_end: float | None = None
     """Share of the noise schedule at which injection ends, [0, 1): less noisy steps are plain. Server: 0.4."""
     every: int | None = None

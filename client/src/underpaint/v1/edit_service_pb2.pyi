@@ -402,7 +402,7 @@ class ContentInjectionEdit(_message.Message):
     @_builtins.property
     def region(self) -> _types_pb2.Image:
         """Where in the source: 8-bit grey, white takes the content; as large as the source image, or as the model's picture of
-        it. Empty takes everything.
+        it. Empty takes everything. The layers that follow carry some of it beyond; small middle blocks carry much.
         """
 
     @_builtins.property
