@@ -186,7 +186,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown site": ({"sites": ["mid", "down_3"]}, ["sites"]),
     "site twice": ({"sites": ["mid", "mid"]}, ["sites"]),
     "content's fit": ({"image": types_pb2.Image(content=OTHER.content, fit=9)}, ["image.fit"]),  # type: ignore[arg-type]
-    "content's name": ({"inversion": "mine"}, ["inversion"]),
+    "content's name": ({"inversion": "mine", "weight": 2}, ["weight", "inversion"]),
 }
 
 

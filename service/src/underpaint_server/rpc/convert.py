@@ -1,7 +1,7 @@
 """From messages to drafts of jobs: every default filled in, every limit checked, before a pixel is decoded.
 
-A draft lacks only what must be fetched or decoded: the source's pixels or stored latents, and a given mask. All fields
-at fault are reported together, by their path in the message.
+A draft lacks only what must be fetched or decoded: pixels or stored latents of the source and of an injected content,
+and a given mask. All fields at fault are reported together, by their path in the message.
 """
 
 import secrets
@@ -305,7 +305,10 @@ class _Edit:
     def _content(self) -> Upload | Named:
         asked, at = self._request.content_injection, "content_injection"
         if asked.WhichOneof("content") == "inversion":
-            return Named(inversion_id(asked.inversion, f"{at}.inversion"))
+            try:
+                return Named(inversion_id(asked.inversion, f"{at}.inversion"))
+            except FieldInvalid as error:
+                self._fields.wrong_as(error)
         if asked.WhichOneof("content") is None:
             self._fields.wrong(f"{at}.content", "not set; choose one of image, inversion")
         _check_fit(self._fields, asked.image, f"{at}.image")
