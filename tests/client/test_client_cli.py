@@ -45,6 +45,23 @@ def test_edit_writes_the_picture_and_says_how_to_go_on(run, server, tmp_path):
     assert "MASK_FULL" in done.stdout
 
 
+def test_content_injection_takes_its_flags_and_no_prompt(run, server, tmp_path, photo):
+    (tmp_path / "content.png").write_bytes(photo)
+    flags = (
+        "--weight 0.4 --sites mid --sites up_1 --every 2 --interpolation lerp --region content.png --content-fit pad"
+    )
+    words = ("edit", "photo.png", "--method", "content_injection", "--content", "content.png")
+    done = run(*words, *flags.split())
+    assert (done.returncode, done.stderr) == (0, "")
+    (request,) = server.named("Edit")
+    asked = request.content_injection
+    assert (asked.image.content, asked.region.content, request.target_prompt) == (photo, photo, "")
+    assert (list(asked.sites), asked.every) == (["mid", "up_1"], 2)
+    done = run("invert", "photo.png", "--method", "ddim", "--features", "mid", "--json")
+    assert done.returncode == 0
+    assert list(server.named("Invert")[0].parameters.ddim.features) == ["mid"]
+
+
 def test_json_can_be_fed_back(run, server):
     done = run("edit", "photo.png", "after", "--json")
     data = json.loads(done.stdout)
@@ -84,6 +101,9 @@ def test_mask_generate_and_models(run, server, tmp_path):
     [
         (["edit", "photo.png"], "target_prompt"),
         (["edit", "absent.png", "t"], "absent.png"),
+        (["edit", "photo.png", "--method", "content_injection"], "--content"),
+        (["edit", "photo.png", "t", "--weight", "0.4"], "--weight: not a setting of --method edict"),
+        (["invert", "photo.png", "--features", "mid"], "--features: not a setting"),
         (["edit", "photo.png", "t", "--method", "magic"], "invalid choice"),
         (["edit", "photo.png", "t", "--threshold", "0.4"], "--threshold: not a setting of --method edict"),
         (["edit", "inversions/00", "t", "--steps", "4"], "leave them out"),

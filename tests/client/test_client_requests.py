@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from underpaint import (
+    ContentInjection,
     Convention,
     Ddim,
     DdimInversion,
@@ -38,6 +39,42 @@ METHODS = [
             diffedit={"threshold": 0.0, "samples": 4, "mask_strength": 0.4, "reference_prompt": "r"}
         ),
         {"ddim": {}, "strength": 0.6},
+    ),
+    (
+        ContentInjection(content="inversions/00"),
+        edit_service_pb2.EditRequest(content_injection={"inversion": "inversions/00"}),
+        {"ddim": {}},
+    ),
+    (
+        ContentInjection(
+            content=b"png",
+            content_fit="pad",
+            weight=0.0,
+            calibration=0.5,
+            region=b"grey",
+            injection_end=0.0,
+            every=2,
+            boosting_start=0.1,
+            interpolation="lerp",
+            sites=["mid", "up_1"],
+            strength=0.9,
+            steps=30,
+            convention="current",
+        ),
+        edit_service_pb2.EditRequest(
+            content_injection={
+                "image": {"content": b"png", "fit": "FIT_PAD"},
+                "weight": 0.0,
+                "calibration": 0.5,
+                "region": {"content": b"grey"},
+                "injection_end": 0.0,
+                "every": 2,
+                "boosting_start": 0.1,
+                "interpolation": "INTERPOLATION_LERP",
+                "sites": ["mid", "up_1"],
+            }
+        ),
+        {"ddim": {"convention": "DDIM_CONVENTION_CURRENT"}, "strength": 0.9, "steps": 30},
     ),
     (SdEdit(strength=0.7, steps=9), edit_service_pb2.EditRequest(sdedit={"strength": 0.7, "steps": 9}), None),
 ]
@@ -93,14 +130,18 @@ def test_every_argument_of_an_edit_arrives(client, server, photo):
 
 
 def test_every_argument_of_an_inversion_arrives(client, server, photo):
-    way = DdimInversion(convention=Convention.CURRENT)
+    way = DdimInversion(convention=Convention.CURRENT, features=("mid", "up_1"))
     client.invert(
         photo, method=way, source_prompt="p", steps=7, strength=0.5, guidance_scale=1.0, verify=True, fit="resize",
         priority="batch",
     )  # fmt: skip
     (request,) = server.named("Invert")
     assert request.parameters == inversion_service_pb2.InversionParameters(
-        ddim={"convention": "DDIM_CONVENTION_CURRENT"}, source_prompt="p", steps=7, strength=0.5, guidance_scale=1.0
+        ddim={"convention": "DDIM_CONVENTION_CURRENT", "features": ["mid", "up_1"]},
+        source_prompt="p",
+        steps=7,
+        strength=0.5,
+        guidance_scale=1.0,
     )
     assert request.verify
     assert (request.image.fit, request.priority) == (types_pb2.FIT_RESIZE, types_pb2.PRIORITY_BATCH)
@@ -175,6 +216,9 @@ def test_an_inversion_can_be_named_in_three_ways(client, server, photo):
         (Generated("a"), {"method": Ddim(convention=Convention.TARGET)}),
         (Generated("a"), {"method": DiffEdit(strength=0.5)}),
         (Generated("a"), {"fit": "crop"}),
+        (Generated("a"), {"method": ContentInjection(content=b"png", steps=5)}),
+        (b"png", {"method": ContentInjection(content="inversions/00", content_fit="crop")}),
+        (b"png", {"method": ContentInjection(content=b"png", interpolation="nlerp")}),
         ("inversions/00", {"fit": "crop"}),
         (b"png", {"fit": "stretch"}),
         (b"png", {"priority": "urgent"}),
@@ -214,6 +258,17 @@ def test_a_picture_over_a_known_limit_is_not_uploaded(client, server, photo):
         client.invert(large, model="mini")
     client.invert(large, model="unheard-of")
     assert [name for name, _ in server.requests if name in ("Edit", "Invert", "ComputeMask")] == ["Edit", "Invert"]
+
+
+def test_content_may_be_a_picture_a_file_or_an_inversion_and_needs_no_prompt(client, server, photo, tmp_path):
+    (tmp_path / "content.png").write_bytes(photo)
+    made = client.invert(photo, method=DdimInversion(features=["mid"]))
+    for content in (photo, tmp_path / "content.png", Image.new("RGB", (9, 7)), made, made.name):
+        client.edit(photo, method=ContentInjection(content=content))
+    requests = server.named("Edit")
+    assert [r.content_injection.WhichOneof("content") for r in requests] == ["image"] * 3 + ["inversion"] * 2
+    assert {r.content_injection.inversion for r in requests[3:]} == {made.name}
+    assert {r.target_prompt for r in requests} == {""}
 
 
 def test_a_mask_of_ones_own_is_sent(client, server, photo):

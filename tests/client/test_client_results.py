@@ -7,7 +7,18 @@ from datetime import UTC, datetime
 import grpc
 import pytest
 from PIL import Image
-from underpaint import DdimInversion, DiffEdit, Edict, EdictInversion, Fit, Phase, Resolved, SdEdit, errors
+from underpaint import (
+    ContentInjection,
+    DdimInversion,
+    DiffEdit,
+    Edict,
+    EdictInversion,
+    Fit,
+    Phase,
+    Resolved,
+    SdEdit,
+    errors,
+)
 from underpaint.v1 import edit_service_pb2, types_pb2
 
 
@@ -189,6 +200,20 @@ def test_it_is_made_again_only_once(client, server, photo, refusal):
     with pytest.raises(errors.InversionExpired):
         client.edit(inversion, "t")
     assert len(server.named("Edit")) == 2
+
+
+def test_a_content_that_is_gone_is_not_cured_by_the_photo(client, server, photo, refusal):
+    inversion = client.invert(photo)
+    method = ContentInjection(content="inversions/00")
+    server.script(
+        "Edit", refusal(grpc.StatusCode.NOT_FOUND, "INVERSION_EXPIRED", "gone", resource_name="inversions/00")
+    )
+    with pytest.raises(errors.InversionExpired, match="gone"):
+        client.edit(inversion, method=method)
+    assert len(server.named("Edit")) == 1
+    server.script("Edit", refusal(grpc.StatusCode.NOT_FOUND, "INVERSION_EXPIRED", "gone", resource_name=inversion.name))
+    client.edit(inversion, method=method)
+    assert server.named("Edit")[-1].WhichOneof("source") == "image"
 
 
 def test_without_the_photo_the_caller_hears_of_it(client, server, photo):

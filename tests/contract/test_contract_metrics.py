@@ -45,7 +45,7 @@ def test_rules_ask_for_metrics_at_all() -> None:
 
 
 def test_every_request_has_a_label_of_the_closed_list() -> None:
-    served = ("sdedit", "ddim", "edict", "diffedit")
+    served = ("sdedit", "ddim", "edict", "diffedit", "content_injection")
     labels = {labels_of(edit_service_pb2.EditRequest(**{name: {}})).method for name in served}
     labels |= {
         labels_of(inversion_service_pb2.InvertRequest(parameters={name: {}})).method for name in ("edict", "ddim")

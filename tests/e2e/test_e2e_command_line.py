@@ -64,6 +64,21 @@ def test_every_method_writes_what_the_name_says(
     assert said["usage"]["network_evaluations"] > 0
 
 
+def test_content_goes_from_one_picture_into_another(toy: LocalServer, folder: Path) -> None:
+    disc((30, 30, 200)).save(folder / "plum.png")
+    words = ("edit", "apple.png", "--method", "content_injection", "--steps", "10", "--sites", "up_0")
+    first = told(toy, folder, *words, "--content", "plum.png", "-o", "mixed.png")
+    assert Image.open(folder / "mixed.png").size == (32, 32)
+    assert first["usage"]["network_evaluations"] == 10 + 10 + 10 + 6
+    made = told(toy, folder, "invert", "plum.png", "--method", "ddim", "--steps", "10", "--features", "up_0",
+                "--strength", "1", "--guidance-scale", "1", "-o", "plum.safetensors")  # fmt: skip
+    assert load_file(folder / "plum.safetensors")["h_up_0"].shape == (10, 4, 8, 8)
+    assert made["inversion"] == first["resolved"]["content_injection"]["inversion"]
+    again = told(toy, folder, *words, "--content", made["inversion"], "-o", "again.png")
+    assert (folder / "again.png").read_bytes() == (folder / "mixed.png").read_bytes()
+    assert again["usage"]["network_evaluations"] == 10 + 6
+
+
 def test_a_mask_is_found_written_and_used(toy: LocalServer, folder: Path) -> None:
     found = told(toy, folder, "mask", "apple.png", "a corgi", "--samples", "3", "--seed", "1", "-o", "mask.png")
     assert 0 <= found["coverage"] <= 1

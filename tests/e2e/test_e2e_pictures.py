@@ -12,6 +12,7 @@ from safetensors.numpy import load
 from underpaint import (
     AsyncClient,
     Client,
+    ContentInjection,
     Ddim,
     DdimInversion,
     DiffEdit,
@@ -36,6 +37,8 @@ EDITS: dict[str, tuple[Any, Any]] = {
     "ddim of a drawing": (DRAWN, Ddim()),
     "sdedit": (disc(), SdEdit(steps=8)),
     "diffedit": (disc(), DiffEdit(steps=8, samples=3)),
+    "content injection": (disc(), ContentInjection(content=disc((30, 30, 200), (90, 60)), steps=8, calibration=0.3)),
+    "content injection of a drawing": (DRAWN, ContentInjection(content=disc((30, 30, 200)), boosting_start=0.3)),
     "diffedit with a mask": (disc(), DiffEdit(steps=8, mask=disc((0, 0, 0)).convert("L"))),
 }
 INVERSIONS: dict[str, EdictInversion | DdimInversion] = {"edict": EdictInversion(), "ddim": DdimInversion()}

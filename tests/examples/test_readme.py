@@ -26,12 +26,13 @@ def target() -> Iterator[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     Image.fromarray(disc(100)).save(tmp_path / "photo.png")
+    Image.fromarray(disc(100, (40, 40, 220))).save(tmp_path / "other.png")
     return tmp_path
 
 
 def test_there_is_something_to_type() -> None:
     assert len(PYTHON) == 2
-    assert len(SHELL) == 4
+    assert len(SHELL) == 5
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=["client", "stubs"])

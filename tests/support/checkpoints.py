@@ -1,17 +1,19 @@
-"""Tiny Stable Diffusion pipeline directories with random weights, as a user would bring them."""
+"""Tiny pipeline directories with random weights, as a user would bring them."""
 
 import shutil
 from pathlib import Path
 
 import torch
 import underpaint_mini
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers import StableDiffusionPipeline as Pipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TOKENS = 20
 PX = 48
 """Pixels of a side: latents are 12 x 12, four pixels each."""
+DDPM_PX = 16
+"""Pixels of a side in the family that works on pixels."""
 
 
 def build(directory: Path, *, prediction_type: str = "epsilon", seed: int = 0, in_channels: int = 4) -> Path:
@@ -75,6 +77,32 @@ def build(directory: Path, *, prediction_type: str = "epsilon", seed: int = 0, i
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(directory)
+    return directory
+
+
+def build_ddpm(directory: Path, *, seed: int = 0, prediction_type: str = "epsilon", **unet: object) -> Path:
+    """Write a directory of the pixel-space family; its scheduler's defaults are those of published ones."""
+    torch.manual_seed(seed)
+    fields = {
+        "sample_size": DDPM_PX,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 8,
+        "norm_num_groups": 8,
+    }
+    network = UNet2DModel(**(fields | unet))
+    DDPMPipeline(network, DDPMScheduler(prediction_type=prediction_type)).save_pretrained(directory)
+    return directory
+
+
+def flattened(directory: Path) -> Path:
+    """The same with all files in one place, as the oldest published ones have them."""
+    for file in [*directory.glob("unet/*"), *directory.glob("scheduler/*")]:
+        file.rename(directory / file.name)
+    for part in ("unet", "scheduler"):
+        (directory / part).rmdir()
     return directory
 
 

@@ -60,15 +60,21 @@ MINI = ModelInfo(
     id="mini",
     digest="d" * 64,
     dtype="float32",
-    methods=("sdedit", "ddim", "edict", "diffedit"),
+    methods=("sdedit", "ddim", "edict", "diffedit", "disentangled", "content_injection"),
     width=64,
     height=48,
     size_multiple=8,
     default_steps=20,
     prompt_tokens=77,
     batch_class=None,
+    content_features="vae",
+    gradients=True,
     fingerprint="f" * 64,
+    feature_sites=("mid", "up_0", "up_1"),
 )
+
+SILENT = replace(MINI, methods=("sdedit", "ddim", "edict", "content_injection"), prompt_tokens=0)
+"""A model that reads no text."""
 
 
 class ArithmeticEngine:
@@ -137,7 +143,14 @@ def answer(job: Job, model: ModelInfo) -> Result:
         latents = job.source.pixels.tobytes()
     else:
         latents = repr(job.source).encode()
-    mask = getattr(job.method, "mask", None)
+    mask = getattr(job.method, "mask", getattr(job.method, "region", None))
+    content_made: Inversion | None = None
+    if isinstance(job, EditJob) and job.content is not None:
+        if isinstance(job.content.source, Photo):
+            content_made = _invert(job.content.source, job.content.inversion, model)
+        content = job.content.source.inversion if isinstance(job.content.source, Stored) else content_made
+        assert content is not None
+        latents += content.arrays["h_mid"].tobytes()
     said = repr((job.method, job.target_prompt, job.negative_prompt, job.guidance_scale, job.seed)).encode()
     random = _random(said + latents + (b"" if mask is None else mask.tobytes()))
     height, width = _size(job)
@@ -145,7 +158,7 @@ def answer(job: Job, model: ModelInfo) -> Result:
         difference = random.random((height // 8, width // 8), np.float32)
         return Masked(np.full((height, width), 255, np.uint8), difference, 1.0, usage)
     pixels = random.integers(0, 256, (height, width, 3), np.uint8)
-    return Edited(pixels, mask, made, usage)
+    return Edited(pixels, getattr(job.method, "mask", None), made, usage, content=content_made)
 
 
 def _invert(photo: Photo, options: InversionOptions, model: ModelInfo) -> Inversion:
@@ -157,6 +170,8 @@ def _invert(photo: Photo, options: InversionOptions, model: ModelInfo) -> Invers
         arrays |= {"x": random.standard_normal((4, 6, 8)), "y": random.standard_normal((4, 6, 8))}
     else:
         arrays |= {"trajectory": random.standard_normal((3, 4, 6, 8))}
+        for site in options.method.features:
+            arrays[f"h_{site}"] = random.standard_normal((2, 8, 3, 4)).astype(np.float16)
     return Inversion(model.id, model.digest, options, width, height, model.batch_class, arrays, model.fingerprint)
 
 

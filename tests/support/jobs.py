@@ -2,6 +2,8 @@
 
 import numpy as np
 from underpaint_server.jobs import (
+    Content,
+    ContentInjection,
     DdimEdit,
     DdimInversion,
     Descent,
@@ -11,6 +13,7 @@ from underpaint_server.jobs import (
     EdictInversion,
     EditJob,
     Generated,
+    Interpolation,
     Inversion,
     InversionOptions,
     InvertJob,
@@ -45,6 +48,34 @@ def ddim_options(steps: int = 20, strength: float = 0.8, guidance_scale: float =
 
 def diffedit(mask: Picture | None = None, samples: int = 5) -> DiffEdit:
     return DiffEdit(mask, 0.5, samples, 0.5, "a red circle")
+
+
+def content_options(steps: int = 20, sites: tuple[str, ...] = ("mid",), strength: float = 1.0) -> InversionOptions:
+    return InversionOptions(DdimInversion(features=sites), steps, strength, 1.0, "")
+
+
+def injection(**more: object) -> ContentInjection:
+    """At half weight."""
+    fields = {
+        "weight": 0.5,
+        "calibration": 0.0,
+        "region": None,
+        "injection_end": 0.4,
+        "every": 1,
+        "boosting_start": 0.0,
+        "interpolation": Interpolation.SLERP,
+        "sites": ("mid",),
+    }
+    return ContentInjection(**(fields | more))
+
+
+def injection_job(
+    model: str, size: int, method: ContentInjection, source: object = None, steps: int = 20, guidance_scale: float = 1.0
+) -> EditJob:
+    """A small blue disc's content into the disc (or another source), by the faithful port: no text, no guidance."""
+    content = Content(Photo(disc(size, (30, 30, 200), 0.2)), content_options(steps, method.sites))
+    source = source or Photo(disc(size))
+    return EditJob(model, source, ddim_options(steps, 1.0), method, "", "", guidance_scale, 3, content)
 
 
 def invert_job(model: str, size: int, options: InversionOptions | None = None, verify: bool = True) -> InvertJob:
@@ -106,6 +137,12 @@ def every_kind_of_job(
         learn_job(model, size, steps, method=Search((5, 10), (0.0, -0.1))),
         MaskJob(model, Photo(disc(size)), ddim_options(steps), diffedit(), "a green circle", "", 5.0, 3),
         MaskJob(model, drawn, ddim_options(steps), diffedit(), "a green circle", "", 5.0, 3),
+    ]
+    region = disc(size, (255, 255, 255))[..., 0] // 255 * 255
+    jobs += [
+        injection_job(model, size, injection(), steps=steps),
+        injection_job(model, size, injection(calibration=0.3, every=3), steps=steps, guidance_scale=2.0),
+        injection_job(model, size, injection(region=region, boosting_start=0.3), drawn, steps),
     ]
     for name, inversion in (inversions or {}).items():
         method = EdictEdit() if name == "edict" else DdimEdit()

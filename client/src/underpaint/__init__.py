@@ -13,6 +13,7 @@ from underpaint.aio import AsyncClient
 from underpaint.client import Client
 from underpaint.errors import UnderpaintError
 from underpaint.methods import (
+    ContentInjection,
     Convention,
     Ddim,
     DdimInversion,
@@ -22,6 +23,7 @@ from underpaint.methods import (
     EditMethod,
     Fit,
     Generated,
+    Interpolation,
     InversionMethod,
     Priority,
     SdEdit,
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncClient",
     "Client",
+    "ContentInjection",
     "Convention",
     "Ddim",
     "DdimInversion",
@@ -59,6 +62,7 @@ __all__ = [
     "Fit",
     "Fitting",
     "Generated",
+    "Interpolation",
     "Inversion",
     "InversionHandle",
     "InversionMethod",

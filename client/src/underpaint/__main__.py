@@ -16,6 +16,7 @@ from underpaint import __version__, _report, images
 from underpaint.client import Client
 from underpaint.errors import UnderpaintError
 from underpaint.methods import (
+    ContentInjection,
     Convention,
     Ddim,
     DdimInversion,
@@ -24,12 +25,19 @@ from underpaint.methods import (
     EdictInversion,
     EditMethod,
     Fit,
+    Interpolation,
     InversionMethod,
     Priority,
     SdEdit,
 )
 
-_METHODS: dict[str, type[EditMethod]] = {"edict": Edict, "ddim": Ddim, "sdedit": SdEdit, "diffedit": DiffEdit}
+_METHODS: dict[str, type[EditMethod]] = {
+    "edict": Edict,
+    "ddim": Ddim,
+    "sdedit": SdEdit,
+    "diffedit": DiffEdit,
+    "content_injection": ContentInjection,
+}
 _INVERSIONS: dict[str, type[InversionMethod]] = {"edict": EdictInversion, "ddim": DdimInversion}
 
 
@@ -66,7 +74,10 @@ def _edit(client: Client, options: argparse.Namespace) -> _report.Report:
     work = _work(options) | {"output_media_type": images.media_type_of(output)}
     if options.mask_out:
         images.media_type_of(options.mask_out)  # a name that cannot be written is found before the work
-    result = client.edit(options.source, options.target_prompt, _method(options), progress=_bar(options), **work)
+    method = _method(options)
+    if options.target_prompt is None and not isinstance(method, ContentInjection):
+        raise UsageError(f"target_prompt: what --method {options.method} is to draw")
+    result = client.edit(options.source, options.target_prompt or "", method, progress=_bar(options), **work)
     files = {"image": result.save(output)}
     if options.mask_out and result.mask_bytes is not None:
         files["mask"] = images.save(result.mask_bytes, "image/png", options.mask_out)
@@ -94,7 +105,7 @@ def _generate(client: Client, options: argparse.Namespace) -> _report.Report:
 def _invert(client: Client, options: argparse.Namespace) -> _report.Report:
     names = ("source_prompt", "steps", "strength", "guidance_scale", "fit", "verify", "model", "priority")
     given = {name: getattr(options, name) for name in names}
-    method = _chosen(_INVERSIONS[options.method], options, {"mixing_coefficient", "convention"})
+    method = _chosen(_INVERSIONS[options.method], options, {"mixing_coefficient", "convention", "features"})
     inversion = client.invert(options.image, method=method, progress=_bar(options), **given)
     files = {}
     if options.output:
@@ -125,6 +136,8 @@ def _chosen(kind: Any, options: argparse.Namespace, every: set[str]) -> Any:
     foreign = [f"--{name.replace('_', '-')}" for name in given if name not in known]
     if foreign:
         raise UsageError(f"{', '.join(foreign)}: not a setting of --method {options.method}")
+    if kind is ContentInjection and "content" not in given:
+        raise UsageError("--content: a picture file, or inversions/..., whose content is injected")
     return kind(**given)
 
 
@@ -146,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one
 
-    _edit_flags(command("edit", _edit, "Change a picture into what a prompt says.", _work_flags(), _diffedit_flags()))
+    _edit_flags(
+        command("edit", _edit, "Change a picture into what a prompt says.", _work_flags("?"), _diffedit_flags())
+    )
     _mask_flags(command("mask", _mask, "Show where DiffEdit would change a picture.", _work_flags(), _diffedit_flags()))
     _generate_flags(command("generate", _generate, "Draw a picture from a prompt.", _model_flags()))
     _invert_flags(
@@ -177,10 +192,10 @@ def _model_flags() -> argparse.ArgumentParser:
     return flags
 
 
-def _work_flags() -> argparse.ArgumentParser:
+def _work_flags(prompts: str | None = None) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(add_help=False, parents=[_model_flags(), _photo_flags()])
     flags.add_argument("source", help="picture file, or inversions/... of an earlier run")
-    flags.add_argument("target_prompt", help="text of the result")
+    flags.add_argument("target_prompt", nargs=prompts, help="text of the result")
     flags.add_argument("--negative-prompt", default="", help="text to steer away from")
     flags.add_argument("--seed", type=int, help="0 or more; drawn and reported when left out")
     flags.add_argument("--inversion-guidance-scale", type=float, metavar="W", help="guidance while inverting")
@@ -212,6 +227,17 @@ def _edit_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", metavar="FILE", help="diffedit: a mask of your own, white is changed")
     parser.add_argument("--mask-out", metavar="FILE", help="diffedit: write the mask that was used")
     parser.add_argument("-o", "--output", default="edited.png", metavar="FILE", help=".png, .jpg or .webp (edited.png)")
+    group = parser.add_argument_group("content_injection")
+    group.add_argument("--content", metavar="FILE", help="whose content: a picture file, or inversions/...")
+    group.add_argument("--content-fit", choices=[str(each) for each in Fit], help="how it is brought to size (crop)")
+    group.add_argument("--weight", type=float, metavar="W", help="share of the content, 0 to 1 (0.3)")
+    group.add_argument("--calibration", type=float, metavar="W", help="of the skip connections, 0 to 1 (0, none)")
+    group.add_argument("--region", metavar="FILE", help="white takes the content (everything)")
+    group.add_argument("--injection-end", type=float, metavar="S", help="share of the schedule where it ends (0.4)")
+    group.add_argument("--every", type=int, metavar="N", help="at every so many steps (1)")
+    group.add_argument("--boosting-start", type=float, metavar="S", help="share from which noise is added (0, never)")
+    group.add_argument("--interpolation", choices=[str(each) for each in Interpolation], help="(slerp)")
+    group.add_argument("--sites", action="append", help="where in the network; may be repeated (mid)")
 
 
 def _mask_flags(parser: argparse.ArgumentParser) -> None:
@@ -231,6 +257,13 @@ def _invert_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", help="picture file")
     parser.add_argument("--method", choices=list(_INVERSIONS), default="edict", help="how to invert (edict)")
     parser.add_argument("--mixing-coefficient", type=float, metavar="P", help="EDICT's p (0.93)")
+    parser.add_argument(
+        "--features",
+        dest="features",
+        action="append",
+        metavar="SITE",
+        help="ddim: keep the network's activations there, for content injection; may be repeated",
+    )
     parser.add_argument("--verify", action="store_true", help="also run the way back and report its error")
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the latents as a safetensors file")
 

@@ -181,9 +181,9 @@ def _or_from_origin(
 ) -> Flow[tuple[edit_pb.EditRequest, Any]]:
     try:
         return work.request, (yield call(work.request))
-    except (InversionExpired, StoreCorrupt):
+    except (InversionExpired, StoreCorrupt) as error:
         again = _requests.from_origin(work)
-        if again is None:
+        if again is None or error.metadata.get("resource_name") == again.content_injection.inversion:
             raise
     return again, (yield call(again))
 

@@ -90,6 +90,8 @@ def of_models(models: Sequence[Model]) -> Report:
             "size": [model.width, model.height],
             "default_steps": model.default_steps,
             "methods": list(model.methods),
+            "feature_sites": list(model.feature_sites),
+            "prompt_tokens": model.prompt_tokens,
             "digest": model.digest,
             "error": model.error,
         }

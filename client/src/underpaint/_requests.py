@@ -8,6 +8,7 @@ from typing import Any
 from underpaint import images
 from underpaint.images import ImageLike
 from underpaint.methods import (
+    ContentInjection,
     Convention,
     Ddim,
     DdimInversion,
@@ -17,6 +18,7 @@ from underpaint.methods import (
     EditMethod,
     Fit,
     Generated,
+    Interpolation,
     InversionMethod,
     Priority,
     SdEdit,
@@ -154,13 +156,17 @@ def _set_source(request: edit_pb.EditRequest, source: Source, fit: Fit | str | N
         _refuse_fit(fit)
         request.generated.CopyFrom(_generated(source))
         return None
-    if isinstance(source, InversionHandle) or (isinstance(source, str) and source.startswith(_INVERSIONS)):
+    if isinstance(source, InversionHandle) or _is_name(source):
         _refuse_fit(fit)
         request.inversion = str(source)
         return source.origin if isinstance(source, InversionHandle) else None
     request.image.content = images.encoded(source)
     request.image.fit = _fit(fit)
     return None
+
+
+def _is_name(source: object) -> bool:
+    return isinstance(source, str) and source.startswith(_INVERSIONS)
 
 
 def _generated(source: Generated) -> edit_pb.GeneratedSource:
@@ -178,8 +184,12 @@ def _set_method(request: edit_pb.EditRequest, method: EditMethod) -> None:
             request.sdedit.CopyFrom(edit_pb.SdEdit(**_given(strength=method.strength, steps=method.steps)))
         case DiffEdit():
             request.diffedit.CopyFrom(_diffedit(method))
+        case ContentInjection():
+            request.content_injection.CopyFrom(_injection(method))
         case _:
-            raise TypeError(f"an edit method is Edict(), Ddim(), SdEdit() or DiffEdit(), not {method!r}")
+            raise TypeError(
+                f"an edit method is Edict(), Ddim(), SdEdit(), DiffEdit() or ContentInjection(...), not {method!r}"
+            )
 
 
 def _diffedit(method: DiffEdit) -> edit_pb.DiffEdit:
@@ -188,11 +198,30 @@ def _diffedit(method: DiffEdit) -> edit_pb.DiffEdit:
     return edit_pb.DiffEdit(mask=mask, reference_prompt=method.reference_prompt, **numbers)
 
 
+def _injection(method: ContentInjection) -> edit_pb.ContentInjectionEdit:
+    names = ("weight", "calibration", "injection_end", "every", "boosting_start")
+    message = edit_pb.ContentInjectionEdit(sites=method.sites, **_given(**{n: getattr(method, n) for n in names}))
+    if method.interpolation is not None:
+        name = f"INTERPOLATION_{Interpolation(method.interpolation).upper()}"
+        message.interpolation = edit_pb.Interpolation.Value(name)
+    if method.region is not None:
+        message.region.content = images.encoded(method.region)
+    content = method.content
+    if isinstance(content, InversionHandle) or _is_name(content):
+        if method.content_fit is not None:
+            raise ValueError("content_fit is for photos; this content has its size already: leave it out")
+        message.inversion = str(content)
+    else:
+        message.image.content = images.encoded(content)
+        message.image.fit = _fit(method.content_fit)
+    return message
+
+
 def _inversion_of(method: EditMethod, source_prompt: str) -> inversion_pb.InversionParameters | None:
     match method:
         case Edict():
             way: InversionMethod = EdictInversion(mixing_coefficient=method.mixing_coefficient)
-        case Ddim() | DiffEdit():
+        case Ddim() | DiffEdit() | ContentInjection():
             way = DdimInversion(convention=method.convention)
         case SdEdit():  # inverts nothing; a source prompt is for the server to refuse
             return inversion_pb.InversionParameters(source_prompt=source_prompt) if source_prompt else None
@@ -214,6 +243,7 @@ def _inversion_parameters(
             if method.convention is not None:
                 name = f"DDIM_CONVENTION_{Convention(method.convention).upper()}"
                 parameters.ddim.convention = inversion_pb.DdimConvention.Value(name)
+            parameters.ddim.features.extend(method.features)
         case _:
             raise TypeError(f"an inversion method is EdictInversion() or DdimInversion(), not {method!r}")
     return parameters

@@ -97,6 +97,8 @@ def model(message: model_pb.Model) -> results.Model:
         width=message.width,
         height=message.height,
         default_steps=message.default_steps,
+        feature_sites=tuple(message.feature_sites),
+        prompt_tokens=message.prompt_tokens,
     )
 
 
@@ -128,7 +130,8 @@ def _parameters(message: inversion_pb.InversionParameters) -> results.InversionP
     method: EdictInversion | DdimInversion
     if message.WhichOneof("method") == "ddim":
         current = message.ddim.convention == inversion_pb.DDIM_CONVENTION_CURRENT
-        method = DdimInversion(convention=Convention.CURRENT if current else Convention.TARGET)
+        convention = Convention.CURRENT if current else Convention.TARGET
+        method = DdimInversion(convention=convention, features=tuple(message.ddim.features))
     else:
         method = EdictInversion(mixing_coefficient=_short(message.edict.mixing_weight))
     return results.InversionParameters(

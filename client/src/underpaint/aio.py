@@ -123,7 +123,7 @@ class AsyncClient:
     async def edit(
         self,
         source: _requests.Source,
-        target_prompt: str,
+        target_prompt: str = "",
         method: EditMethod = _EDICT,
         *,
         source_prompt: str = "",
@@ -140,7 +140,7 @@ class AsyncClient:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Edited:
-        """Change a picture into what ``target_prompt`` says.
+        """Change a picture into what ``target_prompt`` says; content injection, and models without text, need none.
 
         ``source`` is a photo (a path, encoded bytes or a ``PIL.Image``), an inversion (an object, or its name), or
         :class:`Generated`. ``source_prompt`` describes the photo. ``seed``, 0 .. 2**64 - 1, is drawn when None, and

@@ -1,9 +1,14 @@
 """What can be asked for: sources, ways to invert, ways to edit. None takes the server's default."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from underpaint.images import ImageLike
+
+if TYPE_CHECKING:
+    from underpaint.results import InversionHandle
 
 
 class Fit(StrEnum):
@@ -37,6 +42,15 @@ class Convention(StrEnum):
     """The level it is at."""
 
 
+class Interpolation(StrEnum):
+    """How content injection mixes two activations, the content's brought to the norm of the source's before."""
+
+    SLERP = "slerp"
+    """Along the great circle: the norm stays."""
+    LERP = "lerp"
+    """Along the chord: the norm shrinks in between. A control to compare with."""
+
+
 # --- how to invert ----------------------------------------------------------------------------------------------
 
 
@@ -54,6 +68,8 @@ class DdimInversion:
 
     convention: Convention | None = None
     """Which timestep the network is told. Server: target."""
+    features: Sequence[str] = ()
+    """Sites of the network whose activations are kept for content injection: some of ``Model.feature_sites``."""
 
 
 InversionMethod = EdictInversion | DdimInversion
@@ -153,4 +169,44 @@ class DiffEdit:
     """Classifier-free guidance weight while inverting; 1 is off."""
 
 
-EditMethod = Edict | Ddim | SdEdit | DiffEdit
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentInjection:
+    """Another picture's content in the look of the source (Jeong, Kwon, Uh, WACV 2024): the network's inner activations
+    are mixed with those it had while the content was inverted. Needs no target prompt.
+
+    ``steps``, ``strength``, ``convention`` and ``inversion_guidance_scale`` are those of the source's inversion: leave
+    them out where the source is an inversion or a generated picture.
+    """
+
+    content: "ImageLike | InversionHandle" = field(repr=False)
+    """Whose content: a photo, or an inversion made with ``DdimInversion(features=...)`` that holds the sites."""
+    content_fit: Fit | str | None = None
+    """How a photo is brought to the source's size."""
+    weight: float | None = None
+    """Share of the content in the mix, [0, 1]: 0 draws the source again. Server: 0.3."""
+    calibration: float | None = None
+    """The paper's omega, [0, 1]: calibration of the skip connections; 0 is none. Server: 0."""
+    region: ImageLike | None = field(default=None, repr=False)
+    """Where: 8-bit grey, white takes the content; as large as the source, or as the model's picture of it.
+    The network's later layers carry some of it beyond."""
+    injection_end: float | None = None
+    """Share of the noise schedule at which injection ends, [0, 1): less noisy steps are plain. Server: 0.4."""
+    every: int | None = None
+    """Content goes in at every so many steps, from the noisiest. Server: 1."""
+    boosting_start: float | None = None
+    """Share of the schedule from which on down fresh noise is added, [0, 1]. Server: 0."""
+    interpolation: Interpolation | str | None = None
+    """How activations are mixed. Server: slerp."""
+    sites: Sequence[str] = ()
+    """Where in the network: some of ``Model.feature_sites``. Server: mid."""
+    steps: int | None = None
+    """Steps of the whole schedule."""
+    strength: float | None = None
+    """Share of the schedule that is inverted, (0, 1]. Server: 1."""
+    convention: Convention | None = None
+    """Which timestep the network is told while inverting."""
+    inversion_guidance_scale: float | None = None
+    """Classifier-free guidance weight while inverting; 1 is off."""
+
+
+EditMethod = Edict | Ddim | SdEdit | DiffEdit | ContentInjection

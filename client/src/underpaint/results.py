@@ -207,7 +207,8 @@ class Resolved:
     def seed(self) -> int:
         """Seed of the noise that was drawn: a generated picture's where the edit itself draws none, else the edit's."""
         source, method = self.message.WhichOneof("source"), self.message.WhichOneof("method")
-        drawn = source == "generated" and method in ("ddim", "edict")
+        plain = method == "content_injection" and not self.message.content_injection.boosting_start
+        drawn = source == "generated" and (method in ("ddim", "edict") or plain)
         return self.message.generated.seed if drawn else self.message.seed
 
     def to_dict(self) -> dict[str, Any]:
@@ -340,3 +341,7 @@ class Model:
     height: int
     default_steps: int
     """Steps of a schedule when a request names none."""
+    feature_sites: tuple[str, ...]
+    """Where activations can be kept and injected, such as "mid"."""
+    prompt_tokens: int
+    """Tokens of a prompt that are read; 0 for a model that reads no text: leave its prompts empty."""

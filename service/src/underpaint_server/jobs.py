@@ -38,6 +38,15 @@ class Priority(IntEnum):
     INTERACTIVE = 3
 
 
+class Interpolation(Enum):
+    """How two activations are mixed, the second brought to the norm of the first before."""
+
+    SLERP = "slerp"
+    """Along the great circle: the norm stays."""
+    LERP = "lerp"
+    """Along the chord: the norm shrinks in between. A control."""
+
+
 class DdimConvention(Enum):
     """The timestep the network is told while inverting a step s -> t, t the noisier."""
 
@@ -70,6 +79,8 @@ class DdimInversion:
     """Plain DDIM run backwards: an approximation, and a trajectory to blend with."""
 
     convention: DdimConvention = DdimConvention.TARGET
+    features: tuple[str, ...] = ()
+    """Feature sites of the network whose activations are kept, for content injection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,8 @@ class Inversion:
     """Rows of every forward pass it was made in; None where the backend's results do not depend on that."""
     arrays: dict[str, Array] = field(repr=False)
     """float64. ``source`` (c, h, w): the encoded image. EDICT: ``x`` and ``y`` (c, h, w), the coupled pair.
-    DDIM: ``trajectory`` (n + 1, c, h, w), level 0 (the source) first."""
+    DDIM: ``trajectory`` (n + 1, c, h, w), level 0 (the source) first; and ``h_mid``, ``h_up_1``, ... (n, c, h, w),
+    float16, for each of its ``features``: the activations while step k was inverted."""
     fingerprint: str = ""
     """Of the function that made it, see :class:`ModelInfo`."""
     reconstruction_psnr_db: float | None = None
@@ -187,7 +199,31 @@ class DisentangledEdit:
     sampler: Sampler
 
 
-EditMethod = SdEdit | DdimEdit | EdictEdit | DiffEdit | DisentangledEdit
+@dataclass(frozen=True, slots=True)
+class ContentInjection:
+    """Draw the source again with another picture's content in the network's features (Jeong, Kwon, Uh, WACV 2024).
+
+    The picture itself is the job's ``content``.
+    """
+
+    weight: float
+    """Share of the content in the mix, [0, 1]: the paper's gamma."""
+    calibration: float
+    """The paper's omega, [0, 1]: how far skip connections are calibrated; 0 is off, and saves a prediction a step."""
+    region: Picture | None = field(repr=False)
+    """(height, width), 0 or 255, of the source's size: white takes the content. None is everywhere."""
+    injection_end: float
+    """Share of the noise schedule at which injection ends, [0, 1): the less noisy steps are plain."""
+    every: int
+    """Injection at every so many steps, counted from the noisiest."""
+    boosting_start: float
+    """Share of the schedule from which on down fresh noise is added (eta 1), [0, 1]; 0 is never."""
+    interpolation: Interpolation
+    sites: tuple[str, ...]
+    """Feature sites where the content goes in; "mid" is the paper's."""
+
+
+EditMethod = SdEdit | DdimEdit | EdictEdit | DiffEdit | DisentangledEdit | ContentInjection
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------
@@ -207,6 +243,16 @@ class InvertJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """The picture whose content is injected; of the source's size."""
+
+    source: Photo | Stored
+    """A stored one is a DDIM inversion that kept the features of the method's ``sites``."""
+    inversion: InversionOptions
+    """How it is inverted, or was."""
+
+
+@dataclass(frozen=True, slots=True)
 class EditJob:
     """Change an image. Ends in :class:`Edited`."""
 
@@ -219,6 +265,8 @@ class EditJob:
     negative_prompt: str
     guidance_scale: float
     seed: int
+    content: Content | None = None
+    """For :class:`ContentInjection`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,6 +426,8 @@ class Edited:
     """Made on the way from a :class:`Photo`; None where none was made."""
     usage: Usage
     notices: tuple[Notice, ...] = ()
+    content: Inversion | None = None
+    """The same of an injected content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,7 +472,7 @@ class ModelInfo:
     """Sides of a picture are multiples of this, in pixels."""
     default_steps: int
     prompt_tokens: int
-    """Length of the text encoder's context, markers included."""
+    """Length of the text encoder's context, markers included; 0 for a model that reads no text."""
     batch_class: int | None
     """Rows an exact job's passes are pinned to; None where the backend was measured not to need it."""
     content_features: str
@@ -432,3 +482,5 @@ class ModelInfo:
     fingerprint: str
     """Digest of the bits of one fixed forward pass. Weights, dtype, device, threads and libraries all decide it; an
     exact inversion can be undone only by the very function that made it."""
+    feature_sites: tuple[str, ...] = ()
+    """Where the network's activations can be read and changed: "mid", "up_0", ..."""

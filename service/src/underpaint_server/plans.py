@@ -5,8 +5,10 @@ holds the rows it yields against its plan. ``n`` is the number of used steps, gu
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 from underpaint_server.jobs import (
+    ContentInjection,
     DdimEdit,
     Descent,
     DiffEdit,
@@ -36,22 +38,28 @@ class Stage:
     phase: Phase
     steps: int
     rows_per_step: int
+    extra: tuple[int, ...] = ()
+    """Rows beyond those, of each step; empty where all steps cost the same."""
 
     @property
     def rows(self) -> int:
         """Network rows of the whole stage."""
-        return self.steps * self.rows_per_step
+        return self.steps * self.rows_per_step + sum(self.extra)
+
+    def steps_in(self, rows: int) -> int:
+        """Steps that are finished after so many rows of this stage."""
+        if not self.extra:
+            return rows // self.rows_per_step
+        ends = accumulate(self.rows_per_step + more for more in self.extra)
+        return sum(end <= rows for end in ends)
 
 
 Plan = tuple[Stage, ...]
 
 
 def used_steps(num_inference_steps: int, strength: float) -> int:
-    """Steps of the schedule that a strength uses, at least one: ``int(S * strength)`` as in EDICT's code.
-
-    The small term keeps 0.7 * 50 at 35 when 0.7 arrived as a float32.
-    """
-    return max(1, int(num_inference_steps * strength + 1e-5))
+    """Steps of the schedule that a strength uses, at least one: ``int(S * strength)`` as in EDICT's code."""
+    return max(1, round_down(num_inference_steps * strength))
 
 
 def plan(job: Job) -> Plan:
@@ -78,6 +86,26 @@ def guided(guidance_scale: float) -> int:
     return 1 if guidance_scale == 1.0 else 2
 
 
+def injected_steps(method: ContentInjection, options: InversionOptions) -> range:
+    """Which of the used steps take content, as their numbers n .. 1 from the noisiest; ``options`` are the source's.
+
+    Counted in steps and never by comparing timesteps: two grids that meet in a few timesteps only, by chance of their
+    divisors, would inject in those few only.
+    """
+    plain = round_down(options.num_inference_steps * method.injection_end)
+    return range(used_steps(options.num_inference_steps, options.strength), plain, -method.every)
+
+
+def boosted_steps(method: ContentInjection, options: InversionOptions) -> int:
+    """How many of the least noisy steps add fresh noise."""
+    return round_down(options.num_inference_steps * method.boosting_start)
+
+
+def round_down(steps: float) -> int:
+    """Whole steps in a share of them; 0.7 * 50 is 35 also when 0.7 arrived as a float32."""
+    return int(steps + 1e-5)
+
+
 def _invert(options: InversionOptions) -> Plan:
     n = used_steps(options.num_inference_steps, options.strength)
     each = guided(options.guidance_scale) * (2 if isinstance(options.method, EdictInversion) else 1)
@@ -99,6 +127,8 @@ def _drawing(source: object, guidance_scale: float) -> Plan:
 def _source(job: EditJob) -> Plan:
     if isinstance(job.method, DisentangledEdit):
         return _anchor(job.method, job.guidance_scale) if isinstance(job.source, Photo | Stored) else ()
+    if isinstance(job.method, ContentInjection):
+        return _source_and_content(job)
     starts_from_noise = isinstance(job.method, DdimEdit | EdictEdit)
     if isinstance(job.source, Generated):
         drawing = () if starts_from_noise else _drawing(job.source, job.guidance_scale)
@@ -112,6 +142,27 @@ def _source(job: EditJob) -> Plan:
     return ()
 
 
+def _source_and_content(job: EditJob) -> Plan:
+    """Both inversions run in lockstep: one phase, as long as the longer one."""
+    assert job.content is not None
+    ways = [(job.source, job.inversion), (job.content.source, job.content.inversion)]
+    stages = [_invert(options)[0] for source, options in ways if isinstance(source, Photo) and options is not None]
+    if not stages:
+        return ()
+    steps = max(stage.steps for stage in stages)
+    extra = tuple(sum(s.rows_per_step for s in stages if k < s.steps) for k in range(steps))
+    return (Stage(Phase.INVERTING, steps, 0, extra),)
+
+
+def _inject(job: EditJob, method: ContentInjection) -> Plan:
+    """A plain prediction a step; where content is injected a mapped one too, and a calibrated one if that is on."""
+    assert job.inversion is not None
+    n = used_steps(job.inversion.num_inference_steps, job.inversion.strength)
+    each, injected = guided(job.guidance_scale), injected_steps(method, job.inversion)
+    more = each * (2 if method.calibration else 1)
+    return (Stage(Phase.DENOISING, n, each, tuple(more if k in injected else 0 for k in range(n, 0, -1))),)
+
+
 def _edit(job: EditJob) -> Plan:
     each = guided(job.guidance_scale)
     match job.method:
@@ -123,6 +174,8 @@ def _edit(job: EditJob) -> Plan:
             return masking + _regenerate(job.inversion, job.guidance_scale)
         case DisentangledEdit(weights=weights, sampler=sampler):
             return (Stage(Phase.DENOISING, 1, evaluations(len(weights), sampler) * each),)
+        case ContentInjection() as method:
+            return _inject(job, method)
         case DdimEdit() | EdictEdit():
             if isinstance(job.source, Generated):
                 pair = 2 if isinstance(job.method, EdictEdit) else 1

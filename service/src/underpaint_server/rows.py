@@ -4,19 +4,22 @@ An algorithm is a generator: it yields a group (a list of rows), is sent the lis
 and returns its result. It never sees the network, the batch its rows travelled in, or other jobs.
 """
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 T = TypeVar("T")
 
+FeatureMap = Callable[[Tensor], Tensor]
+"""An activation (c, h, w), float32, to another of its shape."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Denoise:
     """Noise prediction of one latent at one timestep under one text. Answered by ``noise_pred`` (c, h, w), float64,
-    as epsilon whatever the network itself predicts."""
+    as epsilon whatever the network itself predicts; by :class:`Captured` where something is captured."""
 
     latents: Tensor
     """(c, h, w), float64."""
@@ -26,6 +29,21 @@ class Denoise:
     """Cumulative alpha of the level the latents are at, for networks that predict something else than epsilon."""
     prompt_embeds: Tensor
     """(tokens, width), the network's dtype."""
+    capture: tuple[str, ...] = ()
+    """Feature sites whose activation is wanted: "mid" (h, the middle block's output), "up_0", "up_1", ... (the up
+    blocks'). What a map puts in its place is not seen at that site, but at the later ones."""
+    maps: Mapping[str, FeatureMap] = field(default_factory=dict)
+    """Feature site -> what this row's own activation becomes there before the rest of the network runs."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Captured:
+    """Answer of a :class:`Denoise` that captures."""
+
+    noise_pred: Tensor
+    """(c, h, w), float64."""
+    features: Mapping[str, Tensor]
+    """Feature site -> (c, h, w) of that site, float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

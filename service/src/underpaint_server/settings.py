@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     metrics_listen: Address = "127.0.0.1:9464"
     """Address of the Prometheus port (/metrics); port 0 takes a free one."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
-    """Models as ID=DIRECTORY, separated by commas, the default first. Empty serves the embedded underpaint-mini."""
+    """Models as ID=DIRECTORY, separated by commas, the default first; ID= alone, or nothing at all, is the embedded
+    underpaint-mini."""
     clips: Annotated[tuple[str, ...], NoDecode] = ()
     """CLIPs that directions are learned by, as ID=DIRECTORY of a transformers CLIPModel, separated by commas. A folder
     named clip in or beside a model is found without."""
@@ -159,9 +160,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for key, specs in (("models", self.models), ("clips", self.clips)):
-            for spec in specs:
-                name, _, place = spec.partition("=")
-                if not name or not place:
-                    raise ValueError(f"{key}: '{spec}' is not ID=DIRECTORY")
+        for spec in self.models:
+            name, equals, _ = spec.partition("=")
+            if not name or not equals:
+                raise ValueError(f"models: '{spec}' is not ID=DIRECTORY")
+        for spec in self.clips:
+            name, _, place = spec.partition("=")
+            if not name or not place:
+                raise ValueError(f"clips: '{spec}' is not ID=DIRECTORY")
         return self

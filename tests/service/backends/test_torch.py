@@ -14,7 +14,7 @@ from underpaint_server.backends import load
 from underpaint_server.backends.invariance import is_batch_invariant
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.diffusion.noise import standard_normal
-from underpaint_server.jobs import DdimEdit, EdictEdit, EditJob, Generated, Inverted
+from underpaint_server.jobs import DdimEdit, EdictEdit, EditJob, Generated, Inverted, LearnJob
 from underpaint_server.rows import Batch, Denoise, Embed
 from underpaint_server.settings import Settings
 
@@ -74,7 +74,7 @@ def test_edict_is_exact_on_checkpoints_of_every_kind(directory: Path) -> None:
 
 
 def test_every_kind_of_job_runs_on_a_users_checkpoint(directory: Path) -> None:
-    jobs = every_kind_of_job("sd", 48, steps=5)
+    jobs = [job for job in every_kind_of_job("sd", 48, steps=5) if not isinstance(job, LearnJob)]  # has no CLIP
     with Bench(load(str(directory), "sd", Settings())) as bench:
         assert all(not isinstance(outcome, Exception) for outcome in bench.run(jobs))
 

@@ -2,11 +2,12 @@
 
 import queue
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from support.engine import Bench
-from support.jobs import diffedit, edict_options, edit_job, every_kind_of_job, invert_job
+from support.jobs import diffedit, edict_options, edit_job, every_kind_of_job, injection, injection_job, invert_job
 from underpaint_server.backends.protocol import DeviceLost
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
 from underpaint_server.engine.engine import Engine
@@ -47,6 +48,46 @@ def test_every_job_asks_for_the_rows_of_its_plan() -> None:
             phases = [stage.phase for stage in plan(job)]
             assert [p for p in result.usage.phase_s if p not in (Phase.ENCODING, Phase.DECODING)] == phases
             assert len(set(phases)) == len(phases)
+
+
+def test_an_injection_asks_for_what_its_plan_says_whatever_is_stored_already() -> None:
+    """Both inversions, either, or none; and both in lockstep, so that they take as many passes as one."""
+    job = injection_job("toy", PX, injection(calibration=0.3, every=2))
+    with Bench(toy()) as bench:
+        (made,) = bench.run([job])
+        source, content = Stored(made.inversion), replace(job.content, source=Stored(made.content))
+        assert (made.usage.network_evaluations, len(bench.passes)) == (20 + 20 + 20 + 6 * 2, 20 + 20 + 6)
+        others = [
+            replace(job, source=source),
+            replace(job, content=content),
+            replace(job, source=source, content=content),
+        ]
+        for other, rows in zip(others, (52, 52, 32), strict=True):
+            (result,) = bench.run([other])
+            assert result.usage.network_evaluations == total_rows(other) == rows
+            assert (result.inversion is None, result.content is None) == (
+                other.source is source,
+                other.content is content,
+            )
+            assert np.array_equal(result.pixels, made.pixels)
+
+
+def test_steps_of_an_injection_are_counted_though_they_cost_differently() -> None:
+    job = injection_job("toy", PX, injection(calibration=0.3, every=2), steps=5)
+    inverting, denoising = plan(job)
+    assert (inverting.rows, inverting.steps_in(7), denoising.extra) == (10, 3, (2, 0, 2, 0, 0))
+    assert [denoising.steps_in(rows) for rows in range(denoising.rows + 1)] == [0, 0, 0, 1, 2, 2, 2, 3, 4, 5]
+
+
+def test_previews_of_an_injection_show_the_mixed_guess() -> None:
+    job = injection_job("toy", PX, injection(weight=1.0))
+    with Bench(Slow("toy", Settings())) as bench:
+        bench.start(1, job, preview_every=1)
+        outcome = bench.until_ended(1)[1]
+        shown = [r.preview.pixels for r in bench.reports if isinstance(r, Previewed)]
+    assert isinstance(outcome, Edited)
+    assert len(shown) > 10
+    assert shown[0].shape == outcome.pixels.shape
 
 
 def test_jobs_of_all_kinds_share_passes_and_get_what_they_get_alone() -> None:

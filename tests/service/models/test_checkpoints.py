@@ -20,7 +20,28 @@ def test_what_a_model_says_of_itself(directory: Path) -> None:
     info = load(str(directory), "mine", Settings()).facts.info
     assert (info.id, info.width, info.height, info.size_multiple) == ("mine", 48, 48, 8)
     assert (info.prompt_tokens, info.default_steps, info.dtype) == (20, 50, "float32")
-    assert info.methods == ("sdedit", "ddim", "edict", "diffedit")
+    assert info.methods == ("sdedit", "ddim", "edict", "diffedit", "disentangled", "content_injection")
+    assert info.feature_sites == ("mid", "up_0", "up_1")
+
+
+def test_what_a_model_of_pixels_says_of_itself(tmp_path: Path) -> None:
+    backend = load(str(checkpoints.build_ddpm(tmp_path / "ddpm")), "faces", Settings())
+    info = backend.facts.info
+    assert (info.width, info.height, info.size_multiple, info.prompt_tokens) == (16, 16, 2, 0)
+    assert info.methods == ("sdedit", "ddim", "edict", "content_injection")
+    assert info.feature_sites == ("mid", "up_0", "up_1")
+    assert backend.facts.latent_shape(16, 16) == (3, 16, 16)
+    assert backend.facts.schedule.set_alpha_to_one
+
+
+def test_the_oldest_layout_is_read_too(tmp_path: Path) -> None:
+    flat = checkpoints.flattened(checkpoints.build_ddpm(tmp_path / "ddpm"))
+    assert load(str(flat), "faces", Settings()).facts.info.width == 16
+
+
+def test_a_network_without_a_middle_has_the_other_sites(tmp_path: Path) -> None:
+    directory = checkpoints.build_ddpm(tmp_path / "ddpm", mid_block_type=None)
+    assert load(str(directory), "faces", Settings()).facts.info.feature_sites == ("up_0", "up_1")
 
 
 def test_the_digest_names_the_contents(directory: Path, tmp_path: Path) -> None:
@@ -39,6 +60,14 @@ def bad(directory: Path, **scheduler: object) -> Path:
     return directory
 
 
+def renamed(directory: Path, pipeline: str | None) -> Path:
+    file = directory / "model_index.json"
+    index = json.loads(file.read_text())
+    del index["_class_name"]
+    file.write_text(json.dumps(index | ({} if pipeline is None else {"_class_name": pipeline})))
+    return directory
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -49,6 +78,15 @@ def bad(directory: Path, **scheduler: object) -> Path:
         (lambda d, t: checkpoints.build(t / "inpainting", in_channels=9), "inpainting"),
         (lambda d, t: bad(checkpoints.build(t / "snr"), rescale_betas_zero_snr=True), "rescale_betas_zero_snr"),
         (lambda d, t: bad(checkpoints.build(t / "flow"), prediction_type="flow"), "prediction_type"),
+        (lambda d, t: renamed(d, "FluxPipeline"), "FluxPipeline.*StableDiffusionPipeline.*DDPMPipeline"),
+        (lambda d, t: renamed(d, None), "holds a None"),
+        (lambda d, t: checkpoints.build_ddpm(t / "grey", in_channels=1, out_channels=1), "pictures have 3"),
+        (lambda d, t: checkpoints.build_ddpm(t / "learned", out_channels=6), "learned variances"),
+        (lambda d, t: checkpoints.build_ddpm(t / "classes", num_class_embeds=4), "class label"),
+        (lambda d, t: checkpoints.build_ddpm(t / "sizeless", sample_size=None), "sample_size"),
+        (lambda d, t: checkpoints.without(checkpoints.build_ddpm(t / "x"), "scheduler/*.json"), "scheduler_config"),
+        (lambda d, t: checkpoints.without(checkpoints.build_ddpm(t / "x"), "unet/*.json"), "unet' cannot be read"),
+        (lambda d, t: checkpoints.without(checkpoints.build_ddpm(t / "x"), "unet/*.safetensors"), "safetensors"),
     ],
 )
 def test_what_cannot_be_served_says_why(directory: Path, tmp_path: Path, change, says: str) -> None:

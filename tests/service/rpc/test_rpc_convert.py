@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from support.front import MINI, SETTINGS, edit, merged
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 from underpaint_server.jobs import (
+    Content,
     DdimConvention,
     DdimInversion,
     EdictInversion,
@@ -22,7 +23,7 @@ from underpaint_server.jobs import (
 from underpaint_server.rpc import answers, fitting, images
 from underpaint_server.rpc.convert import EditDraft, Named, edit_draft, invert_draft
 from underpaint_server.rpc.names import inversion_digest
-from underpaint_server.rpc.sources import Start
+from underpaint_server.rpc.sources import Injected, Start
 
 NAME = "0123456789abcdef" * 4
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
@@ -44,7 +45,8 @@ PARAMETERS = st.builds(
     steps=STEPS, strength=maybe(SHARE), guidance_scale=maybe(GUIDANCE), source_prompt=TEXT,
 )  # fmt: skip
 EDICT = st.builds(lambda mixing: {"edict": some(mixing_weight=mixing)}, maybe(SHARE))
-DDIM = st.builds(lambda convention: {"ddim": {"convention": convention}}, st.integers(0, 2))
+SITES = st.lists(st.sampled_from(MINI.feature_sites), unique=True)
+DDIM = st.builds(lambda c, f: {"ddim": {"convention": c, "features": f}}, st.integers(0, 2), SITES)
 SOURCES = st.one_of(
     st.just({"inversion": f"inversions/{NAME}"}),
     st.just({"image": types_pb2.Image()}),
@@ -61,6 +63,12 @@ METHODS = st.one_of(
         lambda t, n, m, r: {"diffedit": some(threshold=t, samples=n, mask_strength=m, reference_prompt=r)},
         maybe(SHARE), st.integers(0, 16), maybe(SHARE), st.just("") | TEXT,
     ),
+    st.builds(
+        lambda content, **fields: {"content_injection": content | some(**fields)},
+        st.sampled_from([{"inversion": f"inversions/{NAME}"}, {"image": types_pb2.Image()}]),
+        weight=maybe(st.floats(0, 1, width=32)), calibration=maybe(SHARE), every=STEPS, interpolation=st.integers(0, 2),
+        injection_end=maybe(st.floats(0, 0.25, width=32)), boosting_start=maybe(st.floats(0, 1, width=32)), sites=SITES,
+    ),
 )  # fmt: skip
 
 
@@ -71,7 +79,7 @@ def requests(draw: st.DrawFn) -> edit_service_pb2.EditRequest:
         **source,
         **method,
         **some(
-            target_prompt=draw(TEXT),
+            target_prompt=draw(st.just("") | TEXT if "content_injection" in method else TEXT),
             negative_prompt=draw(TEXT),
             seed=draw(maybe(st.integers(0, 2**64 - 1))),
             guidance_scale=draw(maybe(GUIDANCE)),
@@ -82,6 +90,8 @@ def requests(draw: st.DrawFn) -> edit_service_pb2.EditRequest:
     kind = "edict" if "edict" in method else "ddim"
     if "image" in source and "sdedit" not in method and draw(st.booleans()):
         fields = draw(PARAMETERS) | (draw(st.just({}) | (EDICT if kind == "edict" else DDIM)))
+        if "content_injection" in method and "strength" in fields:
+            fields["strength"] = max(fields["strength"], 0.75)  # it must reach above where the injection ends
         request.inversion_parameters.CopyFrom(inversion_service_pb2.InversionParameters(**fields))
     return request
 
@@ -100,10 +110,13 @@ def job_of(draft: EditDraft) -> tuple[EditJob, Start]:
             start = Start(Stored(inversion), options, fitting.untouched((64, 48)), NAME)
         case _:
             start = Start(Photo(pixels), draft.inversion, fitting.untouched((64, 48)))
+    if draft.content is not None:
+        name = NAME if isinstance(draft.content, Named) else ""
+        start = replace(start, content=Injected(Photo(pixels), ddim, start.fitting, name))
     guidance = options.guidance_scale if draft.guidance_scale is None else draft.guidance_scale
     job = EditJob(
         "mini", start.source, start.inversion, draft.method, draft.target_prompt, draft.negative_prompt, guidance,
-        draft.seed,
+        draft.seed, None if start.content is None else Content(start.content.source, start.content.inversion),
     )  # fmt: skip
     return job, start
 
@@ -116,7 +129,7 @@ def test_reading_a_resolved_request_gives_the_same_job(request: edit_service_pb2
     resolved = answers.resolved(job, start, first.media_type, first.priority)
     again = edit_draft(resolved, MINI, SETTINGS)
     repeated, _ = job_of(again)
-    assert replace(repeated, source=None) == replace(job, source=None)  # type: ignore[arg-type]
+    assert replace(repeated, source=None, content=None) == replace(job, source=None, content=None)  # type: ignore[arg-type]
     assert (again.media_type, again.priority) == (first.media_type, first.priority)
     assert answers.resolved(repeated, start, again.media_type, again.priority) == resolved
     if isinstance(job.source, Generated):
@@ -147,6 +160,8 @@ def test_a_name_stands_for_pixels_function_and_options_and_nothing_else() -> Non
         inversion_digest(MINI, pixels, replace(options, method=EdictInversion(0.94))),
         inversion_digest(MINI, pixels, replace(options, method=DdimInversion())),
         inversion_digest(MINI, pixels, replace(options, method=DdimInversion(DdimConvention.CURRENT))),
+        inversion_digest(MINI, pixels, replace(options, method=DdimInversion(features=("mid",)))),
+        inversion_digest(MINI, pixels, replace(options, method=DdimInversion(features=("mid", "up_0")))),
         inversion_digest(MINI, pixels, replace(options, num_inference_steps=21)),
         inversion_digest(MINI, pixels, replace(options, strength=0.81)),
         inversion_digest(MINI, pixels, replace(options, guidance_scale=3.5)),

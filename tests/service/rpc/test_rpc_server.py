@@ -82,6 +82,7 @@ async def test_a_taken_port_is_an_error_and_not_a_second_server() -> None:
     [
         (("--max-steps", "0"), "max_steps"),
         (("--models", "nonsense"), "not ID=DIRECTORY"),
+        (("--models", "mini=,=/dir"), "not ID=DIRECTORY"),
         (("--listen", "localhost"), "listen: 'localhost' is not HOST:PORT"),
         (("--metrics-listen", "localhost"), "metrics_listen: 'localhost' is not HOST:PORT"),
         (("--listen", "localhost:99999"), "'localhost:99999' is not HOST:PORT"),

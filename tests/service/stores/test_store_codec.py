@@ -16,7 +16,8 @@ from underpaint_server.jobs import DdimConvention, DdimInversion, EdictInversion
 from underpaint_server.stores.codec import decode, decode_record, encode, header_bytes
 
 METHODS = st.one_of(
-    st.builds(EdictInversion, st.floats(0.5, 1)), st.builds(DdimInversion, st.sampled_from(DdimConvention))
+    st.builds(EdictInversion, st.floats(0.5, 1)),
+    st.builds(DdimInversion, st.sampled_from(DdimConvention), st.sampled_from([(), ("mid",), ("mid", "up_1")])),
 )
 OPTIONS = st.builds(
     InversionOptions, METHODS, st.integers(1, 1000), st.floats(0.01, 1), st.floats(0, 30), st.text(max_size=200)

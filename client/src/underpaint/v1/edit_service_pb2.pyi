@@ -8,6 +8,7 @@ from google.longrunning import operations_pb2 as _operations_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from underpaint.v1 import inversion_service_pb2 as _inversion_service_pb2
 from underpaint.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -20,6 +21,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Interpolation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InterpolationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Interpolation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INTERPOLATION_UNSPECIFIED: _Interpolation.ValueType  # 0
+    """INTERPOLATION_SLERP."""
+    INTERPOLATION_SLERP: _Interpolation.ValueType  # 1
+    """Along the great circle: the norm stays."""
+    INTERPOLATION_LERP: _Interpolation.ValueType  # 2
+    """Along the chord: the norm shrinks in between. A control to compare with."""
+
+class Interpolation(_Interpolation, metaclass=_InterpolationEnumTypeWrapper):
+    """Interpolation of two activations, the content's brought to the norm of the source's before."""
+
+INTERPOLATION_UNSPECIFIED: Interpolation.ValueType  # 0
+"""INTERPOLATION_SLERP."""
+INTERPOLATION_SLERP: Interpolation.ValueType  # 1
+"""Along the great circle: the norm stays."""
+INTERPOLATION_LERP: Interpolation.ValueType  # 2
+"""Along the chord: the norm shrinks in between. A control to compare with."""
+Global___Interpolation: _TypeAlias = Interpolation  # noqa: Y015
 
 @_typing.final
 class EditRequest(_message.Message):
@@ -52,7 +77,7 @@ class EditRequest(_message.Message):
     inversion: _builtins.str
     """"inversions/{sha256}"."""
     target_prompt: _builtins.str
-    """Text of the result. Must not be empty."""
+    """Text of the result. Must not be empty, but for content injection, which needs no text, and for models that read none."""
     negative_prompt: _builtins.str
     """Text to steer away from."""
     seed: _builtins.int
@@ -334,7 +359,9 @@ Global___DisentangledEdit: _TypeAlias = DisentangledEdit  # noqa: Y015
 
 @_typing.final
 class ContentInjectionEdit(_message.Message):
-    """ContentInjectionEdit settings."""
+    """ContentInjectionEdit settings. The source gives the look, and is inverted with DDIM; without a target prompt and with
+    guidance 1, the defaults, no text takes part. Guidance maps the activations of both its rows.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -343,19 +370,46 @@ class ContentInjectionEdit(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     CALIBRATION_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    INJECTION_END_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    BOOSTING_START_FIELD_NUMBER: _builtins.int
+    INTERPOLATION_FIELD_NUMBER: _builtins.int
+    SITES_FIELD_NUMBER: _builtins.int
     inversion: _builtins.str
-    """"inversions/{sha256}"."""
+    """"inversions/{sha256}": of DDIM, of the source's size, with `features` that hold the sites."""
     weight: _builtins.float
-    """Spherical mixing weight gamma, [0, 1]; unset takes 0.6."""
+    """Mixing weight gamma, [0, 1]: 0 draws the source again. Unset takes 0.3."""
     calibration: _builtins.float
-    """Skip-connection calibration omega, [0, 1]; unset takes 0."""
+    """Skip-connection calibration omega, [0, 1]. 0 is none at all, not one of weight 0; else it costs one more prediction
+    at each injection step. Unset takes 0.
+    """
+    injection_end: _builtins.float
+    """Share of the noise schedule at which injection ends, [0, 1): the steps that are less noisy are plain. It must lie
+    below the inversion's strength. Unset takes 0.4.
+    """
+    every: _builtins.int
+    """Content goes in at every so many steps, counted from the noisiest; 0 takes 1."""
+    boosting_start: _builtins.float
+    """Share of the noise schedule from which on down fresh noise is added to each step (eta 1), [0, 1]; unset takes 0."""
+    interpolation: Global___Interpolation.ValueType
+    """How activations are mixed."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
-        """An image."""
+        """An image. It is brought to the size of the source's, inverted along the same schedule without text, and stored:
+        `resolved` names that inversion.
+        """
 
     @_builtins.property
     def region(self) -> _types_pb2.Image:
-        """Where in the source: 8-bit grey, white takes the content; empty takes everything."""
+        """Where in the source: 8-bit grey, white takes the content; as large as the source image, or as the model's picture of
+        it. Empty takes everything. The layers that follow carry some of it beyond; small middle blocks carry much.
+        """
+
+    @_builtins.property
+    def sites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where in the network: `Model.feature_sites`; empty takes "mid". Latent models answer to "mid" alone only weakly at
+        512 pixels: "up_1" beside it takes more of the content's layout.
+        """
 
     def __init__(
         self,
@@ -365,19 +419,32 @@ class ContentInjectionEdit(_message.Message):
         weight: _builtins.float | None = ...,
         calibration: _builtins.float | None = ...,
         region: _types_pb2.Image | None = ...,
+        injection_end: _builtins.float | None = ...,
+        every: _builtins.int = ...,
+        boosting_start: _builtins.float | None = ...,
+        interpolation: Global___Interpolation.ValueType = ...,
+        sites: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_calibration", b"_calibration", "_weight", b"_weight", "calibration", b"calibration", "content", b"content", "image", b"image", "inversion", b"inversion", "region", b"region", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_boosting_start", b"_boosting_start", "_calibration", b"_calibration", "_injection_end", b"_injection_end", "_weight", b"_weight", "boosting_start", b"boosting_start", "calibration", b"calibration", "content", b"content", "image", b"image", "injection_end", b"injection_end", "inversion", b"inversion", "region", b"region", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calibration", b"_calibration", "_weight", b"_weight", "calibration", b"calibration", "content", b"content", "image", b"image", "inversion", b"inversion", "region", b"region", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_boosting_start", b"_boosting_start", "_calibration", b"_calibration", "_injection_end", b"_injection_end", "_weight", b"_weight", "boosting_start", b"boosting_start", "calibration", b"calibration", "content", b"content", "every", b"every", "image", b"image", "injection_end", b"injection_end", "interpolation", b"interpolation", "inversion", b"inversion", "region", b"region", "sites", b"sites", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__boosting_start: _TypeAlias = _typing.Literal["boosting_start"]  # noqa: Y015
+    _WhichOneofArgType__boosting_start: _TypeAlias = _typing.Literal["_boosting_start", b"_boosting_start"]  # noqa: Y015
     _WhichOneofReturnType__calibration: _TypeAlias = _typing.Literal["calibration"]  # noqa: Y015
     _WhichOneofArgType__calibration: _TypeAlias = _typing.Literal["_calibration", b"_calibration"]  # noqa: Y015
+    _WhichOneofReturnType__injection_end: _TypeAlias = _typing.Literal["injection_end"]  # noqa: Y015
+    _WhichOneofArgType__injection_end: _TypeAlias = _typing.Literal["_injection_end", b"_injection_end"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["image", "inversion"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__boosting_start) -> _WhichOneofReturnType__boosting_start | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__calibration) -> _WhichOneofReturnType__calibration | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__injection_end) -> _WhichOneofReturnType__injection_end | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
     @_typing.overload

@@ -133,16 +133,24 @@ class DdimInversion(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVENTION_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     convention: Global___DdimConvention.ValueType
     """At which timestep the network is asked on the way to a noisier level."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sites of the network (`Model.feature_sites`) whose activations are kept at every step, for content injection; empty
+        keeps none.
+        """
+
     def __init__(
         self,
         *,
         convention: Global___DdimConvention.ValueType = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["convention", b"convention"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["convention", b"convention", "features", b"features"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

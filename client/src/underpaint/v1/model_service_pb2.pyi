@@ -70,6 +70,8 @@ class Model(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     DEFAULT_STEPS_FIELD_NUMBER: _builtins.int
+    FEATURE_SITES_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{id}"."""
     state: Global___ModelState.ValueType
@@ -84,13 +86,21 @@ class Model(_message.Message):
     """See width."""
     default_steps: _builtins.int
     """Steps of a schedule when a request names none."""
+    prompt_tokens: _builtins.int
+    """Tokens of a prompt that are read, markers included; 0 for a model that reads no text: its prompts must be empty, and
+    guidance weights 1.
+    """
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the edit methods it can run: "edict", "diffedit", ..."""
+        """Names of the edit methods it can run: "edict", "diffedit", ... Without text, "ddim" and "edict" reconstruct."""
 
     @_builtins.property
     def limits(self) -> Global___Limits:
         """Hard limits, so that a client can refuse before it uploads."""
+
+    @_builtins.property
+    def feature_sites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where activations can be kept and injected: "mid", "up_0", ..."""
 
     def __init__(
         self,
@@ -104,10 +114,12 @@ class Model(_message.Message):
         width: _builtins.int = ...,
         height: _builtins.int = ...,
         default_steps: _builtins.int = ...,
+        feature_sites: _abc.Iterable[_builtins.str] | None = ...,
+        prompt_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_steps", b"default_steps", "digest", b"digest", "error", b"error", "height", b"height", "limits", b"limits", "methods", b"methods", "name", b"name", "state", b"state", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_steps", b"default_steps", "digest", b"digest", "error", b"error", "feature_sites", b"feature_sites", "height", b"height", "limits", b"limits", "methods", b"methods", "name", b"name", "prompt_tokens", b"prompt_tokens", "state", b"state", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

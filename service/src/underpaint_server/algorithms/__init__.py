@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from underpaint_server.algorithms import ddim, diffedit, disentangle, edict, sdedit
+from underpaint_server.algorithms import ddim, diffedit, disentangle, edict, injection, sdedit
 from underpaint_server.diffusion.tasks import Editing, Inverting, Outcome
 from underpaint_server.jobs import (
+    ContentInjection,
     DdimEdit,
     DdimInversion,
     DiffEdit,
@@ -38,5 +39,6 @@ EDITORS: Mapping[type, Callable[[Editing], Steps[Outcome]]] = {
     EdictEdit: edict.edit,
     DiffEdit: diffedit.edit,
     DisentangledEdit: disentangle.edit,
+    ContentInjection: injection.edit,
 }
 """Options of an edit -> inversion and target prompt to edited latents."""

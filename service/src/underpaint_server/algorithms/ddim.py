@@ -10,24 +10,31 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from underpaint_server.diffusion.ddim import move
-from underpaint_server.diffusion.sampling import denoise, guided
-from underpaint_server.diffusion.schedule import Level
+from underpaint_server.diffusion.ddim import move, told
+from underpaint_server.diffusion.features import to_half
+from underpaint_server.diffusion.sampling import denoise, observed
 from underpaint_server.diffusion.tasks import Editing, Inverting, Outcome
-from underpaint_server.jobs import DdimConvention, DdimInversion
+from underpaint_server.jobs import DdimInversion
 from underpaint_server.rows import Steps
 
 
 def invert(task: Inverting) -> Steps[dict[str, Tensor]]:
-    """``source`` and ``trajectory`` (n + 1, c, h, w), whose entry k is at level k of the grid."""
+    """``source`` and ``trajectory`` (n + 1, c, h, w), whose entry k is at level k of the grid.
+
+    For each feature site also ``h_mid``, ... (n, c, h, w), float16: what the network had there in step k, under the
+    text.
+    """
     assert isinstance(task.options.method, DdimInversion)
-    told_target = task.options.method.convention is DdimConvention.TARGET
+    method = task.options.method
     trajectory = [task.source]
-    for s, t in pairwise(task.grid):
-        told = Level(t.timestep, s.alpha_bar) if told_target else s
-        noise_pred = yield from guided(trajectory[-1], told, task.guidance)
-        trajectory.append(move(trajectory[-1], noise_pred, s, t))
-    return {"source": task.source, "trajectory": torch.stack(trajectory)}
+    recorded: dict[str, list[Tensor]] = {site: [] for site in method.features}
+    for (s, t), level in zip(pairwise(task.grid), told(task.grid, method.convention), strict=True):
+        seen = yield from observed(trajectory[-1], level, task.guidance, method.features)
+        trajectory.append(move(trajectory[-1], seen.noise_pred, s, t))
+        for site, activations in recorded.items():
+            activations.append(to_half(seen.features[site]))
+    features = {f"h_{site}": torch.stack(activations) for site, activations in recorded.items()}
+    return {"source": task.source, "trajectory": torch.stack(trajectory), **features}
 
 
 def edit(task: Editing) -> Steps[Outcome]:

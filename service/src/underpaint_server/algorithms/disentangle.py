@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from underpaint_server.diffusion.ddim import add_noise, coefficients, move
-from underpaint_server.diffusion.lockstep import together
 from underpaint_server.diffusion.multistep import is_heun, multistep_weights
-from underpaint_server.diffusion.sampling import Guidance, guided
+from underpaint_server.diffusion.sampling import Guidance, guided, together
 from underpaint_server.diffusion.schedule import Level
 from underpaint_server.diffusion.tasks import Editing, Learning, Mixing, Outcome
 from underpaint_server.jobs import Descent, DisentangledEdit, LearnState, Search
@@ -45,7 +44,7 @@ def anchor(mixing: Mixing, source: Tensor, noise: Sequence[Tensor]) -> Steps[Mix
     states = [add_noise(source, each, noisy) for each, (noisy, _) in zip(noise, _steps(mixing), strict=True)]
     ends = [*states[1:], source]
     asked = [_predict(mixing, x, noisy, 1.0) for x, (noisy, _) in zip(states, _steps(mixing), strict=True)]
-    run = _Run(states, list((yield from together(asked))))
+    run = _Run(states, list((yield from together(*asked))))
     residuals = []
     for i, (noisy, clean) in enumerate(_steps(mixing)):
         mean = yield from _mean(mixing, run, i, 1.0)
@@ -194,7 +193,7 @@ def _search(task: Learning, references: Sequence[Tensor], method: Search) -> Ste
         for switch in method.switch_steps
         for late in method.late_weights
     ]
-    found = yield from together([_measure(task, references, weights, gradient=False) for weights in candidates])
+    found = yield from together(*(_measure(task, references, weights, gradient=False) for weights in candidates))
     state = _beginning(task)
     for weights, (loss, _) in zip(candidates, found, strict=True):
         state = _seen(replace(state, weights=weights), loss)
@@ -247,7 +246,7 @@ def _measure(
         _measure_one(task, mixing, image, weights, gradient)
         for mixing, image in zip(task.examples, references, strict=True)
     ]
-    found = yield from together(parts)
+    found = yield from together(*parts)
     loss = sum(value for value, _ in found) / len(found)
     gradients = [each for _, each in found if each is not None]
     return loss, torch.stack(gradients).mean(0) if gradients else None

@@ -12,16 +12,17 @@ from underpaint_server.backends.invariance import fingerprint, is_batch_invarian
 from underpaint_server.backends.protocol import DeviceLost, padded
 from underpaint_server.errors import ModelNotReady, OutOfMemory
 from underpaint_server.jobs import ModelInfo
-from underpaint_server.models import checkpoint
+from underpaint_server.models import checkpoint, families
 from underpaint_server.models.clip import Clip
 from underpaint_server.models.edit_loss import EditLoss, vae_features, vgg_features
 from underpaint_server.models.facts import Facts
+from underpaint_server.models.families import Family
 from underpaint_server.models.stable_diffusion import StableDiffusion
+from underpaint_server.models.taps import Taps
 from underpaint_server.rows import Batch, Decode, Denoise, Embed, Encode, PullBack, PullBackDecode, Row, Score
 from underpaint_server.settings import Device, ExactBatching, Settings, usable_cores
 
 DEFAULT_STEPS = 50
-METHODS = ("sdedit", "ddim", "edict", "diffedit", "disentangled")
 SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4, PullBackDecode: 2, Score: 2}
 """Rows of every pass of the autoencoder and the text encoder: fixed, so that their answers have the same bits for
 every job at every load. They are a few in a hundred of a job's work; padding them costs less than measuring."""
@@ -34,25 +35,24 @@ MINIMUM = 2
 
 
 class TorchBackend:
-    """One Stable Diffusion checkpoint on one device."""
+    """One checkpoint on one device."""
 
-    def __init__(
-        self, model: StableDiffusion, model_id: str, settings: Settings, edit_loss: EditLoss | None = None
-    ) -> None:
+    def __init__(self, model: Family, model_id: str, settings: Settings, edit_loss: EditLoss | None = None) -> None:
         self._model = model
         self._edit_loss = edit_loss
         self._settings = settings
         _tile_conditioning(model.unet)
+        self._taps = Taps(model.unet)
         width, height = model.native_px
-        channels = int(model.unet.config.in_channels)
+        channels = model.latent_channels
         self._native = (channels, height // model.vae_scale, width // model.vae_scale)
-        self._embeds = (model.prompt_tokens, int(model.unet.config.cross_attention_dim))
+        self._embeds = model.embeds_shape
         self._invariant = self._may_measure() and self._is_invariant()
         info = ModelInfo(
             id=model_id,
             digest=model.digest,
             dtype=str(model.unet.dtype).removeprefix("torch."),
-            methods=METHODS,
+            methods=model.methods,
             width=width,
             height=height,
             size_multiple=model.size_multiple,
@@ -62,6 +62,7 @@ class TorchBackend:
             content_features=edit_loss.name if edit_loss is not None else "",
             gradients=edit_loss is not None,
             fingerprint=self._fingerprint(),
+            feature_sites=self._taps.sites,
         )
         self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device)
 
@@ -76,7 +77,7 @@ class TorchBackend:
         """Read a checkpoint and make it ready; raises :class:`ModelNotReady`."""
         device = _prepare(settings)
         directory = checkpoint.resolve(place, settings.allow_network)
-        model = StableDiffusion.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
+        model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
         return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings))
 
     def predict(self, batch: Batch) -> Sequence[Any]:
@@ -116,12 +117,12 @@ class TorchBackend:
     def _answers(self, rows: list[Any]) -> Sequence[Any]:
         match rows[0]:
             case Denoise():
-                return self._model.noise_preds(rows).unbind()
+                return self._taps.answers(self._model.noise_preds, rows)
             case PullBack():
-                return self._model.pull_back(rows)
+                return self._differentiable.pull_back(rows)
             case PullBackDecode():
                 latents, cotangents = zip(*((row.latents, row.cotangent) for row in rows), strict=True)
-                return self._model.pull_back_decode(torch.stack(latents), torch.stack(cotangents)).unbind()
+                return self._differentiable.pull_back_decode(torch.stack(latents), torch.stack(cotangents)).unbind()
             case Score():
                 assert self._edit_loss is not None
                 return self._edit_loss.scores(rows)
@@ -131,6 +132,11 @@ class TorchBackend:
                 return self._model.decode(torch.stack([row.latents for row in rows])).unbind()
             case _:
                 return self._model.embed([row.text for row in rows])
+
+    @property
+    def _differentiable(self) -> StableDiffusion:
+        assert isinstance(self._model, StableDiffusion), "only a model with an edit loss is asked for gradients"
+        return self._model
 
     def _may_measure(self) -> bool:
         """Never by the clock: another outcome at the next start would change the bits of answers."""
@@ -186,10 +192,10 @@ def _tile_conditioning(unet: nn.Module) -> None:
                 setattr(module, name, TiledLinear(child))
 
 
-def _edit_loss(model: StableDiffusion, directory: Path, model_id: str, settings: Settings) -> EditLoss | None:
+def _edit_loss(model: Family, directory: Path, model_id: str, settings: Settings) -> EditLoss | None:
     """What directions are learned by; None where the checkpoint has no CLIP beside it."""
     clip = checkpoint.clip(directory, settings.clip_places.get(model_id, ""))
-    if clip is None:
+    if clip is None or not isinstance(model, StableDiffusion):
         return None
     device = model.vae.device
     name, features = (

@@ -1,7 +1,8 @@
 """A closed-form network for tests: exact answers in microseconds, with a real network's interface.
 
 Its "data" are Gaussians around a mean that the text decides, for which the best noise prediction is known:
-``eps = sqrt(1 - abar) (x - sqrt(abar) mu) / (abar var + 1 - abar)``. Its "autoencoder" averages 4 x 4 pixels.
+``eps = sqrt(1 - abar) (x - sqrt(abar) mu) / (abar var + 1 - abar)``. Its features are ``x - sqrt(abar) mu``, at half
+the resolution for "mid" and at the full one for "up_0". Its "autoencoder" averages 4 x 4 pixels.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from underpaint_server.jobs import ModelInfo
 from underpaint_server.models.facts import Facts
 from underpaint_server.rows import (
     Batch,
+    Captured,
     Decode,
     Denoise,
     Embed,
@@ -39,10 +41,13 @@ SCALE = 4
 VARIANCE = 0.25
 
 
-def _noise_pred(x: Tensor, abar: float, mean: Tensor) -> Tensor:
-    pull = (1 - abar) ** 0.5 / (abar * VARIANCE + 1 - abar)
-    noise_pred: Tensor = pull * (x - abar**0.5 * functional.interpolate(mean[None], x.shape[1:])[0])
-    return noise_pred
+def _pull(abar: float) -> float:
+    return float((1 - abar) ** 0.5 / (abar * VARIANCE + 1 - abar))
+
+
+def _residual(x: Tensor, abar: float, mean: Tensor) -> Tensor:
+    residual: Tensor = x - abar**0.5 * functional.interpolate(mean[None], x.shape[1:])[0]
+    return residual
 
 
 def _score(row: Score) -> Scored:
@@ -72,7 +77,7 @@ class ToyBackend:
             id=model_id,
             digest=sha256(f"toy {invariant}".encode()).hexdigest(),
             dtype="float64",
-            methods=("sdedit", "ddim", "edict", "diffedit", "disentangled"),
+            methods=("sdedit", "ddim", "edict", "diffedit", "disentangled", "content_injection"),
             width=SHAPE[2] * SCALE,
             height=SHAPE[1] * SCALE,
             size_multiple=2 * SCALE,
@@ -82,6 +87,7 @@ class ToyBackend:
             content_features="vae",
             gradients=gradients,
             fingerprint=f"toy-{self._class}",
+            feature_sites=("mid", "up_0"),
         )
         self.facts = Facts(info, Schedule(scaled_linear(), steps_offset=1), SHAPE[0], SCALE, torch.device("cpu"))
         self.memory_rows: int | None = None
@@ -108,11 +114,14 @@ class ToyBackend:
     def _answer(self, row: Row, size: int) -> Any:
         match row:
             case Denoise(latents=x, alpha_bar=abar, prompt_embeds=mean):
-                return _noise_pred(x, abar, mean) + (0.0 if self._class is None else 1e-7 * size)
+                residual, features = _through_sites(row, _residual(x, abar, mean))
+                noise_pred = _pull(abar) * residual + (0.0 if self._class is None else 1e-7 * size)
+                return Captured(noise_pred, features) if row.capture else noise_pred
             case PullBack(latents=x, alpha_bar=abar, prompt_embeds=mean, cotangent=cotangent):
                 with torch.enable_grad():
                     x, mean = (each.detach().clone().requires_grad_() for each in (x, mean))
-                    return Pulled(*torch.autograd.grad(_noise_pred(x, abar, mean), (x, mean), cotangent))
+                    noise_pred = _pull(abar) * _residual(x, abar, mean)
+                    return Pulled(*torch.autograd.grad(noise_pred, (x, mean), cotangent))
             case PullBackDecode(latents=z, cotangent=cotangent):
                 small = functional.avg_pool2d(cotangent[None].double(), SCALE)[0] * SCALE**2
                 return torch.cat([small, torch.zeros_like(z[3:])])
@@ -126,3 +135,16 @@ class ToyBackend:
             case Embed(text=text):
                 words = text.split()
                 return Embedded(_mean(text), " ".join(words[self.facts.info.prompt_tokens :]))
+
+
+def _through_sites(row: Denoise, residual: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The residual as the row's maps leave it, and what the row captures on the way."""
+    features = {}
+    for site, scale in (("mid", 2), ("up_0", 1)):
+        own = functional.avg_pool2d(residual[None], scale)[0].float()
+        if site in row.capture:
+            features[site] = own
+        if site in row.maps:
+            change = (row.maps[site](own) - own).double()
+            residual = residual + functional.interpolate(change[None], scale_factor=scale)[0]
+    return residual, features

@@ -3,12 +3,14 @@
 ``s`` is the level the latents are at, ``t`` the level they go to; either may be the noisier one.
 """
 
+from itertools import pairwise
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-from underpaint_server.diffusion.schedule import Level
+from underpaint_server.diffusion.schedule import Grid, Level
+from underpaint_server.jobs import DdimConvention
 
 
 def coefficients(s: Level, t: Level) -> tuple[float, float]:
@@ -21,6 +23,31 @@ def move(latents: Tensor, noise_pred: Tensor, s: Level, t: Level) -> Tensor:
     """Latents (c, h, w) taken from level s to level t along ``noise_pred``, float64."""
     a, b = coefficients(s, t)
     return a * latents + b * noise_pred
+
+
+def step(latents: Tensor, noise_pred: Tensor, s: Level, t: Level, noise: Tensor | None = None) -> Tensor:
+    """``move`` to a cleaner level; with standard normal ``noise``, eta is 1 instead of 0 (DDIM's eqs. 12 and 16)."""
+    moved = move(latents, noise_pred, s, t)
+    if noise is None:
+        return moved
+    sigma = sqrt((1 - t.alpha_bar) / (1 - s.alpha_bar) * (1 - s.alpha_bar / t.alpha_bar))
+    kept = sqrt(max(0.0, 1 - t.alpha_bar - sigma**2)) - sqrt(1 - t.alpha_bar)
+    return moved + kept * noise_pred + sigma * noise
+
+
+def redirect(moved: Tensor, noise_pred: Tensor, mapped_pred: Tensor, s: Level, t: Level) -> Tensor:
+    """Latents that went from s to t along ``noise_pred``, had their clean picture been that of ``mapped_pred``.
+
+    Asymmetric sampling (Kwon et al., ICLR 2023) as a difference: equal predictions change no bit.
+    """
+    return moved - sqrt(t.alpha_bar * (1 - s.alpha_bar) / s.alpha_bar) * (mapped_pred - noise_pred)
+
+
+def told(grid: Grid, convention: DdimConvention) -> list[Level]:
+    """For each step of an inversion, s -> t from the clean end: the timestep told, the level the latents are at."""
+    if convention is DdimConvention.CURRENT:
+        return list(grid[:-1])
+    return [Level(t.timestep, s.alpha_bar) for s, t in pairwise(grid)]
 
 
 def add_noise(latents: Tensor, noise: Tensor, level: Level) -> Tensor:

@@ -1,6 +1,6 @@
 """What every method is given, and what it gives back."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -71,6 +71,22 @@ class Learning:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Content:
+    """What content injection puts in, and where."""
+
+    features: Mapping[str, Tensor]
+    """Feature site -> (m, c, h, w), recorded in the m steps of the content's inversion."""
+    timesteps: Sequence[int]
+    """What the network was told in each of these steps."""
+    region: Tensor | None
+    """(h, w) at latent resolution, 1 = takes the content; None is everywhere."""
+    injected: Container[int]
+    """Levels of the grid whose steps take content."""
+    boosted: int
+    """Steps from this level of the grid down add fresh noise."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Editing:
     """The way back from noise to a changed image."""
 
@@ -91,6 +107,8 @@ class Editing:
     """(h, w), 1 = may change: where it is given instead."""
     mixing: Mixing | None = None
     """Where two texts are mixed."""
+    content: Content | None = None
+    """Where the method injects one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,7 @@
 """What a job is called in metrics and logs."""
 
 from underpaint_server.jobs import (
+    ContentInjection,
     DdimEdit,
     DiffEdit,
     DisentangledEdit,
@@ -20,6 +21,7 @@ METHODS: dict[type, str] = {
     EdictEdit: "edict",
     DiffEdit: "diffedit",
     DisentangledEdit: "disentangled",
+    ContentInjection: "content_injection",
 }
 """Options of an edit -> its name in ``Model.methods`` and in metrics."""
 

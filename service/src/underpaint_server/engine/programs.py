@@ -9,17 +9,20 @@ from math import isfinite
 
 from torch import Tensor
 
+from underpaint_server import jobs
 from underpaint_server.algorithms import EDITORS, INVERTERS, RECONSTRUCTORS, diffedit, disentangle
 from underpaint_server.diffusion import masks
-from underpaint_server.diffusion.lockstep import together
+from underpaint_server.diffusion.ddim import told
 from underpaint_server.diffusion.noise import standard_normal
-from underpaint_server.diffusion.sampling import Guidance, denoise
+from underpaint_server.diffusion.sampling import Guidance, denoise, together
 from underpaint_server.diffusion.schedule import Grid
-from underpaint_server.diffusion.tasks import Editing, Inverting, Learning, Masking, Mixing
+from underpaint_server.diffusion.tasks import Content, Editing, Inverting, Learning, Masking, Mixing
 from underpaint_server.engine import pictures
 from underpaint_server.errors import NonFiniteLatents
 from underpaint_server.jobs import (
+    ContentInjection,
     DdimEdit,
+    DdimInversion,
     Descent,
     DiffEdit,
     DisentangledEdit,
@@ -47,7 +50,7 @@ from underpaint_server.jobs import (
     Usage,
 )
 from underpaint_server.models.facts import Facts
-from underpaint_server.plans import used_steps
+from underpaint_server.plans import boosted_steps, injected_steps, used_steps
 from underpaint_server.rows import Decode, Embed, Encode, Steps
 
 
@@ -129,7 +132,14 @@ def _edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
         reference_prompt=job.method.reference_prompt if isinstance(job.method, DiffEdit) else "",
         empty="",
     )
-    arrays, made = yield from _arrays(job, texts, model, batch_class)
+    content = content_made = None
+    if job.content is not None:
+        (arrays, made), (recorded, content_made) = yield from together(
+            _arrays(job, texts, model, batch_class), _content_arrays(job.model, job.content, texts, model)
+        )
+        content = _content(job, job.content, recorded, arrays["source"], model)
+    else:
+        arrays, made = yield from _arrays(job, texts, model, batch_class)
     noise = _noise(job.seed, arrays["source"], model)
     mixing = (yield from _edit_mixing(job, arrays["source"], texts, noise, model)) if _mixes(job) else None
     mask = masking = None
@@ -147,12 +157,14 @@ def _edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
         masking=masking,
         mask=mask,
         mixing=mixing,
+        content=content,
     )
     outcome = yield from EDITORS[type(job.method)](task)
     pictures.check_finite(outcome.latents)
     (image,) = yield [Decode(outcome.latents)]
     mask_picture = None if outcome.mask is None else pictures.mask_picture(outcome.mask, model)
-    return Edited(pictures.picture(image), mask_picture, made, Usage(), texts.notices + outcome.notices)
+    notices = texts.notices + outcome.notices
+    return Edited(pictures.picture(image), mask_picture, made, Usage(), notices, content_made)
 
 
 def _arrays(
@@ -163,7 +175,7 @@ def _arrays(
     match source:
         case Stored(inversion=inversion):
             return pictures.arrays(inversion, model), None
-        case Generated() if isinstance(job.method, DdimEdit | EdictEdit | DisentangledEdit):
+        case Generated() if isinstance(job.method, DdimEdit | EdictEdit | DisentangledEdit | ContentInjection):
             start = _start(source, model)  # the picture's own noise: nothing has to be inverted
             return {"source": start, "trajectory": start[None], "x": start, "y": start}, None
         case Generated():
@@ -175,6 +187,34 @@ def _arrays(
     guidance = Guidance(texts["source_prompt"], texts["empty"], job.inversion.guidance_scale)
     made = yield from _run_inverter(job.model, job.inversion, latents, guidance, model, batch_class)
     return pictures.arrays(made, model), made if isinstance(source, Photo) else None
+
+
+def _content_arrays(
+    model_id: str, content: jobs.Content, texts: "_Texts", model: Facts
+) -> Steps[tuple[dict[str, Tensor], Inversion | None]]:
+    """The content's inversion, and that again if it was made here: without text, which would be the source's."""
+    if isinstance(content.source, Stored):
+        return pictures.arrays(content.source.inversion, model), None
+    latents = yield from _encode(content.source, model)
+    guidance = Guidance(texts["empty"], texts["empty"], content.inversion.guidance_scale)
+    made = yield from _run_inverter(model_id, content.inversion, latents, guidance, model, None)
+    return pictures.arrays(made, model), made
+
+
+def _content(
+    job: EditJob, content: jobs.Content, recorded: Mapping[str, Tensor], source: Tensor, model: Facts
+) -> Content:
+    method, way = job.method, content.inversion.method
+    assert isinstance(method, ContentInjection)
+    assert isinstance(way, DdimInversion)
+    assert job.inversion is not None
+    return Content(
+        features={site: recorded[f"h_{site}"] for site in method.sites},
+        timesteps=[level.timestep for level in told(_grid(content.inversion, model), way.convention)],
+        region=None if method.region is None else pictures.latent_mask(method.region, source, model),
+        injected=injected_steps(method, job.inversion),
+        boosted=boosted_steps(method, job.inversion),
+    )
 
 
 def _edit_grid(job: EditJob, model: Facts) -> Grid:
@@ -266,7 +306,7 @@ def _learn(job: LearnJob, model: Facts) -> Steps[Result]:
         target_prompt=options.target_prompt,
         negative_prompt=options.negative_prompt,
     )
-    found = yield from together([_example(example, options, texts, model) for example in job.examples])
+    found = yield from together(*(_example(example, options, texts, model) for example in job.examples))
     mixings, references = zip(*found, strict=True)
     state = yield from disentangle.learn(Learning(mixings, references, options, job.state, job.iterations))
     if not all(isfinite(loss) for loss in state.losses):

@@ -25,7 +25,7 @@ from underpaint_server.jobs import (
 )
 from underpaint_server.models.facts import Facts
 from underpaint_server.plans import Stage, plan
-from underpaint_server.rows import Decode, Denoise, Encode, Key, PullBack, PullBackDecode, Row, Score
+from underpaint_server.rows import Captured, Decode, Denoise, Encode, Key, PullBack, PullBackDecode, Row, Score
 
 PROGRESS_EVERY_S = 0.05
 
@@ -86,7 +86,8 @@ class Run:
 
     def _remember_guess(self, row: Row, answer: Any) -> None:
         if self.start.preview_every > 0 and isinstance(row, Denoise):
-            self._preview = Decode(pred_x0(row.latents, answer, row.alpha_bar))
+            noise_pred = answer.noise_pred if isinstance(answer, Captured) else answer
+            self._preview = Decode(pred_x0(row.latents, noise_pred, row.alpha_bar))
 
     def _key(self, row: Row) -> Key:
         kind = type(row)
@@ -178,7 +179,7 @@ class Counter:
         left = self.rows
         for stage in self._stages:
             if left < stage.rows:
-                return stage.phase, left // stage.rows_per_step, stage.steps
+                return stage.phase, stage.steps_in(left), stage.steps
             left -= stage.rows
         return Phase.DECODING, 0, 1
 

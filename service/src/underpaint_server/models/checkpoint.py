@@ -4,6 +4,9 @@ import json
 from hashlib import file_digest, sha256
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from underpaint_server.errors import ModelNotReady
 
@@ -23,11 +26,18 @@ def resolve(place: str, allow_network: bool) -> Path:
         directory = _fetch(place)
     if not (directory / "model_index.json").is_file():
         raise ModelNotReady(f"'{directory}' has no model_index.json: give a diffusers pipeline directory")
-    if not any(directory.glob("unet/*.safetensors")):
-        pickled = any(found for pattern in _PICKLED for found in directory.glob(f"unet/{pattern}"))
+    unet = part(directory, "unet")
+    if not any(unet.glob("*.safetensors")):
+        pickled = any(found for pattern in _PICKLED for found in unet.glob(pattern))
         hint = "its weights are pickled; convert them, since pickles can run code" if pickled else "it has none"
-        raise ModelNotReady(f"'{directory}/unet' must hold safetensors: {hint}")
+        raise ModelNotReady(f"'{unet}' must hold safetensors: {hint}")
     return directory
+
+
+def part(directory: Path, name: str) -> Path:
+    """Where a part of a pipeline lies: its own directory, or the pipeline's where that has none, as in the oldest."""
+    own = directory / name
+    return own if own.is_dir() else directory
 
 
 def embedded() -> Path:
@@ -57,14 +67,27 @@ def digest(directory: Path) -> str:
     return total.hexdigest()
 
 
-def config(directory: Path, part: str) -> dict[str, object]:
-    """The scheduler's, or the whole pipeline's, configuration as JSON has it."""
-    file = directory / part
+def config(file: Path) -> dict[str, object]:
+    """The scheduler's, or the whole pipeline's, configuration as JSON has it. Raises :class:`ModelNotReady`."""
     try:
         loaded = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ModelNotReady(f"'{file}' cannot be read: {error}") from error
     return {key: value for key, value in loaded.items() if not key.startswith("_") or key == "_class_name"}
+
+
+def read(kind: Any, directory: Path, dtype: torch.dtype) -> Any:
+    """A part's network, of a class of diffusers or transformers. Raises :class:`ModelNotReady`.
+
+    Files of half precision are taken where there are no others.
+    """
+    halves = sorted(directory.glob("*.fp16.safetensors"))
+    whole = [file for file in directory.glob("*.safetensors") if ".fp16." not in file.name]
+    variant = {"variant": "fp16"} if halves and not whole else {}
+    try:
+        return kind.from_pretrained(directory, dtype=dtype, use_safetensors=True, local_files_only=True, **variant)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelNotReady(f"'{directory}' cannot be read: {error}") from error
 
 
 def _fetch(hub_id: str) -> Path:

@@ -1,11 +1,16 @@
 """A checkpoint's scheduler configuration as a :class:`Schedule`: only its numbers count, not its class."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from underpaint_server.diffusion.ddim import epsilon_from_v, epsilon_from_x0
 from underpaint_server.diffusion.schedule import Schedule, Spacing, cumulate, linear, scaled_linear
 from underpaint_server.errors import ModelNotReady
+from underpaint_server.rows import Denoise, PullBack
 
 
 class Prediction(Enum):
@@ -37,6 +42,15 @@ def prediction(config: Mapping[str, Any]) -> Prediction:
     if named not in {p.value for p in Prediction}:
         raise ModelNotReady(f"scheduler: prediction_type '{named}' is none of {[p.value for p in Prediction]}")
     return Prediction(named)
+
+
+def to_epsilon(predicted: Prediction, rows: Sequence[Denoise | PullBack], latents: Tensor, out: Tensor) -> Tensor:
+    """What a network answered to ``rows`` with these latents (b, c, h, w), float64, as noise predictions."""
+    if predicted is Prediction.EPSILON:
+        return out
+    convert = epsilon_from_v if predicted is Prediction.V else epsilon_from_x0
+    parts = zip(rows, latents, out, strict=True)
+    return torch.stack([convert(x, pred, row.alpha_bar) for row, x, pred in parts])
 
 
 def _alphas_cumprod(config: Mapping[str, Any]) -> list[float]:

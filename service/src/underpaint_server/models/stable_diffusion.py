@@ -7,26 +7,21 @@ is settled here, once; everything above asks for epsilon and sees scaled latents
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from underpaint_server.diffusion.ddim import epsilon_from_v, epsilon_from_x0
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import checkpoint, schedules
 from underpaint_server.rows import Denoise, Embedded, PullBack, Pulled
 
-diffusers_logging.set_verbosity_error()
-diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+METHODS = ("sdedit", "ddim", "edict", "diffedit", "disentangled", "content_injection")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,17 +39,14 @@ class StableDiffusion:
     @classmethod
     def load(cls, directory: Path, *, dtype: torch.dtype, device: torch.device) -> "StableDiffusion":
         """Read a pipeline directory; raises :class:`ModelNotReady`, saying what is wrong with it."""
-        pipeline = checkpoint.config(directory, "model_index.json")["_class_name"]
-        if pipeline not in PIPELINES:
-            raise ModelNotReady(f"'{directory}' holds a {pipeline}; this server reads {', '.join(PIPELINES[:1])}")
-        scheduler = checkpoint.config(directory, "scheduler/scheduler_config.json")
+        scheduler = checkpoint.config(directory / "scheduler" / "scheduler_config.json")
+        unet = checkpoint.read(UNet2DConditionModel, directory / "unet", dtype)
+        vae = checkpoint.read(AutoencoderKL, directory / "vae", torch.float32)
+        text_encoder = checkpoint.read(CLIPTextModel, directory / "text_encoder", torch.float32)
         try:
-            unet = _read(UNet2DConditionModel, directory / "unet", dtype)
-            vae = _read(AutoencoderKL, directory / "vae", torch.float32)
-            text_encoder = _read(CLIPTextModel, directory / "text_encoder", torch.float32)
             tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelNotReady(f"'{directory}' cannot be read: {error}") from error
+            raise ModelNotReady(f"'{directory}/tokenizer' cannot be read: {error}") from error
         if unet.config.in_channels != vae.config.latent_channels:
             raise ModelNotReady(
                 f"'{directory}': the U-Net takes {unet.config.in_channels} channels, not the "
@@ -71,6 +63,21 @@ class StableDiffusion:
             schedules.prediction(scheduler),
             checkpoint.digest(directory),
         )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the edit methods it can run: all."""
+        return METHODS
+
+    @property
+    def latent_channels(self) -> int:
+        """Of what the U-Net sees."""
+        return int(self.unet.config.in_channels)
+
+    @property
+    def embeds_shape(self) -> tuple[int, int]:
+        """(tokens, width) of a text's embedding."""
+        return self.prompt_tokens, int(self.unet.config.cross_attention_dim)
 
     @property
     def vae_scale(self) -> int:
@@ -116,11 +123,7 @@ class StableDiffusion:
         device, dtype = weight.device, weight.dtype
         timesteps = torch.tensor([row.timestep for row in rows], device=device)
         out: Tensor = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype), return_dict=False)[0].double()
-        if self.prediction is schedules.Prediction.EPSILON:
-            return out
-        to_epsilon = epsilon_from_v if self.prediction is schedules.Prediction.V else epsilon_from_x0
-        parts = zip(rows, latents, out, strict=True)
-        return torch.stack([to_epsilon(x, pred, row.alpha_bar) for row, x, pred in parts])
+        return schedules.to_epsilon(self.prediction, rows, latents, out)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (b, 3, H, W) in [-1, 1] to scaled latents (b, c, h, w), float64: the mean, no sample."""
@@ -153,10 +156,3 @@ class StableDiffusion:
     def _dropped(self, text: str) -> str:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return str(self.tokenizer.decode(ids[self.prompt_tokens - 2 :])).strip()
-
-
-def _read(kind: Any, directory: Path, dtype: torch.dtype) -> Any:
-    halves = sorted(directory.glob("*.fp16.safetensors"))
-    whole = [file for file in directory.glob("*.safetensors") if ".fp16." not in file.name]
-    variant = {"variant": "fp16"} if halves and not whole else {}
-    return kind.from_pretrained(directory, dtype=dtype, use_safetensors=True, local_files_only=True, **variant)

@@ -16,6 +16,7 @@ from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 
 from underpaint_server.jobs import (
     Array,
+    ContentInjection,
     DdimConvention,
     DdimEdit,
     DdimInversion,
@@ -26,6 +27,7 @@ from underpaint_server.jobs import (
     EditJob,
     EditMethod,
     Generated,
+    Interpolation,
     InversionOptions,
     Masked,
     MaskJob,
@@ -41,13 +43,14 @@ from underpaint_server.jobs import (
 from underpaint_server.rpc import images
 from underpaint_server.rpc.fitting import Fitting
 from underpaint_server.rpc.names import inversion_name, model_name
-from underpaint_server.rpc.sources import Start
+from underpaint_server.rpc.sources import Injected, Start
 from underpaint_server.stores.inversions import Entry
 
 _CONVENTIONS = {
     DdimConvention.TARGET: inversion_service_pb2.DDIM_CONVENTION_TARGET,
     DdimConvention.CURRENT: inversion_service_pb2.DDIM_CONVENTION_CURRENT,
 }
+_INTERPOLATIONS = {way: edit_service_pb2.Interpolation.Value(f"INTERPOLATION_{way.name}") for way in Interpolation}
 _PHASES = {phase: types_pb2.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
 
 
@@ -95,6 +98,8 @@ def resolved(job: EditJob | MaskJob, start: Start, media_type: str, priority: Pr
     )
     _set_source(request, start)
     _set_method(request, job.method)
+    if start.content is not None:
+        _set_content(request.content_injection, start.content)
     return request
 
 
@@ -127,8 +132,9 @@ def parameters(options: InversionOptions) -> inversion_service_pb2.InversionPara
     match options.method:
         case EdictInversion(mixing_coefficient=mixing):
             message.edict.mixing_weight = mixing
-        case DdimInversion(convention=convention):
+        case DdimInversion(convention=convention, features=features):
             message.ddim.convention = _CONVENTIONS[convention]
+            message.ddim.features.extend(features)
     return message
 
 
@@ -215,10 +221,33 @@ def _set_method(request: edit_service_pb2.EditRequest, method: EditMethod) -> No
             request.diffedit.reference_prompt = method.reference_prompt
         case DiffEdit(mask=mask) if mask is not None:
             request.diffedit.mask.CopyFrom(images.encode(mask))
+        case ContentInjection():
+            request.content_injection.CopyFrom(_injection(method))
         case EdictEdit():
             request.edict.SetInParent()
         case DdimEdit():
             request.ddim.SetInParent()
+
+
+def _injection(method: ContentInjection) -> edit_service_pb2.ContentInjectionEdit:
+    return edit_service_pb2.ContentInjectionEdit(
+        weight=method.weight,
+        calibration=method.calibration,
+        region=None if method.region is None else images.encode(method.region),
+        injection_end=method.injection_end,
+        every=method.every,
+        boosting_start=method.boosting_start,
+        interpolation=_INTERPOLATIONS[method.interpolation],
+        sites=method.sites,
+    )
+
+
+def _set_content(message: edit_service_pb2.ContentInjectionEdit, content: Injected) -> None:
+    if content.name:
+        message.inversion = inversion_name(content.name)
+        return
+    assert isinstance(content.source, Photo)  # what is stored has a name
+    message.image.CopyFrom(images.encode(content.source.pixels))
 
 
 def _duration(seconds: float) -> Duration:

@@ -32,7 +32,7 @@ class Labels:
 
     request_id: str = ""
     method: str = ""
-    """edict, diffedit, ddim, sdedit, invert_edict, invert_ddim, mask; empty for calls without."""
+    """edict, diffedit, ddim, sdedit, content_injection, invert_edict, invert_ddim, mask; empty for calls without."""
     model: str = ""
     """Id; empty for the default one, or for calls without."""
 

@@ -1,19 +1,20 @@
 """From messages to drafts of jobs: every default filled in, every limit checked, before a pixel is decoded.
 
-A draft lacks only what must be fetched or decoded: the source's pixels or stored latents, and a given mask. All fields
-at fault are reported together, by their path in the message.
+A draft lacks only what must be fetched or decoded: pixels or stored latents of the source and of an injected content,
+and a given mask. All fields at fault are reported together, by their path in the message.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from google.protobuf.message import Message
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 
-from underpaint_server.errors import MethodDisabled
+from underpaint_server.errors import FieldInvalid, FieldViolation, MethodDisabled
 from underpaint_server.jobs import (
+    ContentInjection,
     DdimConvention,
     DdimEdit,
     DdimInversion,
@@ -22,29 +23,35 @@ from underpaint_server.jobs import (
     EdictInversion,
     EditMethod,
     Generated,
+    Interpolation,
     InversionOptions,
     ModelInfo,
     Priority,
     SdEdit,
 )
+from underpaint_server.plans import injected_steps
 from underpaint_server.rpc.fields import Fields
 from underpaint_server.rpc.images import MEDIA_TYPES, PNG
 from underpaint_server.rpc.names import inversion_id
 from underpaint_server.settings import Settings
 
-_METHODS: Final = ("sdedit", "ddim", "edict", "diffedit")
-_LATER: Final = ("disentangled", "content_injection")
-_INVERSION_OF: Final = {"edict": "edict", "ddim": "ddim", "diffedit": "ddim"}
+_LATER: Final = ("disentangled",)
+_INVERSION_OF: Final = {"edict": "edict", "ddim": "ddim", "diffedit": "ddim", "content_injection": "ddim"}
 """Edit method -> the inversion it starts from."""
 
 _MAX_GUIDANCE: Final = 30.0
-_EDIT_GUIDANCE: Final = {"sdedit": 3.0, "ddim": 3.0, "diffedit": 5.0}
+_EDIT_GUIDANCE: Final = {"sdedit": 3.0, "ddim": 3.0, "diffedit": 5.0, "content_injection": 1.0}
 _INVERSION_GUIDANCE: Final = {"edict": 3.0, "ddim": 1.0}
 _STRENGTH: Final = 0.8
+_INJECTION_STRENGTH: Final = 1.0
+"""The paper's: an injection draws the source again from noise alone."""
 _MIXING: Final = 0.93
 _THRESHOLD: Final = 0.5
 _MASK_SAMPLES: Final = 10
 _MASK_STRENGTH: Final = 0.5
+_WEIGHT: Final = 0.3
+_INJECTION_END: Final = 0.4
+_SITES: Final = ("mid",)
 # Attention costs the square of this; nothing a caller wants needs more, and a slip of the pen must not fill the device.
 _GENERATED_AREA: Final = 4
 
@@ -52,6 +59,12 @@ _CONVENTIONS: Final = {
     inversion_service_pb2.DDIM_CONVENTION_UNSPECIFIED: DdimConvention.TARGET,
     inversion_service_pb2.DDIM_CONVENTION_TARGET: DdimConvention.TARGET,
     inversion_service_pb2.DDIM_CONVENTION_CURRENT: DdimConvention.CURRENT,
+}
+
+_INTERPOLATIONS: Final = {
+    edit_service_pb2.INTERPOLATION_UNSPECIFIED: Interpolation.SLERP,
+    edit_service_pb2.INTERPOLATION_SLERP: Interpolation.SLERP,
+    edit_service_pb2.INTERPOLATION_LERP: Interpolation.LERP,
 }
 
 _PRIORITIES: Final = {types_pb2.Priority.Value(f"PRIORITY_{priority.name}"): priority for priority in Priority}
@@ -84,8 +97,11 @@ class EditDraft:
     inversion: InversionOptions | None
     """How to invert the source; None where nothing is, and for a named inversion, which knows itself."""
     method: EditMethod
-    """A given mask is not in it yet."""
+    """A given mask or region is not in it yet."""
+    content: Upload | Named | None
+    """Whose content is injected, where the method does that."""
     mask: types_pb2.Image | None = field(repr=False)
+    """That mask or region."""
     target_prompt: str
     negative_prompt: str
     guidance_scale: float | None
@@ -120,7 +136,7 @@ def invert_draft(request: inversion_service_pb2.InvertRequest, model: ModelInfo,
     if not request.HasField("image"):
         fields.wrong("image", "not set")
     _check_fit(fields, request.image, "image")
-    options = _inversion(fields, request.parameters, kind or "ddim", "parameters", model, settings)
+    options = _inversion(fields, request.parameters, kind or "ddim", "parameters", model, settings, _STRENGTH)
     priority = _priority(fields, request.priority)
     fields.check()
     return InvertDraft(model, request.image, options, request.verify, priority)
@@ -137,23 +153,27 @@ class _Edit:
         self._kind = self._method_kind()
 
     def draft(self) -> EditDraft:
-        request, fields, limit = self._request, self._fields, self._settings.max_prompt_chars
+        request, fields = self._request, self._fields
         source = self._source()
         inversion = self._source_inversion(source)
         method = self._method()
-        target_prompt = fields.text("target_prompt", request.target_prompt, limit, required=True)
-        negative_prompt = fields.text("negative_prompt", request.negative_prompt, limit)
+        content = self._content() if isinstance(method, ContentInjection) else None
+        target_prompt = self._target_prompt(source)
+        negative_prompt = self._prompt("negative_prompt", request.negative_prompt)
         guidance_scale = self._guidance(inversion)
         seed = request.seed if request.HasField("seed") else secrets.randbits(63)
         media_type = self._media_type()
         priority = _priority(fields, request.priority)
-        mask = request.diffedit.mask if request.diffedit.HasField("mask") else None
+        mask = self._mask()
         fields.check()
+        if inversion is not None:
+            check_injection(method, inversion)
         return EditDraft(
             self._model,
             source,
             inversion,
             method,
+            content,
             mask,
             target_prompt,
             negative_prompt,
@@ -192,7 +212,7 @@ class _Edit:
         if width * height > area:
             self._fields.wrong("generated", f"{width}x{height} are more than {area} pixels")
         return Generated(
-            prompt=self._fields.text("generated.prompt", asked.prompt, self._settings.max_prompt_chars),
+            prompt=self._prompt("generated.prompt", asked.prompt),
             seed=asked.seed if asked.HasField("seed") else secrets.randbits(63),
             width=width,
             height=height,
@@ -216,7 +236,8 @@ class _Edit:
             return self._generated_inversion(source, wanted) if isinstance(source, Generated) else None
         if asked.WhichOneof("method") not in (None, wanted):
             self._fields.wrong("inversion_parameters.method", f"{self._kind} starts from {wanted}, not from another")
-        return _inversion(self._fields, asked, wanted, "inversion_parameters", self._model, self._settings)
+        strength = _INJECTION_STRENGTH if self._kind == "content_injection" else _STRENGTH
+        return _inversion(self._fields, asked, wanted, "inversion_parameters", self._model, self._settings, strength)
 
     def _generated_inversion(self, source: Generated, wanted: str | None) -> InversionOptions | None:
         """A drawn picture is inverted for DiffEdit; for DDIM and EDICT its noise is the end of an inversion."""
@@ -227,7 +248,7 @@ class _Edit:
             method=EdictInversion(_MIXING) if wanted == "edict" else DdimInversion(),
             num_inference_steps=source.num_inference_steps,
             strength=_STRENGTH if encoded else 1.0,
-            guidance_scale=_INVERSION_GUIDANCE[wanted],
+            guidance_scale=_INVERSION_GUIDANCE[wanted] if self._model.prompt_tokens else 1.0,
             source_prompt="" if encoded else source.prompt,
         )
 
@@ -240,6 +261,8 @@ class _Edit:
                 return EdictEdit()
             case "diffedit":
                 return self._diffedit(request.diffedit)
+            case "content_injection":
+                return self._injection(request.content_injection)
             case _:
                 strength = request.sdedit.strength if request.sdedit.HasField("strength") else _STRENGTH
                 return SdEdit(
@@ -260,15 +283,58 @@ class _Edit:
             threshold=fields.share("diffedit.threshold", threshold, below_one=True),
             samples=fields.count("diffedit.samples", asked.samples, _MASK_SAMPLES, limits.max_mask_samples),
             mask_strength=fields.share("diffedit.mask_strength", mask_strength, below_one=True),
-            reference_prompt=fields.text("diffedit.reference_prompt", asked.reference_prompt, limits.max_prompt_chars),
+            reference_prompt=self._prompt("diffedit.reference_prompt", asked.reference_prompt),
         )
+
+    def _injection(self, asked: edit_service_pb2.ContentInjectionEdit) -> ContentInjection:
+        fields, at = self._fields, "content_injection"
+        weight = asked.weight if asked.HasField("weight") else _WEIGHT
+        injection_end = asked.injection_end if asked.HasField("injection_end") else _INJECTION_END
+        fields.known(f"{at}.interpolation", asked.interpolation, edit_service_pb2.Interpolation.DESCRIPTOR)
+        return ContentInjection(
+            weight=fields.between(f"{at}.weight", weight, 0, 1),
+            calibration=fields.between(f"{at}.calibration", asked.calibration, 0, 1),
+            region=None,
+            injection_end=fields.between(f"{at}.injection_end", injection_end, 0, 1),
+            every=fields.count(f"{at}.every", asked.every, 1, self._settings.max_steps),
+            boosting_start=fields.between(f"{at}.boosting_start", asked.boosting_start, 0, 1),
+            interpolation=_INTERPOLATIONS.get(asked.interpolation, Interpolation.SLERP),
+            sites=_sites(fields, f"{at}.sites", asked.sites or _SITES, self._model),
+        )
+
+    def _content(self) -> Upload | Named:
+        asked, at = self._request.content_injection, "content_injection"
+        if asked.WhichOneof("content") == "inversion":
+            try:
+                return Named(inversion_id(asked.inversion, f"{at}.inversion"))
+            except FieldInvalid as error:
+                self._fields.wrong_as(error)
+        if asked.WhichOneof("content") is None:
+            self._fields.wrong(f"{at}.content", "not set; choose one of image, inversion")
+        _check_fit(self._fields, asked.image, f"{at}.image")
+        return Upload(asked.image)
+
+    def _mask(self) -> types_pb2.Image | None:
+        if self._request.diffedit.HasField("mask"):
+            return self._request.diffedit.mask
+        region = self._request.content_injection
+        return region.region if region.HasField("region") else None
+
+    def _target_prompt(self, source: DraftSource) -> str:
+        asked, injects = self._request.target_prompt, self._kind == "content_injection"
+        if injects and not asked and isinstance(source, Generated):
+            return source.prompt
+        return self._prompt("target_prompt", asked, required=not injects)
+
+    def _prompt(self, path: str, value: str, *, required: bool = False) -> str:
+        return _prompt(self._fields, path, value, self._model, self._settings, required=required)
 
     def _guidance(self, inversion: InversionOptions | None) -> float | None:
         if self._request.HasField("guidance_scale"):
-            return self._fields.between("guidance_scale", self._request.guidance_scale, 0, _MAX_GUIDANCE)
+            return _guidance(self._fields, "guidance_scale", self._request.guidance_scale, self._model)
         if self._kind == "edict":
             return inversion.guidance_scale if inversion is not None else None
-        return _EDIT_GUIDANCE[self._kind]
+        return _EDIT_GUIDANCE[self._kind] if self._model.prompt_tokens else 1.0
 
     def _media_type(self) -> str:
         media_type = self._request.output_media_type or PNG
@@ -284,31 +350,79 @@ def _inversion(
     path: str,
     model: ModelInfo,
     settings: Settings,
+    default_strength: float,
 ) -> InversionOptions:
-    strength = asked.strength if asked.HasField("strength") else _STRENGTH
-    guidance = asked.guidance_scale if asked.HasField("guidance_scale") else _INVERSION_GUIDANCE[kind]
+    strength = asked.strength if asked.HasField("strength") else default_strength
+    guidance = _INVERSION_GUIDANCE[kind] if model.prompt_tokens else 1.0
+    if asked.HasField("guidance_scale"):
+        guidance = _guidance(fields, f"{path}.guidance_scale", asked.guidance_scale, model)
     return InversionOptions(
-        method=_INVERSIONS[kind](fields, asked, path),
+        method=_INVERSIONS[kind](fields, asked, path, model),
         num_inference_steps=fields.count(f"{path}.steps", asked.steps, model.default_steps, settings.max_steps),
         strength=fields.share(f"{path}.strength", strength),
-        guidance_scale=fields.between(f"{path}.guidance_scale", guidance, 0, _MAX_GUIDANCE),
-        source_prompt=fields.text(f"{path}.source_prompt", asked.source_prompt, settings.max_prompt_chars),
+        guidance_scale=guidance,
+        source_prompt=_prompt(fields, f"{path}.source_prompt", asked.source_prompt, model, settings),
     )
 
 
-def _edict(fields: Fields, asked: inversion_service_pb2.InversionParameters, path: str) -> EdictInversion:
+def check_injection(method: EditMethod, inversion: InversionOptions) -> None:
+    """Raises FieldInvalid where an injection would end before it began."""
+    if isinstance(method, ContentInjection) and not injected_steps(method, inversion):
+        raise FieldInvalid(
+            FieldViolation(
+                "content_injection.injection_end",
+                f"{method.injection_end:g} is not below the inversion's strength, {inversion.strength:g}, by a step: "
+                "no content would go in",
+            )
+        )
+
+
+def _edict(
+    fields: Fields, asked: inversion_service_pb2.InversionParameters, path: str, model: ModelInfo
+) -> EdictInversion:
+    del model
     mixing = asked.edict.mixing_weight if asked.edict.HasField("mixing_weight") else _MIXING
     return EdictInversion(fields.share(f"{path}.edict.mixing_weight", mixing))
 
 
-def _ddim(fields: Fields, asked: inversion_service_pb2.InversionParameters, path: str) -> DdimInversion:
+def _ddim(
+    fields: Fields, asked: inversion_service_pb2.InversionParameters, path: str, model: ModelInfo
+) -> DdimInversion:
     convention = asked.ddim.convention
     fields.known(f"{path}.ddim.convention", convention, inversion_service_pb2.DdimConvention.DESCRIPTOR)
-    return DdimInversion(_CONVENTIONS.get(convention, DdimConvention.TARGET))
+    features = _sites(fields, f"{path}.ddim.features", asked.ddim.features, model)
+    return DdimInversion(_CONVENTIONS.get(convention, DdimConvention.TARGET), features)
 
 
-_Inverter = Callable[[Fields, inversion_service_pb2.InversionParameters, str], EdictInversion | DdimInversion]
+_Parameters = inversion_service_pb2.InversionParameters
+_Inverter = Callable[[Fields, _Parameters, str, ModelInfo], EdictInversion | DdimInversion]
 _INVERSIONS: Final[dict[str, _Inverter]] = {"edict": _edict, "ddim": _ddim}
+
+
+def _sites(fields: Fields, path: str, asked: Sequence[str], model: ModelInfo) -> tuple[str, ...]:
+    """Feature sites in the order the network has them, so that no order makes another inversion."""
+    unknown = sorted(set(asked) - set(model.feature_sites))
+    if unknown:
+        fields.wrong(path, f"models/{model.id} has {', '.join(model.feature_sites)}, not {', '.join(unknown)}")
+    if len(set(asked)) < len(asked):
+        fields.wrong(path, "a site is named twice")
+    return tuple(site for site in model.feature_sites if site in asked)
+
+
+def _prompt(
+    fields: Fields, path: str, value: str, model: ModelInfo, settings: Settings, *, required: bool = False
+) -> str:
+    if not model.prompt_tokens:
+        if value:
+            fields.wrong(path, f"must be empty: models/{model.id} reads no text")
+        return value
+    return fields.text(path, value, settings.max_prompt_chars, required=required)
+
+
+def _guidance(fields: Fields, path: str, value: float, model: ModelInfo) -> float:
+    if not model.prompt_tokens and value != 1:
+        fields.wrong(path, f"{value:.7g} is not 1: models/{model.id} reads no text to be guided by")
+    return fields.between(path, value, 0, _MAX_GUIDANCE)
 
 
 def _check_fit(fields: Fields, image: types_pb2.Image, path: str) -> None:

@@ -19,6 +19,10 @@ class Fields:
         """Report a field."""
         self._violations.append(FieldViolation(path, description))
 
+    def wrong_as(self, error: FieldInvalid) -> None:
+        """Report what another check raised."""
+        self._violations.extend(error.violations)
+
     def check(self) -> None:
         """Raise FieldInvalid if anything was reported."""
         if self._violations:

@@ -16,6 +16,7 @@ from underpaint_server.errors import (
     StoreUnavailable,
 )
 from underpaint_server.jobs import (
+    ContentInjection,
     DdimEdit,
     DdimInversion,
     DiffEdit,
@@ -44,7 +45,20 @@ _KIND_OF: Mapping[type[EditMethod], type[EdictInversion | DdimInversion]] = {
     EdictEdit: EdictInversion,
     DdimEdit: DdimInversion,
     DiffEdit: DdimInversion,
+    ContentInjection: DdimInversion,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """The picture whose content an edit injects."""
+
+    source: Photo | Stored
+    inversion: InversionOptions
+    """How it is or was inverted."""
+    fitting: Fitting
+    name: str
+    """64 hexadecimal digits of the inversion, made or to be made; empty where it could not be stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,8 @@ class Start:
     fitting: Fitting
     name: str = ""
     """64 hexadecimal digits of the inversion, made or to be made; empty where there is none."""
+    content: Injected | None = None
+    """Where the method injects one."""
 
     @property
     def hit(self) -> bool:
@@ -129,13 +145,13 @@ async def _from_image(front: Front, draft: EditDraft, image: types_pb2.Image, us
 async def _from_store(front: Front, draft: EditDraft, name: str) -> Start:
     inversion, entry = await front.store.get(name)
     if inversion.model_digest != draft.model.digest:
-        raise _mismatch(name, f"was made by other weights than those of models/{draft.model.id}: invert again")
+        raise mismatch(name, f"was made by other weights than those of models/{draft.model.id}: invert again")
     kind = _KIND_OF.get(type(draft.method))
     if kind is not None and not isinstance(inversion.options.method, kind):
         made, wanted = type(inversion.options.method).__name__, kind.__name__
         raise FieldInvalid(FieldViolation("inversion", f"is a {made}; this method starts from a {wanted}"))
     if kind is EdictInversion and inversion.fingerprint != draft.model.fingerprint:
-        raise _mismatch(
+        raise mismatch(
             name,
             "is exact only where it was made, and this server computes otherwise: invert the image again; servers that "
             "share a store must have equal --dtype, --device and --threads, and equal libraries",
@@ -144,7 +160,8 @@ async def _from_store(front: Front, draft: EditDraft, name: str) -> Start:
     return Start(Stored(inversion), options, Fitting(**entry.fitting), name)
 
 
-def _mismatch(name: str, why: str) -> InversionModelMismatch:
+def mismatch(name: str, why: str) -> InversionModelMismatch:
+    """The refusal of a stored inversion, and why."""
     resource = inversion_name(name)
     return InversionModelMismatch(f"{resource} {why}", metadata={"resource_name": resource})
 

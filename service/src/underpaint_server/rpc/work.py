@@ -14,6 +14,8 @@ from underpaint.v1.inversion_service_pb2 import InvertRequest
 from underpaint_server.engine.ticket import JobHandle
 from underpaint_server.errors import FieldInvalid, FieldViolation
 from underpaint_server.jobs import (
+    Content,
+    ContentInjection,
     DiffEdit,
     Edited,
     EditJob,
@@ -25,7 +27,7 @@ from underpaint_server.jobs import (
     Result,
     Usage,
 )
-from underpaint_server.rpc import answers, convert, replay, sources
+from underpaint_server.rpc import answers, contents, convert, replay, sources
 from underpaint_server.rpc.convert import EditDraft, InvertDraft
 from underpaint_server.rpc.fitting import Fitting
 from underpaint_server.rpc.flights import Flight
@@ -52,7 +54,7 @@ async def edit(
 ) -> edit_service_pb2.EditResponse:
     """The answer to Edit and StreamEdit."""
     draft = convert.edit_draft(request, front.model(request.model), front.settings)
-    start = await sources.start_of(front, draft)
+    start = await contents.with_content(front, draft, await sources.start_of(front, draft))
     job = EditJob(
         model=draft.model.id,
         source=start.source,
@@ -62,14 +64,14 @@ async def edit(
         negative_prompt=draft.negative_prompt,
         guidance_scale=_guidance(draft, start),
         seed=draft.seed,
+        content=None if start.content is None else Content(start.content.source, start.content.inversion),
     )
     handle = front.engine.submit(
         job, priority=draft.priority, deadline_s=flight.deadline.left_s, preview_every=preview_every
     )
     result = await _result(handle, flight)
     assert isinstance(result, Edited)
-    if result.inversion is not None and not await sources.keep(front, start.name, result.inversion, start.fitting):
-        start = replace(start, name="")
+    start = await _kept(front, start, result)
     return await front.pool.run(answers.edited, job, start, result, draft.media_type, draft.priority)
 
 
@@ -146,9 +148,26 @@ def _inverted(
     )
 
 
+async def _kept(front: Front, start: Start, result: Edited) -> Start:
+    """The start with the names of those inversions that are in the store."""
+    if result.inversion is not None and not await sources.keep(front, start.name, result.inversion, start.fitting):
+        start = replace(start, name="")
+    content = start.content
+    if (
+        content is not None
+        and result.content is not None
+        and not await sources.keep(front, content.name, result.content, content.fitting)
+    ):
+        start = replace(start, content=replace(content, name=""))
+    return start
+
+
 async def _with_mask(front: Front, draft: EditDraft, start: Start) -> Any:
     if draft.mask is None:
         return draft.method
+    if isinstance(draft.method, ContentInjection):
+        region = await sources.read_mask(front, draft.mask, start.fitting, "content_injection.region")
+        return replace(draft.method, region=region)
     assert isinstance(draft.method, DiffEdit)
     return replace(draft.method, mask=await sources.read_mask(front, draft.mask, start.fitting, "diffedit.mask"))
 

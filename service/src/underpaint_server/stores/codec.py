@@ -143,8 +143,8 @@ def _method_to_json(method: EdictInversion | DdimInversion) -> dict[str, Any]:
     match method:
         case EdictInversion(mixing_coefficient=p):
             return {"kind": "edict", "mixing_coefficient": p}
-        case DdimInversion(convention=convention):
-            return {"kind": "ddim", "convention": convention.value}
+        case DdimInversion(convention=convention, features=features):
+            return {"kind": "ddim", "convention": convention.value, "features": list(features)}
 
 
 def _method_from_json(values: dict[str, Any]) -> EdictInversion | DdimInversion:
@@ -152,7 +152,8 @@ def _method_from_json(values: dict[str, Any]) -> EdictInversion | DdimInversion:
         case "edict":
             return EdictInversion(values["mixing_coefficient"])
         case "ddim":
-            return DdimInversion(DdimConvention(values["convention"]))
+            # Files from before there were features have none.
+            return DdimInversion(DdimConvention(values["convention"]), tuple(values.get("features", ())))
         case kind:
             raise ValueError(f"inversion method {kind!r}")
 

@@ -22,7 +22,7 @@ from prometheus_client import (
 from underpaint_server.jobs import ModelInfo, Phase, Priority
 from underpaint_server.telemetry.scrape import AtScrape, EngineView, StoreView
 
-METHODS = ("edict", "diffedit", "ddim", "sdedit", "invert_edict", "invert_ddim", "mask")
+METHODS = ("edict", "diffedit", "ddim", "sdedit", "content_injection", "invert_edict", "invert_ddim", "mask")
 
 _LATENCY_S = (0.1, 0.25, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 7.5, 10, 15, 20, 30, 40, 60, 120, 240, 480)
 _QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)

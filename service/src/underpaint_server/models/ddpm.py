@@ -1,0 +1,91 @@
+"""The family of DDPM (Ho, Jain, Abbeel; NeurIPS 2020): unconditional diffusion on pixels, in a diffusers directory.
+
+There is no autoencoder, so latents are the picture itself in [-1, 1]; and there is no text, so guidance has nothing to
+point at. The way back from an inversion can only draw the same picture again; what changes one is noise (SDEdit) or
+another picture's features (content injection).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+from underpaint_server.diffusion.schedule import Schedule
+from underpaint_server.errors import ModelNotReady
+from underpaint_server.models import checkpoint, schedules
+from underpaint_server.rows import Denoise, Embedded
+
+CHANNELS = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ddpm:
+    """One checkpoint in memory; see :class:`underpaint_server.models.families.Family`."""
+
+    unet: UNet2DModel
+    schedule: Schedule
+    prediction: schedules.Prediction
+    digest: str
+    methods: tuple[str, ...] = ("sdedit", "ddim", "edict", "content_injection")
+    """DDIM and EDICT reconstruct, or draw from a seed. DiffEdit compares two texts, and there are none."""
+    latent_channels: int = CHANNELS
+    vae_scale: int = 1
+    prompt_tokens: int = 0
+    embeds_shape: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def load(cls, directory: Path, *, dtype: torch.dtype, device: torch.device) -> "Ddpm":
+        """Read a pipeline directory; raises :class:`ModelNotReady`, saying what is wrong with it."""
+        scheduler = checkpoint.config(checkpoint.part(directory, "scheduler") / "scheduler_config.json")
+        unet: UNet2DModel = checkpoint.read(UNet2DModel, checkpoint.part(directory, "unet"), dtype)
+        _check(unet, directory)
+        unet.requires_grad_(False).eval().to(device)
+        prediction = schedules.prediction(scheduler)
+        return cls(unet, schedules.schedule(scheduler), prediction, checkpoint.digest(directory))
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that a side must be a multiple of, so that every level of the U-Net has whole sizes."""
+        return 1 << (len(self.unet.config.block_out_channels) - 1)
+
+    @property
+    def native_px(self) -> tuple[int, int]:
+        """(width, height) in pixels that the U-Net was made for."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return width, height
+
+    def noise_preds(self, rows: list[Denoise]) -> Tensor:
+        """(b, 3, h, w), float64: epsilon of each row, one forward pass."""
+        weight = self.unet.conv_in.weight
+        latents = torch.stack([row.latents for row in rows])
+        timesteps = torch.tensor([row.timestep for row in rows], device=weight.device)
+        out: Tensor = self.unet(latents.to(weight.dtype), timesteps, return_dict=False)[0].double()
+        return schedules.to_epsilon(self.prediction, rows, latents, out)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (b, 3, H, W) as they are, float64."""
+        return images.to(self.unet.device).double()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (b, 3, H, W) as an image: float32, cut to [-1, 1]."""
+        return latents.float().clamp(-1, 1)
+
+    def embed(self, texts: list[str]) -> list[Embedded]:
+        """Nothing: there is no text but the empty one."""
+        return [Embedded(torch.zeros(self.embeds_shape), "") for _ in texts]
+
+
+def _check(unet: UNet2DModel, directory: Path) -> None:
+    config = unet.config
+    if config.in_channels != CHANNELS or config.out_channels != CHANNELS:
+        raise ModelNotReady(
+            f"'{directory}': the U-Net takes {config.in_channels} channels and gives {config.out_channels}; pictures "
+            f"have {CHANNELS}, and learned variances are not supported"
+        )
+    if config.num_class_embeds is not None or config.class_embed_type is not None:
+        raise ModelNotReady(f"'{directory}': the U-Net wants a class label; only unconditional ones are supported")
+    if config.sample_size is None:
+        raise ModelNotReady(f"'{directory}': the U-Net's sample_size is not set, so its native size is unknown")
