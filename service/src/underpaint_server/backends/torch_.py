@@ -53,7 +53,7 @@ class TorchBackend:
             batch_class=self.batch_class(Denoise, self._native),
             fingerprint=self._fingerprint(),
         )
-        self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device)
+        self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device, model.about)
 
     @classmethod
     def load(cls, place: str, model_id: str, settings: Settings) -> "TorchBackend":

@@ -23,11 +23,19 @@ def resolve(place: str, allow_network: bool) -> Path:
         directory = _fetch(place)
     if not (directory / "model_index.json").is_file():
         raise ModelNotReady(f"'{directory}' has no model_index.json: give a diffusers pipeline directory")
-    if not any(directory.glob("unet/*.safetensors")):
-        pickled = any(found for pattern in _PICKLED for found in directory.glob(f"unet/{pattern}"))
-        hint = "its weights are pickled; convert them, since pickles can run code" if pickled else "it has none"
-        raise ModelNotReady(f"'{directory}/unet' must hold safetensors: {hint}")
+    check_weights(directory / "unet")
     return directory
+
+
+def check_weights(folder: Path) -> None:
+    """Raise :class:`ModelNotReady` where one part of a pipeline has no safetensors."""
+    if any(folder.glob("*.safetensors")):
+        return
+    if not folder.is_dir():
+        raise ModelNotReady(f"'{folder}' is missing: give the whole directory, as diffusers saves a pipeline")
+    pickled = any(found for pattern in _PICKLED for found in folder.glob(pattern))
+    hint = "its weights are pickled; convert them, since pickles can run code" if pickled else "it has none"
+    raise ModelNotReady(f"'{folder}' must hold safetensors: {hint}")
 
 
 def embedded() -> Path:
@@ -55,6 +63,8 @@ def config(directory: Path, part: str) -> dict[str, object]:
         loaded = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ModelNotReady(f"'{file}' cannot be read: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ModelNotReady(f"'{file}' is no JSON object: copy the directory again")
     return {key: value for key, value in loaded.items() if not key.startswith("_") or key == "_class_name"}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -19,6 +20,7 @@ from underpaint_server.diffusion.ddim import epsilon_from_v, epsilon_from_x0
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import checkpoint, schedules
+from underpaint_server.models.facts import About
 from underpaint_server.rows import Denoise, Embedded
 
 diffusers_logging.set_verbosity_error()
@@ -43,16 +45,20 @@ class StableDiffusion:
     @classmethod
     def load(cls, directory: Path, *, dtype: torch.dtype, device: torch.device) -> "StableDiffusion":
         """Read a pipeline directory; raises :class:`ModelNotReady`, saying what is wrong with it."""
-        pipeline = checkpoint.config(directory, "model_index.json")["_class_name"]
+        pipeline = checkpoint.config(directory, "model_index.json").get("_class_name")
         if pipeline not in PIPELINES:
             raise ModelNotReady(f"'{directory}' holds a {pipeline}; this server reads {', '.join(PIPELINES[:1])}")
         scheduler = checkpoint.config(directory, "scheduler/scheduler_config.json")
+        for part in ("vae", "text_encoder"):
+            checkpoint.check_weights(directory / part)
+        if not (directory / "tokenizer").is_dir():
+            raise ModelNotReady(f"'{directory}/tokenizer' is missing: give the whole directory, as diffusers saves one")
         try:
             unet = _read(UNet2DConditionModel, directory / "unet", dtype)
             vae = _read(AutoencoderKL, directory / "vae", torch.float32)
             text_encoder = _read(CLIPTextModel, directory / "text_encoder", torch.float32)
             tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelNotReady(f"'{directory}' cannot be read: {error}") from error
         if unet.config.in_channels != vae.config.latent_channels:
             raise ModelNotReady(
@@ -92,6 +98,13 @@ class StableDiffusion:
     def prompt_tokens(self) -> int:
         """Length of the text encoder's context, markers included."""
         return int(self.text_encoder.config.max_position_embeddings)
+
+    @property
+    def about(self) -> About:
+        """What kind of checkpoint it is."""
+        parts = {"network": self.unet, "autoencoder": self.vae, "text encoder": self.text_encoder}
+        parameters = {name: sum(weights.numel() for weights in part.parameters()) for name, part in parts.items()}
+        return About("stable-diffusion", self.prediction.value, parameters)
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:
         """(b, c, h, w), float64: epsilon of each row, one forward pass."""
@@ -134,4 +147,8 @@ def _read(kind: Any, directory: Path, dtype: torch.dtype) -> Any:
     halves = sorted(directory.glob("*.fp16.safetensors"))
     whole = [file for file in directory.glob("*.safetensors") if ".fp16." not in file.name]
     variant = {"variant": "fp16"} if halves and not whole else {}
-    return kind.from_pretrained(directory, dtype=dtype, use_safetensors=True, local_files_only=True, **variant)
+    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True} | variant
+    module, found = kind.from_pretrained(directory, dtype=dtype, **options)
+    if found["missing_keys"]:  # the libraries would fill these with random numbers
+        raise ModelNotReady(f"'{directory}' lacks {', '.join(sorted(found['missing_keys'])[:3])}: copy it again, whole")
+    return module
