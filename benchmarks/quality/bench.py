@@ -44,6 +44,12 @@ class Bench:
         return tuple(self.places)
 
     @property
+    def counts(self) -> dict[str, int]:
+        """What the sections' introductions state."""
+        count = len(self.cases)
+        return {"steps": self.steps, "samples": self.mask_samples, "count": count, "each": count // len(KINDS)}
+
+    @property
     def shown(self) -> list[Case]:
         """The cases that contact sheets hold: the first few of each kind."""
         return [case for kind in KINDS for case in [c for c in self.cases if c.kind == kind][:SHOWN]]

@@ -29,8 +29,8 @@ NO_ENCODING, NEITHER = "no encoding, threshold 0.5", "no encoding, true mask"
 ABOUT = (
     "Masks are compared with the regions in which source and target truly differ, at pixel size; they have the latents'"
     " resolution, and 'best possible' is the true region drawn that coarsely. The mask compares the source's caption "
-    "with the target's at mask strength 0.5, {samples} noise samples. Edits: {steps} steps, strength 0.8, guidance 5, one "
-    "seed. 'No mask' may change everything; 'true mask given' is told where; 'no encoding' starts from noise as SDEdit "
+    "with the target's at mask strength 0.5, {samples} noise samples. Edits: {steps} steps, strength 0.8, guidance 5, "
+    "one seed. 'No mask' may change everything; 'true mask given' is told where; 'no encoding' starts from noise as SDEdit "
     "does, inside and outside the mask, instead of from the DDIM inversion. The service does not offer that last one: "
     "it was computed in the benchmark's own process, with the service's algorithm on a noised trajectory. By kind, a "
     "figure is of {each} cases, under 'all' of {count}."
@@ -73,9 +73,7 @@ def study(bench: Bench) -> Section:
     found = [*beside, *made]
     return Section(
         title="DiffEdit",
-        about=ABOUT.format(
-            steps=bench.steps, samples=bench.mask_samples, each=len(bench.cases) // 5, count=len(bench.cases)
-        ),
+        about=ABOUT.format(**bench.counts),
         tables=(*_mask_tables(bench, masks), *edits.tables(bench, found, names, _claims)),
         sheets=tuple(_sheets(bench, drawn, made)),
         figures={"masks": [m.plain() for m in masks], "edits": [item.plain() for item in made]},

@@ -61,7 +61,7 @@ def study(bench: Bench) -> Section:
     compared = edits.tables(bench, found, names, _claims)
     return Section(
         title="EDICT, DDIM, SDEdit and DiffEdit",
-        about=ABOUT.format(steps=bench.steps, each=len(bench.cases) // 5, count=len(bench.cases)),
+        about=ABOUT.format(**bench.counts),
         tables=(_returned(bench, trips, floors), *compared, _seconds(bench, taken)),
         sheets=tuple(_sheets(bench, found)),
         figures={
