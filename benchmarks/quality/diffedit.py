@@ -31,9 +31,9 @@ ABOUT = (
     " resolution, and 'best possible' is the true region drawn that coarsely. The mask compares the source's caption "
     "with the target's at mask strength 0.5, {samples} noise samples. Edits: {steps} steps, strength 0.8, guidance 5, "
     "one seed. 'No mask' may change everything; 'true mask given' is told where; 'no encoding' starts from noise as "
-    "SDEdit does, inside and outside the mask, instead of from the DDIM inversion. The service does not offer that last "
-    "one: it was computed in the benchmark's own process, with the service's algorithm on a noised trajectory. By kind, "
-    "a figure is of {each} cases, under 'all' of {count}."
+    "SDEdit does, inside and outside the mask, instead of from the DDIM inversion. The service does not offer that; it "
+    "was computed in the benchmark's own process, with the service's algorithm on a noised trajectory. By kind, a "
+    "figure is of {each} cases, under 'all' of {count}."
 )
 
 Region = NDArray[np.bool_]
