@@ -33,7 +33,7 @@ ABOUT = (
     "one seed. 'No mask' may change everything; 'true mask given' is told where; 'no encoding' starts from noise as "
     "SDEdit does, inside and outside the mask, instead of from the DDIM inversion. The service does not offer that; it "
     "was computed in the benchmark's own process, with the service's algorithm on a noised trajectory. By kind, a "
-    "figure is of {each} cases, under 'all' of {count}."
+    "figure is of {each} cases, too few to rank settings by; under 'all' of {count}."
 )
 
 Region = NDArray[np.bool_]

@@ -29,7 +29,7 @@ ABOUT = (
     "Reconstruction: strength 0.8, the source's own caption, the same guidance there and back. Edits: {steps} steps; "
     "DDIM and EDICT inverted with the source's caption and run back with the target's, strength 0.8, guidance 3; "
     "SDEdit guidance 3; DiffEdit strength 0.8, guidance 5, mask strength 0.5, threshold 0.5. By kind, a figure is of "
-    "{each} cases, under 'all' of {count}."
+    "{each} cases, too few to rank methods by; under 'all' of {count}."
 )
 
 

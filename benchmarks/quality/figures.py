@@ -10,6 +10,8 @@ import numpy as np
 from benchmarks.cases import KINDS
 
 T = TypeVar("T")
+ENOUGH = 30
+"""Fewest cases from which a claim is judged without a warning."""
 
 
 def quartiles(values: Sequence[float], digits: int = 2) -> str:
@@ -66,5 +68,7 @@ def claim(text: str, gains: Sequence[float], *, unit: str = "", digits: int = 3)
     verdict = "is not seen here"
     if abs(middle) > 2 * error:
         verdict = "holds here" if middle > 0 else "does NOT hold here"
+    if len(gains) < ENOUGH:
+        verdict += ", of too few cases to be sure"
     difference = f"paired difference {middle:+.{digits}f} ± {error:.{digits}f}{unit}"
     return f"*{text}*: {verdict} ({difference}, {len(gains)} cases)."

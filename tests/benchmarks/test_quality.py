@@ -42,6 +42,7 @@ def test_a_quick_run_measures_every_method(tmp_path: Path) -> None:
 
     report = (tmp_path / "quality.md").read_text()
     assert "*EDICT comes back exactly*: holds here" in report
+    assert "of too few cases to be sure" in report
     assert report.count("### ") == 13
     for sheet in ("quality-edits", "quality-diffedit"):
         assert f"results/{sheet}.webp" in report
@@ -68,7 +69,8 @@ def test_what_cannot_be_judged_is_said_at_once(
 
 
 def test_a_claim_needs_two_standard_errors() -> None:
-    assert "holds here (paired difference +1.000 ± 0.000" in figures.claim("it", [1.0] * 9)
+    assert "holds here (paired difference +1.000 ± 0.000" in figures.claim("it", [1.0] * 30)
+    assert "holds here, of too few cases to be sure (paired" in figures.claim("it", [1.0] * 29)
     assert "does NOT hold here" in figures.claim("it", [-1.0, -1.1, -0.9])
     assert "is not seen here" in figures.claim("it", [1.0, -1.0, 1.0])
 
