@@ -49,7 +49,7 @@ from underpaint_server.rpc.convert import edit_draft
 from underpaint_server.settings import EMBEDDED_MODEL, CheckSettings, Settings
 from underpaint_server.telemetry import configure_logging
 
-STEPS = 10
+STEPS = 5
 """Of the schedule that the proof inverts and runs back; all are used."""
 TIMED_STEPS = 3
 """Passes of each size that are timed; the first is left out."""
