@@ -122,7 +122,7 @@ def tables(
     yield _table(bench, found, names, "Edits that succeed", _success, [
         f"Share ± standard error. The judge itself accepts {_share(found, TRUE)} of the true targets and "
         f"{_share(found, UNEDITED)} of the unedited sources as what was asked for: read every share between those "
-        "two.", *said,
+        "two. A smear of the right colours can please the judge: read it beside the errors and the pictures.", *said,
     ])  # fmt: skip
     yield _table(bench, found, names, "Error to the true target (mean squared, times 1000)", _target_error, [
         "Median [quartiles]; pixels in [0, 1]. A right picture that is not the true target counts as an error here, so"
