@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PACKAGES := client service models/underpaint-mini
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check protos bench deploy-check clean
+.PHONY: help demo serve test check protos bench quality deploy-check clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ protos: $(VENV)/.dev ## generate the wire code and the synchronous client
 
 bench: $(VENV)/.run ## measure speed and quality, as ratios within one run; writes benchmarks/results
 	$(BIN)/python -m benchmarks
+
+quality: $(VENV)/.run ## judge the methods on edits with a known answer; writes benchmarks/quality.md. ARGS="--models old=DIR,new=DIR" compares
+	$(BIN)/python -m benchmarks.quality $(ARGS)
 
 deploy-check: $(VENV)/.deploy ## render and validate everything under deploy/ and the Dockerfile, offline
 	$(BIN)/python deploy/check.py

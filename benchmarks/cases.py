@@ -52,6 +52,18 @@ def psnr_db(one: NDArray[np.uint8], other: NDArray[np.uint8], region: NDArray[np
     return float(10 * np.log10(255**2 / (squared if region is None else squared[region]).mean()))
 
 
+def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Intersection over union of two regions, one of which holds something."""
+    return float((one & other).sum() / (one | other).sum())
+
+
+def coarse(region: NDArray[np.bool_], cell: int = 4) -> NDArray[np.bool_]:
+    """The region in cells of the latents' size, each as most of its pixels are."""
+    height, width = region.shape
+    majority = region.reshape(height // cell, cell, width // cell, cell).mean((1, 3)) >= 0.5
+    return np.repeat(np.repeat(majority, cell, 0), cell, 1)
+
+
 def _case(entry: dict[str, Any]) -> Case:
     return Case(
         name=entry["name"],

@@ -114,7 +114,7 @@ def _measure(client: Client, case: cases.Case, steps: int) -> Sheet:
     plain = client.invert(case.photo, method=DdimInversion(), steps=steps, strength=STRENGTH, guidance_scale=1.0)
     return Sheet(
         case=case,
-        best_iou=_iou(_coarse(case.region), case.region),
+        best_iou=cases.iou(cases.coarse(case.region), case.region),
         found=[_find(client, case, plain, t, m) for t, m in product(THRESHOLDS, MASK_STRENGTHS)],
         changed=list(_change(client, case, steps)),
         returned=[_return(client, case, steps, c, g) for c, g in product(CONVENTIONS, GUIDANCES)],
@@ -133,7 +133,7 @@ def _find(client: Client, case: cases.Case, inversion: Inversion, threshold: flo
     outside_db = cases.psnr_db(pixels, case.source, ~case.region)
     target_db = cases.psnr_db(pixels, case.target)
     return Found(
-        case.kind, threshold, mask_strength, _iou(mask, case.region), float(mask.mean()), outside_db, target_db,
+        case.kind, threshold, mask_strength, cases.iou(mask, case.region), float(mask.mean()), outside_db, target_db,
         mask, pixels,
     )  # fmt: skip
 
@@ -166,17 +166,6 @@ def _return(client: Client, case: cases.Case, steps: int, convention: Convention
     assert made.reconstruction_max_abs_error is not None
     assert made.reconstruction_psnr_db is not None
     return Returned(convention.value, guidance, made.reconstruction_max_abs_error, made.reconstruction_psnr_db)
-
-
-def _iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    return float((one & other).sum() / (one | other).sum())
-
-
-def _coarse(region: NDArray[np.bool_], cell: int = 4) -> NDArray[np.bool_]:
-    """The region in cells of the latents' size, each as most of its pixels are."""
-    height, width = region.shape
-    majority = region.reshape(height // cell, cell, width // cell, cell).mean((1, 3)) >= 0.5
-    return np.repeat(np.repeat(majority, cell, 0), cell, 1)
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------

@@ -27,11 +27,14 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    """What the table says, one sentence each, printed under it."""
 
     def markdown(self) -> str:
-        """As a Markdown table, numbers to the right."""
+        """As a Markdown table, numbers to the right, and the notes."""
         lines = [self.columns, tuple("---" if i == 0 else "--:" for i in range(len(self.columns))), *self.rows]
-        return f"### {self.caption}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([f"### {self.caption}", table, *self.notes])
 
     def show(self) -> None:
         """On the terminal."""
@@ -70,12 +73,17 @@ class Report:
         (folder / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
     def _markdown(self, quick: bool) -> str:
-        where = "{cpu}, {cores} cores; torch {torch}, Python {python}; {date}".format(**machine())
-        measured = f"Measured on: {where}{'; quick run' if quick else ''}."
+        measured = measured_on(quick)
         findings = "\n".join(f"* {finding}" for finding in self.findings)
         tables = [table.markdown() for table in self.tables]
         seen = [f"![{self.legend}]({self.name}.webp)", self.legend] if self.picture is not None else []
         return "\n\n".join([f"# {self.name.capitalize()}", self.about, measured, findings, *tables, *seen])
+
+
+def measured_on(quick: bool) -> str:
+    """The machine in one sentence."""
+    where = "{cpu}, {cores} cores; torch {torch}, Python {python}; {date}".format(**machine())
+    return f"Measured on: {where}{'; quick run' if quick else ''}."
 
 
 def machine() -> dict[str, str]:

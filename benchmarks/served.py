@@ -64,8 +64,8 @@ def forget(client: Client) -> None:
         client.delete_inversion(inversion, allow_missing=True)
 
 
-def through_autoencoder(client: Client, case: Case) -> NDArray[np.uint8]:
-    """Pixels (64, 64, 3) of the photo encoded and decoded: an edit that may change nothing."""
+def through_autoencoder(client: Client, case: Case, model: str = "") -> NDArray[np.uint8]:
+    """Pixels of the photo encoded and decoded: an edit that may change nothing."""
     nowhere = Image.new("L", (case.source.shape[1], case.source.shape[0]), 0)
-    kept = client.edit(case.photo, case.target_prompt, DiffEdit(mask=nowhere, steps=1, strength=1.0))
+    kept = client.edit(case.photo, case.target_prompt, DiffEdit(mask=nowhere, steps=1, strength=1.0), model=model)
     return pixels(kept.image)

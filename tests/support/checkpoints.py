@@ -7,6 +7,7 @@ import torch
 import underpaint_mini
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers import StableDiffusionPipeline as Pipeline
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TOKENS = 20
@@ -114,3 +115,20 @@ def without(directory: Path, *patterns: str) -> Path:
         for file in copy.glob(pattern):
             file.unlink()
     return copy
+
+
+def without_tensor(directory: Path, file: str, name: str) -> Path:
+    """A copy beside it whose ``file`` lacks the tensor ``name``."""
+    copy = directory.with_name(directory.name + "-damaged")
+    shutil.copytree(directory, copy)
+    tensors = load_file(copy / file)
+    del tensors[name]
+    save_file(tensors, copy / file, metadata={"format": "pt"})
+    return copy
+
+
+def scale(file: Path, name: str, factor: float) -> None:
+    """Multiply one tensor of a file in place."""
+    tensors = load_file(file)
+    tensors[name] = tensors[name] * factor
+    save_file(tensors, file, metadata={"format": "pt"})

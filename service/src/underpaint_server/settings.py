@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, SettingsConfigDict
 
 _MIB = 1024 * 1024
 
@@ -65,7 +65,10 @@ class ExactBatching(StrEnum):
 
 
 class Settings(BaseSettings):
-    """Settings of one server process; ``--kebab-case`` flags, then ``UNDERPAINT_*`` variables, then these defaults."""
+    """Settings of one server process; ``--kebab-case`` flags, then ``UNDERPAINT_*`` variables, then these defaults.
+
+    ``underpaint-server check-model DIRECTORY`` tries a checkpoint without serving it.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="UNDERPAINT_",
@@ -169,3 +172,16 @@ class Settings(BaseSettings):
             if not name or not place:
                 raise ValueError(f"clips: '{spec}' is not ID=DIRECTORY")
         return self
+
+
+class CheckSettings(Settings):
+    """Try a checkpoint as the server would load it, without serving it; exit status 1, and why, if it cannot be served.
+
+    Takes the server's flags and variables; those that decide how a model runs (--device, --dtype, --threads,
+    --exact-batching, --exact-batch-class, --max-batch-size, --allow-network) count here.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="underpaint-server check-model")
+
+    directory: CliPositionalArg[str] = ""
+    """A diffusers pipeline directory; empty is the embedded underpaint-mini."""

@@ -64,7 +64,7 @@ class TorchBackend:
             fingerprint=self._fingerprint(),
             feature_sites=self._taps.sites,
         )
-        self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device)
+        self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device, model.about)
 
     @property
     def network(self) -> nn.Module:

@@ -18,7 +18,7 @@ from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.diffusion.schedule import Schedule, scaled_linear
 from underpaint_server.errors import OutOfMemory
 from underpaint_server.jobs import ModelInfo
-from underpaint_server.models.facts import Facts
+from underpaint_server.models.facts import About, Facts
 from underpaint_server.rows import (
     Batch,
     Captured,
@@ -89,7 +89,8 @@ class ToyBackend:
             fingerprint=f"toy-{self._class}",
             feature_sites=("mid", "up_0"),
         )
-        self.facts = Facts(info, Schedule(scaled_linear(), steps_offset=1), SHAPE[0], SCALE, torch.device("cpu"))
+        schedule = Schedule(scaled_linear(), steps_offset=1)
+        self.facts = Facts(info, schedule, SHAPE[0], SCALE, torch.device("cpu"), About("toy"))
         self.memory_rows: int | None = None
         """Rows that "fit the device"; None for no limit."""
 

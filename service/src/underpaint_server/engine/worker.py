@@ -26,10 +26,7 @@ def main(pipe: Connection, settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when work ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_logging(settings.log_level)
-    # Threads that wait for each other by spinning starve each other as soon as anything else wants the cores; threads
-    # that never spin lose as much to being woken. Read by the OpenMP library when torch loads it.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    spin_briefly()
     try:
         backends, seconds = _load(settings)
     except UnderpaintError as error:
@@ -44,6 +41,16 @@ def main(pipe: Connection, settings: Settings) -> None:
     threading.Thread(target=_receive, args=(pipe, inbox), name="orders", daemon=True).start()
     pipe.send(Ready(tuple((backends[name].facts.info, seconds[name]) for name, _ in settings.places)))
     Engine(backends, inbox, pipe.send, settings.max_batch_size, settings.learn_share).run()
+
+
+def spin_briefly() -> None:
+    """Say how this process's threads wait for each other; the OpenMP library reads it when torch loads it.
+
+    Threads that spin starve each other as soon as anything else wants the cores; threads that never spin lose as much
+    to being woken.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def _load(settings: Settings) -> tuple[dict[str, "Backend"], dict[str, float]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from underpaint_server.errors import ModelNotReady
 
@@ -27,10 +28,7 @@ def resolve(place: str, allow_network: bool) -> Path:
     if not (directory / "model_index.json").is_file():
         raise ModelNotReady(f"'{directory}' has no model_index.json: give a diffusers pipeline directory")
     unet = part(directory, "unet")
-    if not any(unet.glob("*.safetensors")):
-        pickled = any(found for pattern in _PICKLED for found in unet.glob(pattern))
-        hint = "its weights are pickled; convert them, since pickles can run code" if pickled else "it has none"
-        raise ModelNotReady(f"'{unet}' must hold safetensors: {hint}")
+    check_weights(unet if any(unet.glob("*.safetensors")) else directory / "unet")
     return directory
 
 
@@ -38,6 +36,17 @@ def part(directory: Path, name: str) -> Path:
     """Where a part of a pipeline lies: its own directory, or the pipeline's where that has none, as in the oldest."""
     own = directory / name
     return own if own.is_dir() else directory
+
+
+def check_weights(folder: Path) -> None:
+    """Raise :class:`ModelNotReady` where one part of a pipeline has no safetensors."""
+    if any(folder.glob("*.safetensors")):
+        return
+    if not folder.is_dir():
+        raise ModelNotReady(f"'{folder}' is missing: give the whole directory, as diffusers saves a pipeline")
+    pickled = any(found for pattern in _PICKLED for found in folder.glob(pattern))
+    hint = "its weights are pickled; convert them, since pickles can run code" if pickled else "it has none"
+    raise ModelNotReady(f"'{folder}' must hold safetensors: {hint}")
 
 
 def embedded() -> Path:
@@ -73,6 +82,8 @@ def config(file: Path) -> dict[str, object]:
         loaded = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ModelNotReady(f"'{file}' cannot be read: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ModelNotReady(f"'{file}' is no JSON object: copy the directory again")
     return {key: value for key, value in loaded.items() if not key.startswith("_") or key == "_class_name"}
 
 
@@ -84,10 +95,14 @@ def read(kind: Any, directory: Path, dtype: torch.dtype) -> Any:
     halves = sorted(directory.glob("*.fp16.safetensors"))
     whole = [file for file in directory.glob("*.safetensors") if ".fp16." not in file.name]
     variant = {"variant": "fp16"} if halves and not whole else {}
+    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True} | variant
     try:
-        return kind.from_pretrained(directory, dtype=dtype, use_safetensors=True, local_files_only=True, **variant)
-    except (OSError, ValueError, RuntimeError) as error:
+        module, found = kind.from_pretrained(directory, dtype=dtype, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelNotReady(f"'{directory}' cannot be read: {error}") from error
+    if found["missing_keys"]:  # the libraries would fill these with random numbers
+        raise ModelNotReady(f"'{directory}' lacks {', '.join(sorted(found['missing_keys'])[:3])}: copy it again, whole")
+    return module
 
 
 def _fetch(hub_id: str) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import checkpoint, schedules
+from underpaint_server.models.facts import About
 from underpaint_server.rows import Denoise, Embedded
 
 CHANNELS = 3
@@ -56,6 +57,12 @@ class Ddpm:
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return width, height
+
+    @property
+    def about(self) -> About:
+        """What kind of checkpoint it is."""
+        parameters = {"network": sum(weights.numel() for weights in self.unet.parameters())}
+        return About("ddpm", self.prediction.value, parameters)
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:
         """(b, 3, h, w), float64: epsilon of each row, one forward pass."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import checkpoint
+from underpaint_server.models.facts import About
 from underpaint_server.rows import Denoise, Embedded
 
 diffusers_logging.set_verbosity_error()
@@ -72,6 +73,11 @@ class Family(Protocol):
     @property
     def embeds_shape(self) -> tuple[int, int]:
         """(tokens, width) of a text's embedding; zeros where no text is read."""
+        ...
+
+    @property
+    def about(self) -> About:
+        """What kind of checkpoint it is, for people."""
         ...
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:

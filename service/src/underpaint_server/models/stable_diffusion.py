@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import checkpoint, schedules
+from underpaint_server.models.facts import About
 from underpaint_server.rows import Denoise, Embedded, PullBack, Pulled
 
 transformers_logging.disable_progress_bar()
@@ -39,6 +40,10 @@ class StableDiffusion:
     @classmethod
     def load(cls, directory: Path, *, dtype: torch.dtype, device: torch.device) -> "StableDiffusion":
         """Read a pipeline directory; raises :class:`ModelNotReady`, saying what is wrong with it."""
+        for part in ("vae", "text_encoder"):
+            checkpoint.check_weights(directory / part)
+        if not (directory / "tokenizer").is_dir():
+            raise ModelNotReady(f"'{directory}/tokenizer' is missing: give the whole directory, as diffusers saves one")
         scheduler = checkpoint.config(directory / "scheduler" / "scheduler_config.json")
         unet = checkpoint.read(UNet2DConditionModel, directory / "unet", dtype)
         vae = checkpoint.read(AutoencoderKL, directory / "vae", torch.float32)
@@ -100,6 +105,13 @@ class StableDiffusion:
     def prompt_tokens(self) -> int:
         """Length of the text encoder's context, markers included."""
         return int(self.text_encoder.config.max_position_embeddings)
+
+    @property
+    def about(self) -> About:
+        """What kind of checkpoint it is."""
+        parts = {"network": self.unet, "autoencoder": self.vae, "text encoder": self.text_encoder}
+        parameters = {name: sum(weights.numel() for weights in part.parameters()) for name, part in parts.items()}
+        return About("stable-diffusion", self.prediction.value, parameters)
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:
         """(b, c, h, w), float64: epsilon of each row, one forward pass."""

@@ -1,0 +1,119 @@
+"""``python -m benchmarks.quality [METHOD ...]``: judge the methods, on one model or on several side by side.
+
+Writes ``quality.md``, and its numbers and contact sheets under ``results``. Models are diffusers pipeline directories,
+or directories that hold one under ``model``, as the recipe exports them; the embedded model by default. All models are
+judged by one and the same CLIP.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import underpaint_mini
+from rich.markup import escape
+from underpaint import Client
+from underpaint_server.local import LocalServer
+from underpaint_server.settings import EMBEDDED_MODEL
+
+from benchmarks import cases
+from benchmarks.quality import diffedit, edict
+from benchmarks.quality.bench import Bench
+from benchmarks.quality.judge import Judge
+from benchmarks.quality.section import Section, write
+from benchmarks.report import console
+
+METHODS: dict[str, Callable[[Bench], Section]] = {"edict": edict.study, "diffedit": diffedit.study}
+FOLDER = Path(__file__).parents[1]
+QUICK_FOLDER = Path("build/benchmarks")
+STEPS, QUICK_STEPS = 50, 3
+ABOUT = (
+    "{count} composites with known answers (tests/data/composites): held-out sprites, one thing changed, true target "
+    "and true region known. A real server, {dtype} network; models: {models}. The judge is a CLIP ({judge}), by "
+    "default the embedded model's own: it never saw these sprites in these styles, but it was trained on the same kind "
+    "of pictures, and it is no better at telling styles and objects than its row 'true target' says. Seeds are fixed: "
+    "run again on such a machine, this gives the same figures. A claim under a table is computed from that table's "
+    "cases: it 'holds' or 'does NOT hold' where the mean paired difference lies more than two standard errors from "
+    "nothing."
+)
+
+
+def main() -> None:
+    """See the module."""
+    args = _arguments()
+    folder = args.out or (QUICK_FOLDER if args.quick else FOLDER)
+    places = _chosen_models(args)
+    chosen = cases.load(args.cases or (1 if args.quick else None))
+    steps = args.steps or (QUICK_STEPS if args.quick else STEPS)
+    begin = time.monotonic()
+    models = ",".join(f"{name}={place}" for name, place in places.items())
+    # A quick run does not wait until the server has measured whether it must pin exact jobs.
+    pinning = "pinned" if args.quick else "auto"
+    with (
+        LocalServer(models=models, dtype=args.dtype, exact_batching=pinning) as server,
+        Client(server.target, timeout=3600) as client,
+    ):
+        bench = Bench(client, places, args.dtype, chosen, Judge(args.judge), steps, 3 if args.quick else 10, args.quick)
+        about = _about(bench)
+        sections = [METHODS[name](bench) for name in args.names or METHODS]
+    for section in sections:
+        for table in section.tables:
+            table.show()
+            console.print(*(f"• {escape(note)}" for note in table.notes), sep="\n")
+    report = write(folder, about, sections, quick=args.quick)
+    console.print(f"{report}, {time.monotonic() - begin:.0f} s")
+
+
+def _chosen_models(args: argparse.Namespace) -> dict[str, Path]:
+    if args.models:
+        named: dict[str, Path] = args.models
+        return named
+    return {EMBEDDED_MODEL if args.model == underpaint_mini.MODEL else "model": args.model}
+
+
+def _about(bench: Bench) -> str:
+    digests = {model.name.removeprefix("models/"): model.digest for model in bench.client.models()}
+    models = ", ".join(f"{name} (weights {digests[name][:12]})" for name in bench.models)
+    return ABOUT.format(count=len(bench.cases), dtype=bench.dtype, models=models, judge=bench.judge.digest[:12])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="METHOD", help=f"{', '.join(METHODS)}; all by default")
+    parser.add_argument("--quick", action="store_true", help=f"a case of each kind, few steps, into {QUICK_FOLDER}")
+    parser.add_argument("--cases", type=int, metavar="N", help="cases of each kind; all 12 by default")
+    parser.add_argument("--steps", type=int, metavar="N", help=f"steps of an edit's schedule; {STEPS} by default")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", type=_place, default=underpaint_mini.MODEL, metavar="DIR", help="other weights")
+    which.add_argument("--models", type=_places, metavar="ID=DIR,ID=DIR", help="several, compared side by side")
+    parser.add_argument("--judge", type=Path, default=underpaint_mini.CLIP, metavar="DIR", help="another CLIP")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report; default benchmarks")
+    args = parser.parse_args()
+    for name in args.names:
+        if name not in METHODS:
+            parser.error(f"no method '{name}'; there are {', '.join(METHODS)}")
+    return args
+
+
+def _place(text: str) -> Path:
+    place = Path(text)
+    place = place / "model" if (place / "model" / "model_index.json").is_file() else place
+    if not (place / "model_index.json").is_file():
+        raise argparse.ArgumentTypeError(f"'{text}' holds no model_index.json, neither itself nor under model")
+    return place
+
+
+def _places(text: str) -> dict[str, Path]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    wrong = [name for name, _, place in pairs if not re.fullmatch(r"[\w.-]+", name) or not place]
+    if wrong or len({name for name, _, _ in pairs}) < len(pairs):
+        raise argparse.ArgumentTypeError(f"'{text}' is not ID=DIR,ID=DIR with different ids of letters and digits")
+    return {name: _place(place) for name, _, place in pairs}
+
+
+if __name__ == "__main__":
+    main()

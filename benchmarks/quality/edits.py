@@ -1,0 +1,227 @@
+"""Edits judged against their known answers, the same way for every method."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from underpaint import Ddim, DiffEdit, Edict, SdEdit
+from underpaint.methods import EditMethod
+
+from benchmarks import served
+from benchmarks.cases import Case, pixels
+from benchmarks.quality import figures
+from benchmarks.quality.bench import Bench
+from benchmarks.report import Table
+
+Pixels = NDArray[np.uint8]
+UNEDITED, AUTOENCODER, TRUE = "unedited source", "autoencoder alone", "true target"
+METHODS: dict[str, EditMethod] = {
+    "SDEdit, strength 0.6": SdEdit(strength=0.6),
+    "SDEdit, strength 0.8": SdEdit(strength=0.8),
+    "DDIM": Ddim(strength=0.8),
+    "EDICT": Edict(strength=0.8),
+    "DiffEdit": DiffEdit(strength=0.8, threshold=0.5, mask_strength=0.5),
+}
+"""Name in the tables -> settings, the server's defaults but for SDEdit's first strength."""
+SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One picture held against a case."""
+
+    model: str
+    method: str
+    case: str
+    kind: str
+    success: bool
+    """The judge finds it nearer to the target caption than to the source's."""
+    similarity: float
+    """Of the picture and the target caption, to the judge: a cosine."""
+    target_mse: float
+    """Mean squared difference from the true target, of pixels in [0, 1]."""
+    outside_mse: float
+    """The same from the source, outside the region that may change."""
+    picture: Pixels = field(repr=False)
+
+    def plain(self) -> dict[str, Any]:
+        """Without the picture."""
+        return {name: value for name, value in asdict(self).items() if name != "picture"}
+
+
+def judged(bench: Bench, model: str, method: str, case: Case, picture: Pixels) -> Judged:
+    """Measure ``picture`` (64, 64, 3)."""
+    source, target = bench.judge.similarity(picture, (case.source_prompt, case.target_prompt))
+    return Judged(
+        model, method, case.name, case.kind, target > source, target, _mse(picture, case.target),
+        _mse(picture, case.source, ~case.region), picture,
+    )  # fmt: skip
+
+
+def at_case_size(image: Image.Image, case: Case) -> Pixels:
+    """Pixels of an answer; a model of another size is judged at the case's."""
+    size = (case.source.shape[1], case.source.shape[0])
+    return pixels(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
+
+
+def standard(bench: Bench) -> list[Judged]:
+    """The references and every method of :data:`METHODS` on every case, made once a run."""
+    if "standard" not in bench.memory:
+        found = [item for items in bench.each("references", lambda m, c: _references(bench, m, c)) for item in items]
+        for name, method in METHODS.items():
+            found += bench.each(name, lambda m, c, n=name, how=method: _edit(bench, m, c, n, how))  # type: ignore[misc]
+        bench.memory["standard"] = found
+    made: list[Judged] = bench.memory["standard"]
+    return made
+
+
+def request(bench: Bench, model: str, case: Case, method: EditMethod) -> Pixels:
+    """One edit by the server: the source's own caption is given, noise comes from one seed."""
+    how = replace(method, steps=bench.steps)
+    source_prompt = case.source_prompt if isinstance(method, Edict | Ddim) else ""
+    if isinstance(how, DiffEdit) and how.mask is None:
+        how = replace(how, reference_prompt=case.source_prompt, samples=bench.mask_samples)
+    guidance = 5.0 if isinstance(method, DiffEdit) else 3.0
+    answer = bench.client.edit(
+        case.photo, case.target_prompt, how, source_prompt=source_prompt, guidance_scale=guidance, seed=SEED,
+        model=model,
+    )  # fmt: skip
+    return at_case_size(answer.image, case)
+
+
+def seconds(bench: Bench, count: int) -> dict[tuple[str, str], list[float]]:
+    """(model, method) -> seconds of one edit alone on the server, picture to picture, of ``count`` cases."""
+    taken: dict[tuple[str, str], list[float]] = {}
+    for model in bench.models:
+        for name, method in METHODS.items():
+            for case in bench.cases[:count]:
+                served.forget(bench.client)
+                begin = time.monotonic()
+                request(bench, model, case, method)
+                taken.setdefault((model, name), []).append(time.monotonic() - begin)
+    return taken
+
+
+def tables(
+    bench: Bench, found: Sequence[Judged], names: Sequence[str], claims: Callable[[Sequence[Judged]], Iterable[str]]
+) -> Iterator[Table]:
+    """Success, both errors and similarity of the named rows by kind of edit, and the models against the first one.
+
+    ``claims`` says of one model's edits what they bear out; it is printed under the first table.
+    """
+    said = [
+        figures.of(bench.models, model) + claim
+        for model in bench.models
+        for claim in claims([item for item in found if item.model == model])
+    ]
+    yield _table(bench, found, names, "Edits that succeed", _success, [
+        f"Share ± standard error. The judge itself accepts {_share(found, TRUE)} of the true targets and "
+        f"{_share(found, UNEDITED)} of the unedited sources as what was asked for: read every share between those "
+        "two. A smear of the right colours can please the judge: read it beside the errors and the pictures.", *said,
+    ])  # fmt: skip
+    yield _table(bench, found, names, "Error to the true target (mean squared, times 1000)", _target_error, [
+        "Median [quartiles]; pixels in [0, 1]. A right picture that is not the true target counts as an error here, so"
+        " an edit may succeed and lie farther off than the unedited source."
+    ])  # fmt: skip
+    yield _table(bench, found, names, "Error outside the true region (mean squared, times 1000)", _outside_error, [
+        "Median [quartiles], edit against photo. No edit that is decoded comes closer than 'autoencoder alone'; true "
+        "targets differ a little from their photos, since soft edges reach beyond the region."
+    ])  # fmt: skip
+    yield _table(bench, found, names, "Similarity of picture and target caption", _similarity, [
+        "Mean ± standard error of the judge's cosine."
+    ])  # fmt: skip
+    edited = [name for name in names if name not in (UNEDITED, AUTOENCODER, TRUE)]
+    yield from (_versus(bench.models[0], model, found, edited) for model in bench.models[1:])
+
+
+def gains(found: Sequence[Judged], better: str, worse: str, figure: Callable[[Judged], float]) -> list[float]:
+    """Paired differences of a figure over one model's cases, ``better`` minus ``worse``."""
+    by_case = {item.case: figure(item) for item in found if item.method == worse}
+    return [figure(item) - by_case[item.case] for item in found if item.method == better]
+
+
+def outside(item: Judged) -> float:
+    """Minus the error outside the region, times 1000: more is better."""
+    return -1000 * item.outside_mse
+
+
+def target(item: Judged) -> float:
+    """Minus the error to the true target, times 1000: more is better."""
+    return -1000 * item.target_mse
+
+
+def points(item: Judged) -> float:
+    """Success in points of a hundred."""
+    return 100.0 * item.success
+
+
+def _references(bench: Bench, model: str, case: Case) -> list[Judged]:
+    kept = Image.fromarray(served.through_autoencoder(bench.client, case, model))
+    shown = {UNEDITED: case.source, AUTOENCODER: at_case_size(kept, case), TRUE: case.target}
+    return [judged(bench, model, name, case, picture) for name, picture in shown.items()]
+
+
+def _edit(bench: Bench, model: str, case: Case, name: str, method: EditMethod) -> Judged:
+    return judged(bench, model, name, case, request(bench, model, case, method))
+
+
+def _mse(one: Pixels, other: Pixels, region: NDArray[np.bool_] | None = None) -> float:
+    squared = np.square((one.astype(np.float64) - other) / 255)
+    return float((squared if region is None else squared[region]).mean())
+
+
+def _table(
+    bench: Bench, found: Sequence[Judged], names: Sequence[str], caption: str,
+    cell: Callable[[Sequence[Judged]], str], notes: Sequence[str],
+) -> Table:  # fmt: skip
+    rows = []
+    for name in names:
+        mine = [item for item in found if item.method == name]
+        rows.append((name, *figures.cells(mine, lambda i: i.model, lambda i: i.kind, bench.models, cell)))
+    return Table(caption, ("", *figures.columns(bench.models)), tuple(rows), tuple(notes))
+
+
+def _versus(first: str, other: str, found: Sequence[Judged], names: Sequence[str]) -> Table:
+    """Paired differences of two models, case by case."""
+    shown: dict[str, Callable[[Judged], float]] = {
+        "success, points": points,
+        "error to the target x 1000": lambda item: 1000 * item.target_mse,
+        "error outside x 1000": lambda item: 1000 * item.outside_mse,
+        "similarity": lambda item: item.similarity,
+    }
+    before = {(i.method, i.case): i for i in found if i.model == first}
+    rows = []
+    for name in names:
+        mine = [item for item in found if (item.model, item.method) == (other, name)]
+        row = [
+            figures.mean_error([figure(item) - figure(before[name, item.case]) for item in mine], 2)
+            for figure in shown.values()
+        ]
+        rows.append((name, *row))
+    note = f"{other} minus {first}, mean ± standard error of the differences on the same cases."
+    return Table(f"{other} against {first}", ("", *shown), tuple(rows), (note,))
+
+
+def _success(items: Sequence[Judged]) -> str:
+    return figures.share([item.success for item in items])
+
+
+def _target_error(items: Sequence[Judged]) -> str:
+    return figures.quartiles([1000 * item.target_mse for item in items], 1)
+
+
+def _outside_error(items: Sequence[Judged]) -> str:
+    return figures.quartiles([1000 * item.outside_mse for item in items], 1)
+
+
+def _similarity(items: Sequence[Judged]) -> str:
+    return figures.mean_error([item.similarity for item in items])
+
+
+def _share(found: Sequence[Judged], method: str) -> str:
+    return f"{mean(item.success for item in found if item.method == method):.2f}"

@@ -1,0 +1,79 @@
+"""DiffEdit without its encoding, which the service does not offer: noise inside and outside the mask, as SDEdit's.
+
+The service's own algorithm runs in this process on a trajectory of the source under one noise, instead of the one that
+DDIM inversion makes.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from underpaint_server.algorithms import diffedit
+from underpaint_server.backends.protocol import Backend
+from underpaint_server.diffusion.ddim import add_noise
+from underpaint_server.diffusion.noise import standard_normal
+from underpaint_server.diffusion.sampling import Guidance
+from underpaint_server.diffusion.tasks import Editing
+from underpaint_server.engine import pictures
+from underpaint_server.models.facts import Facts
+from underpaint_server.plans import used_steps
+from underpaint_server.rows import Batch, Decode, Embed, Encode, Row, Steps
+
+from benchmarks.cases import Case
+
+PASS = 16
+"""Rows of one forward pass at most."""
+
+
+def edit(
+    facts: Facts, case: Case, mask: NDArray[np.bool_], *, steps: int, strength: float, guidance_scale: float, seed: int
+) -> Steps[NDArray[np.uint8]]:
+    """The generator of one such edit; ``mask`` (height, width) is True where the photo may change."""
+    size = (facts.info.width, facts.info.height)
+    photo = np.array(Image.fromarray(case.source).resize(size, Image.Resampling.LANCZOS))
+    white = np.asarray(Image.fromarray(np.uint8(255) * mask).resize(size, Image.Resampling.NEAREST))
+    towards, away = yield [Embed(case.target_prompt), Embed("")]
+    (source,) = yield [Encode(pictures.image(photo).to(facts.device))]
+    grid = facts.schedule.grid(steps, used_steps(steps, strength))
+    noise = standard_normal(tuple(source.shape), seed=seed, purpose="unencoded").to(facts.device)
+    trajectory = torch.stack([source, *(add_noise(source, noise, level) for level in grid[1:])])
+    task = Editing(
+        arrays={"source": source, "trajectory": trajectory},
+        grid=grid,
+        guidance=Guidance(towards.prompt_embeds, away.prompt_embeds, guidance_scale),
+        mixing_coefficient=1.0,
+        noise=lambda _purpose, _index: noise,
+        mask=pictures.latent_mask(white, source, facts),
+    )
+    outcome = yield from diffedit.edit(task)
+    (image,) = yield [Decode(outcome.latents)]
+    return pictures.picture(image)
+
+
+def run(backend: Backend, edits: Sequence[Steps[NDArray[np.uint8]]]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Run all generators side by side; (place in ``edits``, picture) of each when it ends."""
+    waiting = {place: next(generator) for place, generator in enumerate(edits)}
+    while waiting:
+        answers = _answers(backend, [row for group in waiting.values() for row in group])
+        for place, group in list(waiting.items()):
+            try:
+                waiting[place] = edits[place].send([answers[id(row)] for row in group])
+            except StopIteration as end:
+                del waiting[place]
+                yield place, end.value
+
+
+def _answers(backend: Backend, rows: Sequence[Row]) -> dict[int, Any]:
+    """id of each row -> its answer, in passes of one kind."""
+    found: dict[int, Any] = {}
+    for kind, members in groupby(sorted(rows, key=lambda row: type(row).__name__), key=type):
+        alike = list(members)
+        for i in range(0, len(alike), PASS):
+            part = alike[i : i + PASS]
+            size = max(len(part), backend.minimum(kind))
+            found |= zip(map(id, part), backend.predict(Batch(part, size)), strict=True)
+    return found

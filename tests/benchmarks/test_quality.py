@@ -1,0 +1,96 @@
+"""``python -m benchmarks.quality``: the whole way, on one case of each kind; and the parts its sentences rest on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from underpaint_server.backends import load
+from underpaint_server.engine import pictures
+from underpaint_server.rows import Batch, Decode, Encode
+from underpaint_server.settings import Settings
+
+from benchmarks import cases
+from benchmarks.quality import figures, unencoded
+from benchmarks.quality.__main__ import main
+
+
+def test_a_quick_run_measures_every_method(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "benchmarks.quality", "--quick", "--out", str(tmp_path))
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    content = json.loads((tmp_path / "results" / "quality.json").read_text())
+    edict, diffedit = (section["figures"] for section in content["sections"].values())
+
+    trips = {m: [t["max_abs_error"] for t in edict["reconstruction"] if t["method"] == m] for m in ("EDICT", "DDIM")}
+    assert len(trips["EDICT"]) == len(trips["DDIM"]) == 5
+    assert max(trips["EDICT"]) <= 1e-10 < min(trips["DDIM"])
+
+    by_method = {}
+    for item in [*edict["edits"], *diffedit["edits"]]:
+        by_method.setdefault(item["method"], []).append(item)
+    assert {len(items) for items in by_method.values()} == {5}
+    assert {item["target_mse"] for item in by_method["true target"]} == {0.0}
+    assert {item["outside_mse"] for item in by_method["unedited source"]} == {0.0}
+    assert all(item["success"] for item in by_method["true target"] if item["kind"] in ("background", "colour"))
+    kept, changed = (np.mean([i["outside_mse"] for i in by_method[m]]) for m in ("DiffEdit, threshold 0.75", "no mask"))
+    assert kept < changed
+    assert all(m["iou"] > 0.7 for m in diffedit["masks"] if m["setting"] == "best possible")
+
+    report = (tmp_path / "quality.md").read_text()
+    assert "*EDICT comes back exactly*: holds here" in report
+    assert "of too few cases to be sure" in report
+    assert report.count("### ") == 13
+    for sheet in ("quality-edits", "quality-diffedit"):
+        assert f"results/{sheet}.webp" in report
+        assert np.asarray(Image.open(tmp_path / "results" / f"{sheet}.webp")).std() > 30
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("clip",), "no method 'clip'; there are edict, diffedit"),
+        (("--model", "/nowhere"), "holds no model_index.json"),
+        (("--models", "one=/nowhere"), "holds no model_index.json"),
+        (("--models", "/nowhere"), "is not ID=DIR,ID=DIR"),
+    ],
+)
+def test_what_cannot_be_judged_is_said_at_once(
+    words: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["quality", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_claim_needs_two_standard_errors() -> None:
+    assert "holds here (paired difference +1.000 ± 0.000" in figures.claim("it", [1.0] * 30)
+    assert "holds here, of too few cases to be sure (paired" in figures.claim("it", [1.0] * 29)
+    assert "does NOT hold here" in figures.claim("it", [-1.0, -1.1, -0.9])
+    assert "is not seen here" in figures.claim("it", [1.0, -1.0, 1.0])
+
+
+def test_spreads() -> None:
+    assert figures.quartiles([1, 2, 3, 4, 5]) == "3.00 [2.00, 4.00]"
+    assert figures.mean_error([1.0, 3.0]) == "2.00 ± 1.00"
+    assert figures.mean_error([1.0]) == "1.00"
+    assert figures.share([False] * 12) == "0.00 ± 0.07"
+
+
+def test_without_encoding_an_empty_mask_keeps_the_photo_and_a_full_one_does_not() -> None:
+    backend = load("toy:", "toy", Settings())
+    case = cases.load(1)[0]
+    region = np.zeros_like(case.region)
+    settings = {"steps": 10, "strength": 0.8, "guidance_scale": 3.0, "seed": 1}
+    asked = [unencoded.edit(backend.facts, case, mask, **settings) for mask in (region, ~region)]
+    found = dict(unencoded.run(backend, asked))
+    photo = np.array(Image.fromarray(case.source).resize((32, 32), Image.Resampling.LANCZOS))
+    (latents,) = backend.predict(Batch([Encode(pictures.image(photo))], 1))
+    (kept,) = backend.predict(Batch([Decode(latents)], 1))
+    assert np.array_equal(found[0], pictures.picture(kept))
+    assert np.abs(found[1].astype(int) - found[0]).mean() > 5

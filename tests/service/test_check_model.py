@@ -1,0 +1,146 @@
+"""``underpaint-server check-model``: what it says of a checkpoint that can be served, and of one that cannot."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import checkpoints
+from underpaint_server.check import ball, main
+from underpaint_server.settings import CheckSettings
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.build(tmp_path_factory.mktemp("sd") / request.param, prediction_type=request.param)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command as a shell runs it."""
+    line = (sys.executable, "-m", "underpaint_server", "check-model", *words)
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def said(out: str) -> dict[str, str]:
+    """Label -> value of each line."""
+    return {line[:15].strip(): line[16:] for line in out.splitlines()}
+
+
+def test_a_users_checkpoint_is_described_and_proved(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(CheckSettings(directory=str(directory), max_batch_size=4)) == 0
+    out, err = capsys.readouterr()
+    lines = said(out)
+    assert lines["family"] == f"stable-diffusion, predicts {directory.name}"
+    assert lines["picture"].startswith("48 x 48 px")
+    assert lines["latents"] == "4 x 12 x 12, 4 px each"
+    assert lines["text"].startswith("20 tokens")
+    assert lines["parameters"].startswith("network ")
+    assert float(lines["EDICT"].split("latent error ")[1].split(",")[0]) <= 1e-10
+    assert "in passes of 2, " in lines["network row"]
+    assert "passes of 8" not in lines["network row"]
+    for method in ("sdedit", "ddim", "edict", "diffedit"):
+        assert f"{method} " in lines["an edit"]
+    assert f"--models {directory.name}={directory}" in lines["serve it with"]
+    assert "the autoencoder alone comes back at" in err, "random weights must be warned of"
+
+
+def test_the_command_takes_the_servers_flags(directory: Path) -> None:
+    ended = command(str(directory), "--dtype", "bfloat16", "--exact-batching=pinned", "--exact-batch-class", "3")
+    assert ended.returncode == 0, ended.stderr
+    lines = said(ended.stdout)
+    assert lines["runs in"].startswith("bfloat16 on ")
+    assert lines["exact jobs"] == "run in passes of 3 rows"
+    assert "EDICT, there and back" in ended.stderr, "long work must be seen to go on"
+
+
+@pytest.mark.parametrize(("place", "family"), [("", "stable-diffusion"), ("toy:", "toy")])
+def test_the_embedded_model_and_the_toy(place: str, family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(CheckSettings(directory=place, max_batch_size=2)) == 0
+    lines = said(capsys.readouterr().out)
+    assert lines["family"].startswith(family)
+    assert len(lines["digest"]) == 64
+
+
+def configured(part: str, **values: object) -> Callable[[Path], Path]:
+    """A change of one configuration file in place."""
+
+    def change(directory: Path) -> Path:
+        file = directory / part
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+        return directory
+
+    return change
+
+
+def truncated(directory: Path) -> Path:
+    file = directory / "text_encoder/model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    return directory
+
+
+def pickled(directory: Path) -> Path:
+    (directory / "vae/diffusion_pytorch_model.safetensors").rename(directory / "vae/diffusion_pytorch_model.bin")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda d: d / "nowhere", "--allow-network"),
+        (lambda d: checkpoints.without(d, "model_index.json"), "give a diffusers pipeline directory"),
+        (lambda d: checkpoints.without(d, "unet/*.safetensors"), "must hold safetensors"),
+        (pickled, "pickles can run code"),
+        (truncated, "incomplete metadata"),
+        (lambda d: (shutil.rmtree(d / "tokenizer"), d)[1], "tokenizer' is missing"),
+        (lambda d: (shutil.rmtree(d / "text_encoder"), d)[1], "text_encoder' is missing"),
+        (lambda d: (d.joinpath("model_index.json").write_text("[]"), d)[1], "no JSON object"),
+        (lambda d: checkpoints.without_tensor(d, "text_encoder/model.safetensors", "final_layer_norm.bias"), "lacks"),
+        (
+            lambda d: checkpoints.without_tensor(d, "unet/diffusion_pytorch_model.safetensors", "conv_in.bias"),
+            "lacks conv_in.bias",
+        ),
+        (configured("model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
+        (configured("scheduler/scheduler_config.json", beta_schedule="squaredcos_cap_v2"), "squaredcos_cap_v2"),
+        (configured("scheduler/scheduler_config.json", prediction_type="flow"), "'flow' is none of"),
+        (configured("scheduler/scheduler_config.json", rescale_betas_zero_snr=True), "cannot be inverted"),
+        (configured("unet/config.json", cross_attention_dim=64), "shape"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_the_reason(
+    damage: Callable[[Path], Path], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(CheckSettings(directory=str(damage(checkpoints.build(tmp_path / "sd"))))) == 1
+    out, err = capsys.readouterr()
+    assert "MODEL_NOT_READY: " in err
+    assert says in err
+    assert "cannot be served" in err
+    assert "serve it with" not in out
+
+
+def test_an_inpainting_network_is_refused(tmp_path: Path) -> None:
+    ended = command(str(checkpoints.build(tmp_path / "inpainting", in_channels=9)))
+    assert ended.returncode == 1
+    assert "inpainting networks are not supported" in ended.stderr
+
+
+def test_a_network_that_overflows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half precision that leaves the numbers is the commonest trouble with weights made for another format."""
+    directory = checkpoints.build(tmp_path / "sd")
+    checkpoints.scale(directory / "unet/diffusion_pytorch_model.safetensors", "conv_out.weight", 1e30)
+    assert main(CheckSettings(directory=str(directory))) == 1
+    assert "NON_FINITE_LATENTS" in capsys.readouterr().err
+
+
+def test_settings_that_make_no_sense_end_with_2() -> None:
+    ended = command("", "--dtype", "int8")
+    assert ended.returncode == 2
+    assert "dtype" in ended.stderr
+
+
+def test_the_built_in_picture_is_one_to_see_something_in() -> None:
+    picture = ball(96, 64)
+    assert picture.shape == (64, 96, 3)
+    assert picture.std() > 30
