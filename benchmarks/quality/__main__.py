@@ -18,13 +18,18 @@ from underpaint_server.local import LocalServer
 from underpaint_server.settings import EMBEDDED_MODEL
 
 from benchmarks import cases
-from benchmarks.quality import diffedit, edict
+from benchmarks.quality import diffedit, disentangled, edict, injection
 from benchmarks.quality.bench import Bench
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.section import Section, write
 from benchmarks.report import console
 
-METHODS: dict[str, Callable[[Bench], Section]] = {"edict": edict.study, "diffedit": diffedit.study}
+METHODS: dict[str, Callable[[Bench], Section]] = {
+    "edict": edict.study,
+    "diffedit": diffedit.study,
+    "disentangled": disentangled.study,
+    "injection": injection.study,
+}
 FOLDER = Path(__file__).parents[1]
 QUICK_FOLDER = Path("build/benchmarks")
 STEPS, QUICK_STEPS = 50, 3

@@ -28,11 +28,24 @@ class Judge:
     @torch.inference_mode()
     def similarity(self, pixels: NDArray[np.uint8], texts: Sequence[str]) -> list[float]:
         """Cosine between a picture (height, width, 3) and each text, -1 to 1."""
+        seen = self._seen(pixels)
+        return [float(functional.cosine_similarity(seen, self._text(text), dim=0)) for text in texts]
+
+    @torch.inference_mode()
+    def direction(
+        self, before: NDArray[np.uint8], after: NDArray[np.uint8], source_text: str, target_text: str
+    ) -> float:
+        """Cosine between the change of a picture and the change of its caption, -1 to 1; 0 for no change at all."""
+        seen = functional.normalize(self._seen(after), dim=0) - functional.normalize(self._seen(before), dim=0)
+        texts = (functional.normalize(self._text(text), dim=0) for text in (target_text, source_text))
+        return float(functional.cosine_similarity(seen, next(texts) - next(texts), dim=0))
+
+    def _seen(self, pixels: NDArray[np.uint8]) -> Tensor:
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         if image.shape[2:] != (self._px, self._px):
             image = functional.interpolate(image, (self._px, self._px), mode="bilinear", antialias=True)
-        seen = self._clip.visual_projection(self._clip.vision_model(image).pooler_output)
-        return [float(functional.cosine_similarity(seen[0], self._text(text), dim=0)) for text in texts]
+        seen: Tensor = self._clip.visual_projection(self._clip.vision_model(image).pooler_output)[0]
+        return seen
 
     def _text(self, text: str) -> Tensor:
         if text not in self._texts:
