@@ -191,7 +191,6 @@ async def test_what_the_contract_has_and_this_server_has_not_is_said_to_be_disab
         calls = [
             wire.edits.SubmitEdit(edit_service_pb2.SubmitEditRequest(edit=edit())),
             wire.edits.Edit(edit("disentangled")),
-            wire.edits.Edit(edit("content_injection")),
             wire.models.LoadModel(model_service_pb2.LoadModelRequest(name="models/toy")),
             wire.models.UnloadModel(model_service_pb2.UnloadModelRequest(name="models/toy")),
             wire.directions.LearnDirection(directions.LearnDirectionRequest()),
