@@ -39,7 +39,7 @@ class Store:
     entries: int = 0
 
 
-MODEL = ModelInfo("mini", "d" * 64, "float32", ("edict",), 64, 64, 8, 50, 77, None, "f" * 16)
+MODEL = ModelInfo("mini", "d" * 64, "float32", ("edict",), 64, 64, 8, 50, 77, None, "vae", True, "f" * 16)
 
 
 def busy() -> Metrics:

@@ -12,12 +12,14 @@ from typing import Final
 from google.protobuf.message import Message
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 
-from underpaint_server.errors import MethodDisabled
+from underpaint_server.errors import DirectionModelMismatch, DirectionStepsMismatch, MethodDisabled
 from underpaint_server.jobs import (
     DdimConvention,
     DdimEdit,
     DdimInversion,
     DiffEdit,
+    Direction,
+    DisentangledEdit,
     EdictEdit,
     EdictInversion,
     EditMethod,
@@ -25,20 +27,20 @@ from underpaint_server.jobs import (
     InversionOptions,
     ModelInfo,
     Priority,
+    Sampler,
     SdEdit,
 )
-from underpaint_server.rpc.fields import Fields
+from underpaint_server.rpc.fields import Fields, float32, single
 from underpaint_server.rpc.images import MEDIA_TYPES, PNG
-from underpaint_server.rpc.names import inversion_id
+from underpaint_server.rpc.names import inversion_id, model_name
 from underpaint_server.settings import Settings
 
-_METHODS: Final = ("sdedit", "ddim", "edict", "diffedit")
-_LATER: Final = ("disentangled", "content_injection")
+_LATER: Final = ("content_injection",)
 _INVERSION_OF: Final = {"edict": "edict", "ddim": "ddim", "diffedit": "ddim"}
 """Edit method -> the inversion it starts from."""
 
 _MAX_GUIDANCE: Final = 30.0
-_EDIT_GUIDANCE: Final = {"sdedit": 3.0, "ddim": 3.0, "diffedit": 5.0}
+_EDIT_GUIDANCE: Final = {"sdedit": 3.0, "ddim": 3.0, "diffedit": 5.0, "disentangled": 5.0}
 _INVERSION_GUIDANCE: Final = {"edict": 3.0, "ddim": 1.0}
 _STRENGTH: Final = 0.8
 _MIXING: Final = 0.93
@@ -54,7 +56,17 @@ _CONVENTIONS: Final = {
     inversion_service_pb2.DDIM_CONVENTION_CURRENT: DdimConvention.CURRENT,
 }
 
-_PRIORITIES: Final = {types_pb2.Priority.Value(f"PRIORITY_{priority.name}"): priority for priority in Priority}
+MAX_WEIGHT: Final = 1000.0
+"""Of a mixing weight, either way; what can be learned at all stays far below."""
+_SCALES: Final = (-2.0, 4.0)
+
+SAMPLERS: Final = {Sampler.DDIM: types_pb2.SAMPLER_DDIM, Sampler.PLMS: types_pb2.SAMPLER_PLMS}
+_SAMPLERS: Final = {message: sampler for sampler, message in SAMPLERS.items()}
+_PRIORITIES: Final = {
+    types_pb2.Priority.Value(f"PRIORITY_{priority.name}"): priority
+    for priority in Priority
+    if priority is not Priority.LEARNING
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +118,14 @@ class InvertDraft:
     priority: Priority
 
 
-def edit_draft(request: edit_service_pb2.EditRequest, model: ModelInfo, settings: Settings) -> EditDraft:
-    """Everything an EditRequest says; raises FieldInvalid and MethodDisabled."""
-    return _Edit(request, model, settings).draft()
+def edit_draft(
+    request: edit_service_pb2.EditRequest, model: ModelInfo, settings: Settings, direction: Direction | None = None
+) -> EditDraft:
+    """Everything an EditRequest says; ``direction`` is the one it names.
+
+    Raises FieldInvalid, MethodDisabled, DirectionModelMismatch and DirectionStepsMismatch.
+    """
+    return _Edit(request, model, settings, direction).draft()
 
 
 def invert_draft(request: inversion_service_pb2.InvertRequest, model: ModelInfo, settings: Settings) -> InvertDraft:
@@ -129,10 +146,17 @@ def invert_draft(request: inversion_service_pb2.InvertRequest, model: ModelInfo,
 class _Edit:
     """One EditRequest while it is read."""
 
-    def __init__(self, request: edit_service_pb2.EditRequest, model: ModelInfo, settings: Settings) -> None:
+    def __init__(
+        self,
+        request: edit_service_pb2.EditRequest,
+        model: ModelInfo,
+        settings: Settings,
+        direction: Direction | None,
+    ) -> None:
         self._request = request
         self._model = model
         self._settings = settings
+        self._direction = direction
         self._fields = Fields()
         self._kind = self._method_kind()
 
@@ -140,8 +164,9 @@ class _Edit:
         request, fields, limit = self._request, self._fields, self._settings.max_prompt_chars
         source = self._source()
         inversion = self._source_inversion(source)
-        method = self._method()
-        target_prompt = fields.text("target_prompt", request.target_prompt, limit, required=True)
+        method = self._method(source)
+        target_prompt = self._direction.options.target_prompt if self._direction is not None else ""
+        target_prompt = fields.text("target_prompt", request.target_prompt or target_prompt, limit, required=True)
         negative_prompt = fields.text("negative_prompt", request.negative_prompt, limit)
         guidance_scale = self._guidance(inversion)
         seed = request.seed if request.HasField("seed") else secrets.randbits(63)
@@ -149,6 +174,7 @@ class _Edit:
         priority = _priority(fields, request.priority)
         mask = request.diffedit.mask if request.diffedit.HasField("mask") else None
         fields.check()
+        self._check_direction(source)
         return EditDraft(
             self._model,
             source,
@@ -192,7 +218,7 @@ class _Edit:
         if width * height > area:
             self._fields.wrong("generated", f"{width}x{height} are more than {area} pixels")
         return Generated(
-            prompt=self._fields.text("generated.prompt", asked.prompt, self._settings.max_prompt_chars),
+            prompt=self._source_prompt("generated.prompt", asked.prompt),
             seed=asked.seed if asked.HasField("seed") else secrets.randbits(63),
             width=width,
             height=height,
@@ -206,7 +232,17 @@ class _Edit:
         return value or default
 
     def _steps(self, path: str, value: int) -> int:
-        return self._fields.count(path, value, self._model.default_steps, self._settings.max_steps)
+        return self._fields.count(path, value, self._default_steps(), self._settings.max_steps)
+
+    def _default_steps(self) -> int:
+        """As many as there are weights, where they come as a list; else the model's default."""
+        if self._direction is not None:
+            return self._direction.options.num_inference_steps
+        return len(self._request.disentangled.given.values) or self._model.default_steps
+
+    def _source_prompt(self, path: str, value: str) -> str:
+        default = self._direction.options.source_prompt if self._direction is not None else ""
+        return self._fields.text(path, value or default, self._settings.max_prompt_chars)
 
     def _source_inversion(self, source: DraftSource) -> InversionOptions | None:
         asked, wanted = self._request.inversion_parameters, _INVERSION_OF.get(self._kind)
@@ -231,7 +267,7 @@ class _Edit:
             source_prompt="" if encoded else source.prompt,
         )
 
-    def _method(self) -> EditMethod:
+    def _method(self, source: DraftSource) -> EditMethod:
         request = self._request
         match self._kind:
             case "ddim":
@@ -240,6 +276,8 @@ class _Edit:
                 return EdictEdit()
             case "diffedit":
                 return self._diffedit(request.diffedit)
+            case "disentangled":
+                return self._disentangled(request.disentangled, source)
             case _:
                 strength = request.sdedit.strength if request.sdedit.HasField("strength") else _STRENGTH
                 return SdEdit(
@@ -263,11 +301,82 @@ class _Edit:
             reference_prompt=fields.text("diffedit.reference_prompt", asked.reference_prompt, limits.max_prompt_chars),
         )
 
+    def _disentangled(self, asked: edit_service_pb2.DisentangledEdit, source: DraftSource) -> DisentangledEdit:
+        fields = self._fields
+        if isinstance(source, Generated):
+            for name, said_by in (("source_prompt", "generated.prompt"), ("steps", "generated.steps")):
+                if getattr(asked, name):
+                    fields.wrong(f"disentangled.{name}", f"unused: {said_by} says it")
+            source_prompt = source.prompt
+        else:
+            source_prompt = self._source_prompt("disentangled.source_prompt", asked.source_prompt)
+        weights = self._weights(asked, self._mixing_steps(source))
+        scale = fields.between("disentangled.scale", asked.scale if asked.HasField("scale") else 1.0, *_SCALES)
+        default = self._direction.options.sampler if self._direction is not None else Sampler.DDIM
+        sampler = sampler_of(fields, "disentangled.sampler", asked.sampler, default)
+        # To the precision of the wire, so that ``resolved`` has these very weights.
+        effective = (weight if scale == 1 else 1 - scale * (1 - weight) for weight in weights)
+        return DisentangledEdit(source_prompt, tuple(float32(single(weight)) for weight in effective), sampler)
+
+    def _mixing_steps(self, source: DraftSource) -> int:
+        if isinstance(source, Generated):
+            return source.num_inference_steps
+        return self._steps("disentangled.steps", self._request.disentangled.steps)
+
+    def _weights(self, asked: edit_service_pb2.DisentangledEdit, steps: int) -> tuple[float, ...]:
+        """One a step, before the scale. A direction of other steps is refused later: the fields come first."""
+        fields = self._fields
+        match asked.WhichOneof("weights"):
+            case "direction":
+                assert self._direction is not None
+                learned, most = self._direction.weights, self._settings.max_steps
+                if len(learned) > most:
+                    fields.wrong("disentangled.direction", f"has {len(learned)} steps, more than {most}")
+                return learned
+            case "switch_step":
+                switch_step = fields.index("disentangled.switch_step", asked.switch_step, steps)
+                return (1.0,) * switch_step + (0.0,) * (steps - switch_step)
+            case "given":
+                return self._given(asked.given, steps)
+            case _:
+                fields.wrong("disentangled.weights", "not set; choose one of direction, switch_step, given")
+                return ()
+
+    def _given(self, given: edit_service_pb2.MixingWeights, steps: int) -> tuple[float, ...]:
+        path = "disentangled.given.values"
+        weights = tuple(float32(value) for value in given.values)
+        if len(weights) != steps:
+            self._fields.wrong(path, f"{len(weights)} weights for {steps} steps")
+        elif not all(-MAX_WEIGHT <= weight <= MAX_WEIGHT for weight in weights):  # which no NaN is
+            self._fields.wrong(path, f"one is outside [-{MAX_WEIGHT:g}, {MAX_WEIGHT:g}]")
+            return ()
+        return weights
+
+    def _check_direction(self, source: DraftSource) -> None:
+        direction, model = self._direction, self._model
+        if direction is None:
+            return
+        metadata = {"resource_name": self._request.disentangled.direction}
+        if direction.model_digest != model.digest:
+            raise DirectionModelMismatch(
+                f"{metadata['resource_name']} was learned on other weights than those of {model_name(model.id)}: learn"
+                " it there, or name its model",
+                metadata=metadata,
+            )
+        learned, asked = direction.options.num_inference_steps, self._mixing_steps(source)
+        if learned != asked:
+            raise DirectionStepsMismatch(
+                f"{metadata['resource_name']} was learned for {learned} steps, not for {asked}; leave the steps out",
+                metadata={**metadata, "steps": str(learned)},
+            )
+
     def _guidance(self, inversion: InversionOptions | None) -> float | None:
         if self._request.HasField("guidance_scale"):
             return self._fields.between("guidance_scale", self._request.guidance_scale, 0, _MAX_GUIDANCE)
         if self._kind == "edict":
             return inversion.guidance_scale if inversion is not None else None
+        if self._direction is not None:
+            return self._direction.options.guidance_scale
         return _EDIT_GUIDANCE[self._kind]
 
     def _media_type(self) -> str:
@@ -313,6 +422,12 @@ _INVERSIONS: Final[dict[str, _Inverter]] = {"edict": _edict, "ddim": _ddim}
 
 def _check_fit(fields: Fields, image: types_pb2.Image, path: str) -> None:
     fields.known(f"{path}.fit", image.fit, types_pb2.Fit.DESCRIPTOR)
+
+
+def sampler_of(fields: Fields, path: str, value: types_pb2.Sampler.ValueType, default: Sampler) -> Sampler:
+    """The sampler that a field names, ``default`` where it names none."""
+    fields.known(path, value, types_pb2.Sampler.DESCRIPTOR)
+    return _SAMPLERS.get(value, default)
 
 
 def _priority(fields: Fields, value: types_pb2.Priority.ValueType) -> Priority:
