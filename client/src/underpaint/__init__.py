@@ -9,24 +9,30 @@
         result.save("green.png")
 """
 
-from underpaint.aio import AsyncClient
-from underpaint.client import Client
+from underpaint.aio import AsyncClient, AsyncLearning
+from underpaint.client import Client, Learning
 from underpaint.errors import UnderpaintError
 from underpaint.methods import (
     Convention,
     Ddim,
     DdimInversion,
     DiffEdit,
+    Disentangled,
     Edict,
     EdictInversion,
     EditMethod,
     Fit,
     Generated,
+    GradientLearning,
     InversionMethod,
+    LearnMethod,
     Priority,
+    Sampler,
     SdEdit,
+    SearchLearning,
 )
 from underpaint.results import (
+    Direction,
     Edited,
     Fitting,
     Inversion,
@@ -36,6 +42,7 @@ from underpaint.results import (
     Model,
     ModelState,
     Notice,
+    Operation,
     Phase,
     Preview,
     Progress,
@@ -47,11 +54,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",
+    "AsyncLearning",
     "Client",
     "Convention",
     "Ddim",
     "DdimInversion",
     "DiffEdit",
+    "Direction",
+    "Disentangled",
     "Edict",
     "EdictInversion",
     "EditMethod",
@@ -59,20 +69,26 @@ __all__ = [
     "Fit",
     "Fitting",
     "Generated",
+    "GradientLearning",
     "Inversion",
     "InversionHandle",
     "InversionMethod",
+    "LearnMethod",
+    "Learning",
     "Limits",
     "Mask",
     "Model",
     "ModelState",
     "Notice",
+    "Operation",
     "Phase",
     "Preview",
     "Priority",
     "Progress",
     "Resolved",
+    "Sampler",
     "SdEdit",
+    "SearchLearning",
     "UnderpaintError",
     "Usage",
     "__version__",

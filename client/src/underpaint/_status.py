@@ -67,8 +67,18 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
 def translate(error: grpc.RpcError, request_id: str) -> UnderpaintError:
     """The error to raise for a failed call; ``error`` becomes its cause."""
     call: Any = error  # every error of a call is also the call, for both kinds of channel
-    code, message = call.code(), call.details() or ""
-    details = _details(call.trailing_metadata())
+    ours = _ours(call.code(), call.details() or "", _details(call.trailing_metadata()), request_id)
+    ours.__cause__ = error
+    return ours
+
+
+def from_status(status: Any) -> UnderpaintError:
+    """The error in a ``google.rpc.Status`` that came inside an answer."""
+    code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
+    return _ours(code, status.message, _unpacked(status), "")
+
+
+def _ours(code: grpc.StatusCode, message: str, details: "tuple[Message, ...]", request_id: str) -> UnderpaintError:
     facts = _facts(details)
     reason = facts.pop("reason", "")
     kind = _kind(code, reason)
@@ -77,9 +87,7 @@ def translate(error: grpc.RpcError, request_id: str) -> UnderpaintError:
     elif message == "Deadline Exceeded":  # the channel's own words for the caller's timeout
         message = "the timeout passed before the server answered"
     facts.setdefault("request_id", request_id)
-    ours = kind(message or code.name, reason=reason, details=details, **facts)
-    ours.__cause__ = error
-    return ours
+    return kind(message or code.name, reason=reason, details=details, **facts)
 
 
 def _kind(code: grpc.StatusCode, reason: str) -> type[UnderpaintError]:
@@ -91,17 +99,23 @@ def _kind(code: grpc.StatusCode, reason: str) -> type[UnderpaintError]:
 
 def _details(trailers: Any) -> "tuple[Message, ...]":
     from google.protobuf.message import DecodeError
-    from google.rpc import error_details_pb2, status_pb2
+    from google.rpc import status_pb2
 
     payload = next((value for key, value in trailers or () if key == _TRAILER), b"")
-    found: list[Message] = []
     try:
-        for packed in status_pb2.Status.FromString(payload).details:
-            kind = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2], None)
-            if kind is not None and packed.Is(kind.DESCRIPTOR):
-                found.append(kind.FromString(packed.value))
+        return _unpacked(status_pb2.Status.FromString(payload))
     except DecodeError:
         return ()  # a proxy wrote the trailer; code and message still tell the story
+
+
+def _unpacked(status: Any) -> "tuple[Message, ...]":
+    from google.rpc import error_details_pb2
+
+    found: list[Message] = []
+    for packed in status.details:
+        kind = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2], None)
+        if kind is not None and packed.Is(kind.DESCRIPTOR):
+            found.append(kind.FromString(packed.value))
     return tuple(found)
 
 

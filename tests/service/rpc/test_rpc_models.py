@@ -21,7 +21,7 @@ async def test_a_model_tells_its_limits(wire: Wire) -> None:
         name="models/mini",
         state=model_service_pb2.MODEL_STATE_READY,
         digest="d" * 64,
-        methods=["sdedit", "ddim", "edict", "diffedit"],
+        methods=["sdedit", "ddim", "edict", "diffedit", "disentangled"],
         limits=model_service_pb2.Limits(
             max_image_bytes=60_000,
             max_image_pixels=512 * 512,
