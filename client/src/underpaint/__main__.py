@@ -120,9 +120,9 @@ def _learn(client: Client, options: argparse.Namespace) -> _report.Report:
     names = ("steps", "sampler", "guidance_scale", "content_weight", "seed", "fit", "model", "name", "display_name")
     given = {name: getattr(options, name) for name in names}
     every = {field.name for kind in _LEARNING.values() for field in dataclasses.fields(kind)}
+    if options.method is None and any(getattr(options, name) is not None for name in every):
+        raise UsageError("name the --method that these are settings of, gradient or search")
     method = _chosen(_LEARNING[options.method], options, every) if options.method else None
-    if method is None and any(getattr(options, name) is not None for name in every):
-        raise UsageError("say --method gradient or --method search with its settings")
     examples = [int(each) if each.isdigit() else each for each in options.example]
     learning = client.learn(options.source_prompt, options.target_prompt, examples, method=method, **given)
     if options.detach:
