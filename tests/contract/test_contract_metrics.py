@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from underpaint.v1 import edit_service_pb2, inversion_service_pb2
+from underpaint.v1 import direction_service_pb2, edit_service_pb2, inversion_service_pb2
 from underpaint_server.jobs import Phase, Priority
 from underpaint_server.rpc.calls import labels_of
 from underpaint_server.telemetry import METHODS, Metrics
@@ -15,7 +15,7 @@ NAME = re.compile(r'(?<![\w:])(?:underpaint|grpc_server)_[a-z0-9_:]+(?=[{\[)\s"]
 AT_SCRAPE = {
     "underpaint_num_requests_running", "underpaint_num_requests_waiting", "underpaint_queue_capacity",
     "underpaint_estimated_backlog_seconds", "underpaint_engine_last_step_timestamp_seconds",
-    "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries",
+    "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries", "underpaint_operations",
 }  # fmt: skip
 
 
@@ -45,21 +45,22 @@ def test_rules_ask_for_metrics_at_all() -> None:
 
 
 def test_every_request_has_a_label_of_the_closed_list() -> None:
-    served = ("sdedit", "ddim", "edict", "diffedit", "content_injection")
+    served = ("sdedit", "ddim", "edict", "diffedit", "disentangled", "content_injection")
     labels = {labels_of(edit_service_pb2.EditRequest(**{name: {}})).method for name in served}
     labels |= {
         labels_of(inversion_service_pb2.InvertRequest(parameters={name: {}})).method for name in ("edict", "ddim")
     }
     labels.add(labels_of(edit_service_pb2.ComputeMaskRequest()).method)
+    labels.add(labels_of(direction_service_pb2.LearnDirectionRequest()).method)
     assert labels == set(METHODS)
 
 
 def test_the_wire_and_the_jobs_have_the_same_phases_and_priorities() -> None:
     from underpaint.v1 import types_pb2
 
-    later = {"UNSPECIFIED", "OPTIMIZING"}
-    assert {f"PHASE_{phase.name}" for phase in Phase} == set(types_pb2.Phase.keys()) - {f"PHASE_{n}" for n in later}
-    assert {f"PRIORITY_{priority.name}" for priority in Priority} == set(types_pb2.Priority.keys()) - {
+    assert {f"PHASE_{phase.name}" for phase in Phase} == set(types_pb2.Phase.keys()) - {"PHASE_UNSPECIFIED"}
+    chosen = [priority for priority in Priority if priority is not Priority.LEARNING]  # which is not for callers
+    assert {f"PRIORITY_{priority.name}" for priority in chosen} == set(types_pb2.Priority.keys()) - {
         "PRIORITY_UNSPECIFIED"
     }
-    assert all(types_pb2.Priority.Value(f"PRIORITY_{priority.name}") == priority for priority in Priority)
+    assert all(types_pb2.Priority.Value(f"PRIORITY_{priority.name}") == priority for priority in chosen)

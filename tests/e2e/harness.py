@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import psutil
+from google.longrunning import operations_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image, ImageDraw
 from prometheus_client.parser import text_string_to_metric_families
@@ -50,12 +51,14 @@ class Stubs:
         new(self, "inversions", inversion_service_pb2_grpc.InversionServiceStub(self.channel))
         new(self, "models", model_service_pb2_grpc.ModelServiceStub(self.channel))
         new(self, "directions", direction_service_pb2_grpc.DirectionServiceStub(self.channel))
+        new(self, "operations", operations_pb2_grpc.OperationsStub(self.channel))
         new(self, "health", health_pb2_grpc.HealthStub(self.channel))
 
     edits: Any = None
     inversions: Any = None
     models: Any = None
     directions: Any = None
+    operations: Any = None
     health: Any = None
 
     async def serves(self, name: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import grpc
 import numpy as np
 import pytest
+from google.longrunning import operations_pb2_grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
@@ -32,6 +33,7 @@ from underpaint_server.engine.supervisor import EngineState
 from underpaint_server.engine.ticket import JobHandle
 from underpaint_server.errors import Cancelled, UnderpaintError
 from underpaint_server.jobs import (
+    Descent,
     EdictInversion,
     Edited,
     EditJob,
@@ -41,6 +43,9 @@ from underpaint_server.jobs import (
     Inverted,
     InvertJob,
     Job,
+    Learned,
+    LearnJob,
+    LearnState,
     Masked,
     ModelInfo,
     Photo,
@@ -84,7 +89,8 @@ class ArithmeticEngine:
         self.state = EngineState.READY
         self.error = ""
         self.configured = ("mini", "other")
-        self.models: Mapping[str, ModelInfo] = {"mini": MINI, "other": replace(MINI, id="other", digest="e" * 64)}
+        other = replace(MINI, id="other", digest="e" * 64, content_features="", gradients=False)
+        self.models: Mapping[str, ModelInfo] = {"mini": MINI, "other": other}
         self.stalled = False
         self.held = False
         self.refusals: list[UnderpaintError] = []
@@ -94,6 +100,9 @@ class ArithmeticEngine:
         self.submitted, self.extended = asyncio.Event(), asyncio.Event()
         self.num_running, self.queue_capacity, self.backlog_s, self.last_pass_at = 0, 4, 0.0, None
         self._ids = itertools.count(1)
+
+    async def wait_ready(self) -> None:
+        assert self.state is EngineState.READY
 
     @property
     def jobs(self) -> list[Any]:
@@ -133,6 +142,8 @@ def answer(job: Job, model: ModelInfo) -> Result:
         if job.verify:
             inverted = replace(inverted, reconstruction_psnr_db=40.0, reconstruction_max_abs_error=1e-13)
         return Inverted(inverted, usage)
+    if isinstance(job, LearnJob):
+        return Learned(*_learn(job), usage)
     made: Inversion | None = None
     if isinstance(job.source, Photo) and job.inversion is not None and isinstance(job, EditJob):
         made = _invert(job.source, job.inversion, model)
@@ -175,6 +186,17 @@ def _invert(photo: Photo, options: InversionOptions, model: ModelInfo) -> Invers
     return Inversion(model.id, model.digest, options, width, height, model.batch_class, arrays, model.fingerprint)
 
 
+def _learn(job: LearnJob) -> tuple[LearnState, bool]:
+    method = job.options.method
+    steps = method.optimization_steps if isinstance(method, Descent) else 1
+    done = min(steps, (job.state.iteration if job.state else 0) + job.iterations)
+    said = repr((job.options, [example.pixels.tobytes() if isinstance(example, Photo) else example
+                               for example in job.examples])).encode()  # fmt: skip
+    weights = tuple(_random(said).random(job.options.num_inference_steps).tolist())
+    losses = tuple(1 / (k + 1) for k in range(done + (done == steps)))
+    return LearnState(done, weights, weights, weights, losses, weights), done == steps
+
+
 def _size(job: Any) -> tuple[int, int]:
     match job.source:
         case Photo(pixels=pixels):
@@ -207,6 +229,7 @@ class Wire:
         self.inversions: Any = inversion_service_pb2_grpc.InversionServiceStub(self.channel)
         self.models: Any = model_service_pb2_grpc.ModelServiceStub(self.channel)
         self.directions: Any = direction_service_pb2_grpc.DirectionServiceStub(self.channel)
+        self.operations: Any = operations_pb2_grpc.OperationsStub(self.channel)
 
     def metric(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -231,10 +254,12 @@ async def started(settings: Settings = SETTINGS) -> AsyncIterator[Wire]:
     await health.update()
     server = build_server(front, health)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    front.learning.start()
     await server.start()
     async with grpc.aio.insecure_channel(address) as channel:
         yield Wire(front, engine, metrics, health, server, address, channel)
     await server.stop(0)
+    await front.learning.close()
     await store.close()
     front.pool.close()
 

@@ -9,8 +9,8 @@
         result.save("green.png")
 """
 
-from underpaint.aio import AsyncClient
-from underpaint.client import Client
+from underpaint.aio import AsyncClient, AsyncLearning
+from underpaint.client import Client, Learning
 from underpaint.errors import UnderpaintError
 from underpaint.methods import (
     ContentInjection,
@@ -18,17 +18,23 @@ from underpaint.methods import (
     Ddim,
     DdimInversion,
     DiffEdit,
+    Disentangled,
     Edict,
     EdictInversion,
     EditMethod,
     Fit,
     Generated,
+    GradientLearning,
     Interpolation,
     InversionMethod,
+    LearnMethod,
     Priority,
+    Sampler,
     SdEdit,
+    SearchLearning,
 )
 from underpaint.results import (
+    Direction,
     Edited,
     Fitting,
     Inversion,
@@ -38,6 +44,7 @@ from underpaint.results import (
     Model,
     ModelState,
     Notice,
+    Operation,
     Phase,
     Preview,
     Progress,
@@ -49,12 +56,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",
+    "AsyncLearning",
     "Client",
     "ContentInjection",
     "Convention",
     "Ddim",
     "DdimInversion",
     "DiffEdit",
+    "Direction",
+    "Disentangled",
     "Edict",
     "EdictInversion",
     "EditMethod",
@@ -62,21 +72,27 @@ __all__ = [
     "Fit",
     "Fitting",
     "Generated",
+    "GradientLearning",
     "Interpolation",
     "Inversion",
     "InversionHandle",
     "InversionMethod",
+    "LearnMethod",
+    "Learning",
     "Limits",
     "Mask",
     "Model",
     "ModelState",
     "Notice",
+    "Operation",
     "Phase",
     "Preview",
     "Priority",
     "Progress",
     "Resolved",
+    "Sampler",
     "SdEdit",
+    "SearchLearning",
     "UnderpaintError",
     "Usage",
     "__version__",

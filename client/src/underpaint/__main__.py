@@ -21,14 +21,19 @@ from underpaint.methods import (
     Ddim,
     DdimInversion,
     DiffEdit,
+    Disentangled,
     Edict,
     EdictInversion,
     EditMethod,
     Fit,
+    GradientLearning,
     Interpolation,
     InversionMethod,
+    LearnMethod,
     Priority,
+    Sampler,
     SdEdit,
+    SearchLearning,
 )
 
 _METHODS: dict[str, type[EditMethod]] = {
@@ -36,8 +41,10 @@ _METHODS: dict[str, type[EditMethod]] = {
     "ddim": Ddim,
     "sdedit": SdEdit,
     "diffedit": DiffEdit,
+    "disentangled": Disentangled,
     "content_injection": ContentInjection,
 }
+_LEARNING: dict[str, type[LearnMethod]] = {"gradient": GradientLearning, "search": SearchLearning}
 _INVERSIONS: dict[str, type[InversionMethod]] = {"edict": EdictInversion, "ddim": DdimInversion}
 
 
@@ -119,6 +126,58 @@ def _models(client: Client, options: argparse.Namespace) -> _report.Report:
     return _report.of_models(client.models())
 
 
+def _learn(client: Client, options: argparse.Namespace) -> _report.Report:
+    names = ("steps", "sampler", "guidance_scale", "content_weight", "seed", "fit", "model", "name", "display_name")
+    given = {name: getattr(options, name) for name in names}
+    every = {field.name for kind in _LEARNING.values() for field in dataclasses.fields(kind)}
+    if options.method is None and any(getattr(options, name) is not None for name in every):
+        raise UsageError("name the --method that these are settings of, gradient or search")
+    method = _chosen(_LEARNING[options.method], options, every) if options.method else None
+    examples = [int(each) if each.isdigit() else each for each in options.example]
+    learning = client.learn(options.source_prompt, options.target_prompt, examples, method=method, **given)
+    if options.detach:
+        return _report.of_operation(learning.status())
+    if not options.quiet:
+        print(f"{learning.name} goes on without this program; Ctrl-C only stops waiting", file=sys.stderr)
+    return _report.of_direction(learning.result(progress=_bar(options)), {})
+
+
+def _directions(client: Client, options: argparse.Namespace) -> _report.Report:
+    del options
+    return _report.of_directions(list(client.list_directions()))
+
+
+def _direction(client: Client, options: argparse.Namespace) -> _report.Report:
+    direction = client.get_direction(options.name)
+    if options.delete:
+        client.delete_direction(direction, etag=direction.etag)
+        return _report.of_nothing(f"deleted {direction.name}")
+    files = {}
+    if options.output:
+        client.export_direction(direction, options.output)
+        files["file"] = Path(options.output)
+    return _report.of_direction(direction, files)
+
+
+def _import(client: Client, options: argparse.Namespace) -> _report.Report:
+    made = client.import_direction(options.file, name=options.name, display_name=options.display_name)
+    return _report.of_direction(made, {})
+
+
+def _operations(client: Client, options: argparse.Namespace) -> _report.Report:
+    return _report.of_operations(list(client.list_operations(done=False if options.unfinished else None)))
+
+
+def _operation(client: Client, options: argparse.Namespace) -> _report.Report:
+    learning = client.attach(options.name)
+    if options.cancel:
+        learning.cancel()
+    if options.forget:
+        learning.forget()
+        return _report.of_nothing(f"forgot {learning.name}")
+    return _report.of_operation(learning.wait(progress=_bar(options)) if options.wait else learning.status())
+
+
 def _work(options: argparse.Namespace) -> dict[str, Any]:
     names = ("source_prompt", "negative_prompt", "seed", "guidance_scale", "fit", "model", "priority")
     return {name: getattr(options, name) for name in names}
@@ -167,6 +226,12 @@ def _parser() -> argparse.ArgumentParser:
     _invert_flags(
         command("invert", _invert, "Turn a photo into an inversion to edit from.", _model_flags(), _photo_flags())
     )
+    _learn_flags(command("learn", _learn, "Learn an edit that can be used on many pictures."))
+    command("directions", _directions, "List what was learned.")
+    _direction_flags(command("direction", _direction, "Show, export or delete something learned."))
+    _import_flags(command("import", _import, "Store a direction that was exported."))
+    _operations_flags(command("operations", _operations, "List what is being learned, and what was."))
+    _operation_flags(command("operation", _operation, "Follow, cancel or forget something being learned."))
     command("models", _models, "List the server's models.")
     return parser
 
@@ -224,6 +289,7 @@ def _diffedit_flags() -> argparse.ArgumentParser:
 def _edit_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=list(_METHODS), default="edict", help="how to edit (edict)")
     parser.add_argument("--mixing-coefficient", type=float, metavar="P", help="EDICT's p (0.93)")
+    _mixing_flags(parser)
     parser.add_argument("--mask", metavar="FILE", help="diffedit: a mask of your own, white is changed")
     parser.add_argument("--mask-out", metavar="FILE", help="diffedit: write the mask that was used")
     parser.add_argument("-o", "--output", default="edited.png", metavar="FILE", help=".png, .jpg or .webp (edited.png)")
@@ -238,6 +304,73 @@ def _edit_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--boosting-start", type=float, metavar="S", help="share from which noise is added (0, never)")
     group.add_argument("--interpolation", choices=[str(each) for each in Interpolation], help="(slerp)")
     group.add_argument("--sites", action="append", help="where in the network; may be repeated (mid)")
+
+
+def _mixing_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("disentangled, one of the first three")
+    group.add_argument("--direction", metavar="NAME", help="what was learned")
+    group.add_argument("--switch-step", type=int, metavar="N", help="source prompt for N steps, target prompt after")
+    group.add_argument("--weights", type=_numbers, metavar="W,W,...", help="one a step, 1 is the source prompt alone")
+    group.add_argument("--scale", type=float, help="0 is no change, 1 as learned (1)")
+    group.add_argument("--sampler", choices=[str(each) for each in Sampler], help="how to draw (ddim)")
+
+
+def _learn_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source_prompt", help="text before")
+    parser.add_argument("target_prompt", help="text after")
+    parser.add_argument(
+        "--example", action="append", required=True, metavar="FILE|SEED", help="learn on it; repeatable"
+    )
+    parser.add_argument("--name", default="", help="id of the direction: a-z, 0-9 and -; drawn when left out")
+    parser.add_argument("--display-name", default="", help="a name for people")
+    parser.add_argument("--model", default="", help="model id; the server's default when left out")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the schedule")
+    parser.add_argument("--guidance-scale", type=float, metavar="W", help="weight of the prompt (5)")
+    parser.add_argument("--sampler", choices=[str(each) for each in Sampler], help="how to draw (ddim)")
+    parser.add_argument("--content-weight", type=float, metavar="W", help="of what keeps the content (0.05)")
+    parser.add_argument("--seed", type=int, help="of the noise photos are brought along with")
+    parser.add_argument("--fit", choices=[str(each) for each in Fit], help="how photos are brought to size (crop)")
+    parser.add_argument("--method", choices=list(_LEARNING), help="gradient where the model has gradients, else search")
+    parser.add_argument("--detach", action="store_true", help="do not wait")
+    group = parser.add_argument_group("gradient")
+    group.add_argument("--optimization-steps", type=int, metavar="N", help="(10)")
+    group.add_argument("--learning-rate", type=float, metavar="R", help="(0.05)")
+    group.add_argument("--switch-step", type=int, metavar="N", help="steps that begin with a weight of 1")
+    group.add_argument("--late-weight", type=float, metavar="W", help="weight that the others begin with (0)")
+    group = parser.add_argument_group("search")
+    group.add_argument("--switch-steps", type=_whole_numbers, metavar="N,N,...", help="candidates")
+    group.add_argument("--late-weights", type=_numbers, metavar="W,W,...", help="candidates")
+
+
+def _direction_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="id, or directions/...")
+    parser.add_argument("-o", "--output", metavar="FILE", help="also write it as a safetensors file")
+    parser.add_argument("--delete", action="store_true", help="delete it")
+
+
+def _import_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="safetensors file that `underpaint direction -o` wrote")
+    parser.add_argument("--name", default="", help="id that it gets; drawn when left out")
+    parser.add_argument("--display-name", default="", help="the file's own when left out")
+
+
+def _operations_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--unfinished", action="store_true", help="only those that are not done")
+
+
+def _operation_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="id, or operations/...")
+    parser.add_argument("--wait", action="store_true", help="until it is done")
+    parser.add_argument("--cancel", action="store_true", help="end it; nothing is kept")
+    parser.add_argument("--forget", action="store_true", help="remove it from the list, once it is done")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def _mask_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,14 +4,18 @@ An answer is the response message, or for a stream whatever its reader makes of 
 into the generator as one of our errors. Both clients run these same generators.
 """
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from google.longrunning import operations_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from underpaint import _crc32c, _requests, _responses, results
 from underpaint.errors import ExportCorrupt, InversionExpired, ServerError, StoreCorrupt
+from underpaint.v1 import direction_service_pb2 as direction_pb
 from underpaint.v1 import edit_service_pb2 as edit_pb
 from underpaint.v1 import inversion_service_pb2 as inversion_pb
 from underpaint.v1 import model_service_pb2 as model_pb
@@ -43,11 +47,13 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One RPC to make; with a reader it is a server stream."""
+    """One RPC to make; with a reader it is a server stream, with more parts a client stream."""
 
     method: Method
     request: Message
     reader: Reader | None = None
+    more: Sequence[Message] = ()
+    """What follows the request on a client stream."""
 
     @property
     def request_id(self) -> str:
@@ -94,6 +100,17 @@ _DELETE_INVERSION = Method("/underpaint.v1.InversionService/DeleteInversion", in
 _EXPORT_INVERSION = Method("/underpaint.v1.InversionService/ExportInversion", inversion_pb.ExportInversionResponse)
 _GET_MODEL = Method("/underpaint.v1.ModelService/GetModel", model_pb.GetModelResponse)
 _LIST_MODELS = Method("/underpaint.v1.ModelService/ListModels", model_pb.ListModelsResponse)
+_LEARN = Method("/underpaint.v1.DirectionService/LearnDirection", direction_pb.LearnDirectionResponse)
+_GET_DIRECTION = Method("/underpaint.v1.DirectionService/GetDirection", direction_pb.GetDirectionResponse)
+_LIST_DIRECTIONS = Method("/underpaint.v1.DirectionService/ListDirections", direction_pb.ListDirectionsResponse)
+_DELETE_DIRECTION = Method("/underpaint.v1.DirectionService/DeleteDirection", direction_pb.DeleteDirectionResponse)
+_EXPORT_DIRECTION = Method("/underpaint.v1.DirectionService/ExportDirection", direction_pb.ExportDirectionResponse)
+_IMPORT_DIRECTION = Method("/underpaint.v1.DirectionService/ImportDirection", direction_pb.ImportDirectionResponse)
+_GET_OPERATION = Method("/google.longrunning.Operations/GetOperation", operations_pb2.Operation)
+_WAIT_OPERATION = Method("/google.longrunning.Operations/WaitOperation", operations_pb2.Operation)
+_LIST_OPERATIONS = Method("/google.longrunning.Operations/ListOperations", operations_pb2.ListOperationsResponse)
+_CANCEL_OPERATION = Method("/google.longrunning.Operations/CancelOperation", Empty)
+_DELETE_OPERATION = Method("/google.longrunning.Operations/DeleteOperation", Empty)
 
 
 def edit(work: _requests.Edit, listeners: Listeners) -> Flow[results.Edited]:
@@ -142,6 +159,77 @@ def export_inversion(name: str) -> Flow[bytes]:
     """The safetensors file of an inversion, its size and checksum checked."""
     content: bytes = yield Call(_EXPORT_INVERSION, inversion_pb.ExportInversionRequest(name=name), _Export(name))
     return content
+
+
+def learn(request: direction_pb.LearnDirectionRequest) -> Flow[results.Operation]:
+    """Start to learn a direction."""
+    response = yield Call(_LEARN, request)
+    return _responses.operation(response.operation)
+
+
+def get_direction(name: str) -> Flow[results.Direction]:
+    """Look one direction up."""
+    response = yield Call(_GET_DIRECTION, direction_pb.GetDirectionRequest(name=name))
+    return _responses.direction(response.direction)
+
+
+def list_directions(page_size: int, page_token: str) -> Flow[tuple[list[results.Direction], str]]:
+    """One page, and the token of the next, empty after the last."""
+    request = direction_pb.ListDirectionsRequest(page_size=page_size, page_token=page_token)
+    response = yield Call(_LIST_DIRECTIONS, request)
+    return [_responses.direction(each) for each in response.directions], response.next_page_token
+
+
+def delete_direction(name: str, etag: str) -> Flow[None]:
+    """Delete one direction."""
+    yield Call(_DELETE_DIRECTION, direction_pb.DeleteDirectionRequest(name=name, etag=etag))
+
+
+def export_direction(name: str) -> Flow[bytes]:
+    """The safetensors file of a direction, its size and checksum checked."""
+    content: bytes = yield Call(_EXPORT_DIRECTION, direction_pb.ExportDirectionRequest(name=name), _Export(name))
+    return content
+
+
+def import_direction(content: bytes, name: str, display_name: str) -> Flow[results.Direction]:
+    """Store a file that was exported."""
+    first, *more = _requests.import_direction(content, name, display_name, _crc32c.extend(0, content))
+    response = yield Call(_IMPORT_DIRECTION, first, more=more)
+    return _responses.direction(response.direction)
+
+
+def get_operation(name: str) -> Flow[results.Operation]:
+    """Look one operation up."""
+    response = yield Call(_GET_OPERATION, operations_pb2.GetOperationRequest(name=name))
+    return _responses.operation(response)
+
+
+def wait_operation(name: str, seconds: float) -> Flow[results.Operation]:
+    """The operation when it is done, or as it is after so many seconds."""
+    timeout = Duration()
+    timeout.FromNanoseconds(round(seconds * 1e9))
+    response = yield Call(_WAIT_OPERATION, operations_pb2.WaitOperationRequest(name=name, timeout=timeout))
+    return _responses.operation(response)
+
+
+def list_operations(done: bool | None, page_size: int, page_token: str) -> Flow[tuple[list[results.Operation], str]]:
+    """One page, and the token of the next, empty after the last."""
+    wanted = "" if done is None else f"done={str(done).lower()}"
+    request = operations_pb2.ListOperationsRequest(
+        name="operations", filter=wanted, page_size=page_size, page_token=page_token
+    )
+    response = yield Call(_LIST_OPERATIONS, request)
+    return [_responses.operation(each) for each in response.operations], response.next_page_token
+
+
+def cancel_operation(name: str) -> Flow[None]:
+    """Cancel one operation."""
+    yield Call(_CANCEL_OPERATION, operations_pb2.CancelOperationRequest(name=name))
+
+
+def delete_operation(name: str) -> Flow[None]:
+    """Forget one operation."""
+    yield Call(_DELETE_OPERATION, operations_pb2.DeleteOperationRequest(name=name))
 
 
 def get_model(name: str) -> Flow[results.Model]:
@@ -219,7 +307,9 @@ class _Export:
         self._crc = 0
         self._promised: int | None = None
 
-    def feed(self, message: inversion_pb.ExportInversionResponse) -> Iterable[Delivery]:
+    def feed(
+        self, message: inversion_pb.ExportInversionResponse | direction_pb.ExportDirectionResponse
+    ) -> Iterable[Delivery]:
         if self._total is None:
             self._total = message.total_bytes
         self._content += message.chunk

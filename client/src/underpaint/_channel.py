@@ -35,6 +35,8 @@ SERVICE_CONFIG = {
                 {"service": "underpaint.v1.EditService"},
                 {"service": "underpaint.v1.InversionService"},
                 {"service": "underpaint.v1.ModelService"},
+                {"service": "underpaint.v1.DirectionService"},
+                {"service": "google.longrunning.Operations"},
             ],
             "waitForReady": True,
             "retryPolicy": {
@@ -207,3 +209,13 @@ async def deliver_async(callback: Callable[[Any], Any], value: Any) -> None:
     outcome = callback(value)
     if inspect.isawaitable(outcome):
         await outcome
+
+
+def pause(seconds: float) -> None:
+    """Do nothing for so long."""
+    time.sleep(seconds)
+
+
+async def pause_async(seconds: float) -> None:
+    """Let others work for so long."""
+    await asyncio.sleep(seconds)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from underpaint import errors
-from underpaint.results import Edited, Inversion, Mask, Model, Notice, Usage
+from underpaint.results import Direction, Edited, Inversion, Mask, Model, Notice, Operation, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,83 @@ def of_models(models: Sequence[Model]) -> Report:
     return Report(data, rows)
 
 
+def of_direction(direction: Direction, files: Mapping[str, Path]) -> Report:
+    """A direction."""
+    rows = [*_file_rows(files), ("direction", direction.name), ("model", direction.model)]
+    rows += [("before", direction.source_prompt), ("after", direction.target_prompt)]
+    rows += [("steps", f"{direction.steps}, {direction.sampler}, guidance {direction.guidance_scale:g}")]
+    if direction.losses:
+        rows += [("loss", f"{direction.losses[0]:.4g}, at best {min(direction.losses):.4g}")]
+    return Report(_files(files) | _direction(direction), rows)
+
+
+def of_directions(directions: Sequence[Direction]) -> Report:
+    """A table of directions."""
+    rows = [("DIRECTION", "MODEL", "STEPS", "BEFORE", "AFTER")]
+    for each in directions:
+        name, model = each.name.removeprefix("directions/"), each.model.removeprefix("models/")
+        rows.append((name, model, str(each.steps), each.source_prompt, each.target_prompt))
+    return Report([_direction(each) for each in directions], rows)
+
+
+def of_operations(operations: Sequence[Operation]) -> Report:
+    """A table of operations."""
+    rows = [("OPERATION", "STATE", "STEP", "DIRECTION")]
+    for each in operations:
+        step = f"{each.progress.step}/{each.progress.total_steps}" if each.progress else "-"
+        state = str(_operation(each)["state"])
+        name = each.direction.name.removeprefix("directions/") if each.direction else "-"
+        rows.append((each.name.removeprefix("operations/"), state, step, name))
+    return Report([_operation(each) for each in operations], rows)
+
+
+def of_operation(operation: Operation) -> Report:
+    """One operation."""
+    rows = [("operation", operation.name), ("state", str(_operation(operation)["state"]))]
+    if operation.progress is not None and not operation.done:
+        rows += [("step", f"{operation.progress.step} of {operation.progress.total_steps}")]
+    if operation.direction is not None:
+        rows += [("direction", operation.direction.name)]
+    if operation.error is not None:
+        rows += [("error", f"{operation.error.message} ({operation.error.reason})")]
+    return Report(_operation(operation), rows)
+
+
+def of_nothing(text: str) -> Report:
+    """Something was done, and there is nothing to show."""
+    return Report({"done": text}, [(text,)])
+
+
+def _direction(direction: Direction) -> dict[str, Any]:
+    created = direction.create_time.isoformat() if direction.create_time else None
+    facts = {name: getattr(direction, name) for name in Direction.__dataclass_fields__}
+    return facts | {"create_time": created, "weights": list(direction.weights), "losses": list(direction.losses)}
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    progress, error = operation.progress, operation.error
+    if not operation.done:
+        state = str(progress.phase) if progress else "unknown"
+    else:
+        state = "done" if error is None else "cancelled" if isinstance(error, errors.Cancelled) else "failed"
+    return {
+        "operation": operation.name,
+        "state": state,
+        "step": progress.step if progress else None,
+        "total_steps": progress.total_steps if progress else None,
+        "loss": progress.loss if progress else None,
+        "direction": _direction(operation.direction) if operation.direction else None,
+        "error": of_error(error).data["error"] if error else None,
+    }
+
+
 _ADVICE: tuple[tuple[type[errors.UnderpaintError], str], ...] = (
     (errors.ConnectionFailed, "start one with `underpaint-server`, or name it with --target or UNDERPAINT_TARGET"),
     (errors.Unavailable, "try again in {retry_after}"),
     (errors.DeadlineExceeded, "give it longer with --timeout, or ask for fewer --steps"),
     (errors.ModelNotFound, "`underpaint models` lists those that exist"),
+    (errors.DirectionNotFound, "`underpaint directions` lists those that exist"),
+    (errors.OperationNotFound, "`underpaint operations` lists those that are remembered"),
     (errors.InversionExpired, "invert the photo again with `underpaint invert`"),
     (errors.PayloadTooLarge, "send a smaller or better compressed picture"),
     (errors.ImageTooLarge, "send a smaller or better compressed picture"),

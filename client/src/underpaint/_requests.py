@@ -1,7 +1,7 @@
 """From arguments to messages: pure functions. What the server can judge better is left to the server."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,32 @@ from underpaint.methods import (
     Ddim,
     DdimInversion,
     DiffEdit,
+    Disentangled,
     Edict,
     EdictInversion,
     EditMethod,
     Fit,
     Generated,
+    GradientLearning,
     Interpolation,
     InversionMethod,
+    LearnMethod,
     Priority,
+    Sampler,
     SdEdit,
+    SearchLearning,
 )
-from underpaint.results import InversionHandle, Limits, Origin, Resolved
+from underpaint.results import Direction, InversionHandle, Limits, Operation, Origin, Resolved
+from underpaint.v1 import direction_service_pb2 as direction_pb
 from underpaint.v1 import edit_service_pb2 as edit_pb
 from underpaint.v1 import inversion_service_pb2 as inversion_pb
 from underpaint.v1 import types_pb2 as types_pb
 
 Source = ImageLike | InversionHandle | Generated
-_INVERSIONS = "inversions/"
+Example = ImageLike | int
+_INVERSIONS, _DIRECTIONS, _OPERATIONS = "inversions/", "directions/", "operations/"
+_NO_SAMPLER = types_pb.SAMPLER_UNSPECIFIED
+_CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,7 @@ def edit(
         priority=_priority(priority),
         **_given(seed=seed, guidance_scale=guidance_scale),
     )
-    _set_method(request, method)
+    _set_method(request, method, source_prompt)
     origin = _set_source(request, source, fit)
     parameters = _inversion_of(method, source_prompt)
     if request.WhichOneof("source") != "image":
@@ -98,6 +107,71 @@ def invert(
         verify=verify,
         priority=_priority(priority),
     )
+
+
+def learn(
+    source_prompt: str,
+    target_prompt: str,
+    examples: Sequence[Example],
+    *,
+    name: str,
+    display_name: str,
+    steps: int | None,
+    sampler: Sampler | str | None,
+    guidance_scale: float | None,
+    method: LearnMethod | None,
+    content_weight: float | None,
+    seed: int | None,
+    fit: Fit | str | None,
+    model: str,
+    request_id: str | None,
+) -> direction_pb.LearnDirectionRequest:
+    """What to learn; OSError when a file cannot be read."""
+    direction = direction_pb.Direction(
+        display_name=display_name,
+        model=model_name(model),
+        source_prompt=source_prompt,
+        target_prompt=target_prompt,
+        sampler=_sampler(sampler),
+        **_given(steps=steps, guidance_scale=guidance_scale),
+    )
+    request = direction_pb.LearnDirectionRequest(
+        request_id=request_id or new_id(),
+        direction_id=name.removeprefix(_DIRECTIONS),
+        direction=direction,
+        examples=[_example(each, fit) for each in examples],
+        **_given(content_weight=content_weight, seed=seed),
+    )
+    match method:
+        case GradientLearning():
+            request.method = direction_pb.LEARN_METHOD_GRADIENT
+            settings = ("optimization_steps", "learning_rate", "switch_step", "late_weight")
+            chosen = _given(**{each: getattr(method, each) for each in settings})
+            request.MergeFrom(direction_pb.LearnDirectionRequest(**chosen))
+        case SearchLearning():
+            request.method = direction_pb.LEARN_METHOD_SEARCH
+            candidates = direction_pb.SearchCandidates(
+                switch_steps=method.switch_steps, late_weights=method.late_weights
+            )
+            if candidates.ByteSize():
+                request.candidates.CopyFrom(candidates)
+        case None:
+            pass
+        case _:
+            raise TypeError(f"a way to learn is GradientLearning() or SearchLearning(), not {method!r}")
+    return request
+
+
+def import_direction(
+    content: bytes, name: str, display_name: str, checksum: int
+) -> list[direction_pb.ImportDirectionRequest]:
+    """The messages of an import: the header, then the file in chunks, its checksum with the last."""
+    header = direction_pb.Direction(name=direction_name(name) if name else "", display_name=display_name)
+    parts = [direction_pb.ImportDirectionRequest(header=header)]
+    starts = range(0, len(content), _CHUNK_BYTES)
+    parts += [direction_pb.ImportDirectionRequest(chunk=content[start : start + _CHUNK_BYTES]) for start in starts]
+    parts[-1].crc32c = checksum
+    return parts
 
 
 def repeat(resolved: Resolved, request_id: str | None) -> Edit:
@@ -151,6 +225,24 @@ def inversion_name(inversion: InversionHandle | str) -> str:
     return name if name.startswith(_INVERSIONS) else _INVERSIONS + name
 
 
+def direction_name(direction: Direction | str) -> str:
+    """ "directions/{id}" of a direction, a name, or a bare id."""
+    name = str(direction)
+    return name if name.startswith(_DIRECTIONS) else _DIRECTIONS + name
+
+
+def operation_name(operation: Operation | str) -> str:
+    """ "operations/{id}" of an operation, a name, or a bare id."""
+    name = operation.name if isinstance(operation, Operation) else operation
+    return name if name.startswith(_OPERATIONS) else _OPERATIONS + name
+
+
+def _example(example: Example, fit: Fit | str | None) -> direction_pb.DirectionExample:
+    if isinstance(example, int):
+        return direction_pb.DirectionExample(seed=example)
+    return direction_pb.DirectionExample(image=types_pb.Image(content=images.encoded(example), fit=_fit(fit)))
+
+
 def _set_source(request: edit_pb.EditRequest, source: Source, fit: Fit | str | None) -> Origin | None:
     if isinstance(source, Generated):
         _refuse_fit(fit)
@@ -174,7 +266,7 @@ def _generated(source: Generated) -> edit_pb.GeneratedSource:
     return edit_pb.GeneratedSource(prompt=source.prompt, **numbers)
 
 
-def _set_method(request: edit_pb.EditRequest, method: EditMethod) -> None:
+def _set_method(request: edit_pb.EditRequest, method: EditMethod, source_prompt: str) -> None:
     match method:
         case Edict():
             request.edict.SetInParent()
@@ -184,11 +276,14 @@ def _set_method(request: edit_pb.EditRequest, method: EditMethod) -> None:
             request.sdedit.CopyFrom(edit_pb.SdEdit(**_given(strength=method.strength, steps=method.steps)))
         case DiffEdit():
             request.diffedit.CopyFrom(_diffedit(method))
+        case Disentangled():
+            request.disentangled.CopyFrom(_disentangled(method, source_prompt))
         case ContentInjection():
             request.content_injection.CopyFrom(_injection(method))
         case _:
             raise TypeError(
-                f"an edit method is Edict(), Ddim(), SdEdit(), DiffEdit() or ContentInjection(...), not {method!r}"
+                "an edit method is Edict(), Ddim(), SdEdit(), DiffEdit(), Disentangled(...) or ContentInjection(...), "
+                f"not {method!r}"
             )
 
 
@@ -217,6 +312,23 @@ def _injection(method: ContentInjection) -> edit_pb.ContentInjectionEdit:
     return message
 
 
+def _disentangled(method: Disentangled, source_prompt: str) -> edit_pb.DisentangledEdit:
+    ways = _given(direction=method.direction, switch_step=method.switch_step, weights=method.weights)
+    if len(ways) != 1:
+        raise ValueError(f"Disentangled takes one of direction, switch_step and weights, not {len(ways)} of them")
+    message = edit_pb.DisentangledEdit(
+        source_prompt=source_prompt,
+        sampler=_sampler(method.sampler),
+        **_given(switch_step=method.switch_step, scale=method.scale, steps=method.steps),
+    )
+    if method.direction is not None:
+        message.direction = direction_name(method.direction)
+    if method.weights is not None:
+        message.given.values.extend(method.weights)
+        message.given.SetInParent()
+    return message
+
+
 def _inversion_of(method: EditMethod, source_prompt: str) -> inversion_pb.InversionParameters | None:
     match method:
         case Edict():
@@ -225,6 +337,8 @@ def _inversion_of(method: EditMethod, source_prompt: str) -> inversion_pb.Invers
             way = DdimInversion(convention=method.convention)
         case SdEdit():  # inverts nothing; a source prompt is for the server to refuse
             return inversion_pb.InversionParameters(source_prompt=source_prompt) if source_prompt else None
+        case Disentangled():  # likewise; the source prompt is its own
+            return None
     return _inversion_parameters(way, source_prompt, method.steps, method.strength, method.inversion_guidance_scale)
 
 
@@ -268,6 +382,10 @@ def _refuse_fit(fit: Fit | str | None) -> None:
 
 def _fit(fit: Fit | str | None) -> types_pb.Fit.ValueType:
     return types_pb.Fit.Value(f"FIT_{Fit(fit).upper()}") if fit is not None else types_pb.FIT_UNSPECIFIED
+
+
+def _sampler(sampler: Sampler | str | None) -> types_pb.Sampler.ValueType:
+    return types_pb.Sampler.Value(f"SAMPLER_{Sampler(sampler).upper()}") if sampler is not None else _NO_SAMPLER
 
 
 def _priority(priority: Priority | str | None) -> types_pb.Priority.ValueType:

@@ -5,12 +5,14 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from google.longrunning import operations_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from underpaint import results
-from underpaint.methods import Convention, DdimInversion, EdictInversion, Fit
+from underpaint import _status, results
+from underpaint.methods import Convention, DdimInversion, EdictInversion, Fit, Sampler
 from underpaint.results import Origin
+from underpaint.v1 import direction_service_pb2 as direction_pb
 from underpaint.v1 import edit_service_pb2 as edit_pb
 from underpaint.v1 import inversion_service_pb2 as inversion_pb
 from underpaint.v1 import model_service_pb2 as model_pb
@@ -71,6 +73,7 @@ def progress(message: types_pb.Progress) -> results.Progress:
         fraction=_short(message.fraction),
         queue_position=message.queue_position,
         eta_s=_seconds(message.eta) if message.HasField("eta") else None,
+        loss=message.loss if message.HasField("loss") else None,
     )
 
 
@@ -82,6 +85,43 @@ def accepted(message: edit_pb.Accepted) -> results.Progress:
 def preview(message: edit_pb.Preview) -> results.Preview:
     """A look on the way."""
     return results.Preview(step=message.step, image_bytes=message.image.content)
+
+
+def direction(message: direction_pb.Direction) -> results.Direction:
+    """A learned edit."""
+    plms = message.sampler == types_pb.SAMPLER_PLMS
+    return results.Direction(
+        name=message.name,
+        display_name=message.display_name,
+        model=message.model,
+        model_digest=message.model_digest,
+        source_prompt=message.source_prompt,
+        target_prompt=message.target_prompt,
+        steps=message.steps,
+        weights=tuple(map(_short, message.weights)),
+        sampler=Sampler.PLMS if plms else Sampler.DDIM,
+        guidance_scale=_short(message.guidance_scale),
+        content_features=message.content_features,
+        method=_LEARN_METHODS.get(message.method, ""),
+        losses=tuple(message.losses),
+        example_count=message.example_count,
+        create_time=_time(message.create_time),
+        etag=message.etag,
+    )
+
+
+def operation(message: operations_pb2.Operation) -> results.Operation:
+    """An operation that learns a direction."""
+    now, learned = types_pb.Progress(), direction_pb.Direction()
+    has_progress = message.metadata.Unpack(now)
+    has_learned = message.HasField("response") and message.response.Unpack(learned)
+    return results.Operation(
+        name=message.name,
+        done=message.done,
+        progress=progress(now) if has_progress else None,
+        direction=direction(learned) if has_learned else None,
+        error=_status.from_status(message.error) if message.HasField("error") else None,
+    )
 
 
 def model(message: model_pb.Model) -> results.Model:
@@ -152,6 +192,10 @@ def _fitting(message: Any) -> results.Fitting | None:
     )
 
 
+_LEARN_METHODS = {
+    int(direction_pb.LEARN_METHOD_GRADIENT): "gradient",
+    int(direction_pb.LEARN_METHOD_SEARCH): "search",
+}
 _FITS = (types_pb.FIT_CROP, types_pb.FIT_PAD, types_pb.FIT_RESIZE)
 
 

@@ -23,8 +23,14 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.NOT_FOUND, ""): errors.NotFound,
     (_Code.NOT_FOUND, "MODEL_NOT_FOUND"): errors.ModelNotFound,
     (_Code.NOT_FOUND, "INVERSION_EXPIRED"): errors.InversionExpired,
+    (_Code.NOT_FOUND, "DIRECTION_NOT_FOUND"): errors.DirectionNotFound,
+    (_Code.NOT_FOUND, "OPERATION_NOT_FOUND"): errors.OperationNotFound,
     (_Code.FAILED_PRECONDITION, ""): errors.PreconditionFailed,
     (_Code.FAILED_PRECONDITION, "INVERSION_MODEL_MISMATCH"): errors.InversionModelMismatch,
+    (_Code.FAILED_PRECONDITION, "DIRECTION_MODEL_MISMATCH"): errors.DirectionModelMismatch,
+    (_Code.FAILED_PRECONDITION, "DIRECTION_STEPS_MISMATCH"): errors.DirectionStepsMismatch,
+    (_Code.FAILED_PRECONDITION, "LEARNING_UNSUPPORTED"): errors.LearningUnsupported,
+    (_Code.FAILED_PRECONDITION, "OPERATION_RUNNING"): errors.OperationRunning,
     (_Code.FAILED_PRECONDITION, "MODEL_NOT_READY"): errors.ModelNotReady,
     (_Code.UNAVAILABLE, ""): errors.ConnectionFailed,
     (_Code.UNAVAILABLE, "*"): errors.Unavailable,
@@ -37,13 +43,16 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.DEADLINE_EXCEEDED, "DEADLINE_UNATTAINABLE"): errors.DeadlineUnattainable,
     (_Code.DEADLINE_EXCEEDED, "DEADLINE_PASSED"): errors.DeadlinePassed,
     (_Code.RESOURCE_EXHAUSTED, ""): errors.ResourceExhausted,
+    (_Code.RESOURCE_EXHAUSTED, "OPERATIONS_FULL"): errors.OperationsFull,
     (_Code.RESOURCE_EXHAUSTED, "GPU_OUT_OF_MEMORY"): errors.OutOfMemory,
     (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): errors.QuotaExceeded,
     (_Code.CANCELLED, ""): errors.Cancelled,
     (_Code.UNAUTHENTICATED, ""): errors.Unauthenticated,
     (_Code.PERMISSION_DENIED, ""): errors.PermissionDenied,
     (_Code.ABORTED, ""): errors.Conflict,
+    (_Code.ABORTED, "ETAG_MISMATCH"): errors.EtagMismatch,
     (_Code.ALREADY_EXISTS, ""): errors.Conflict,
+    (_Code.ALREADY_EXISTS, "DIRECTION_EXISTS"): errors.DirectionExists,
     (_Code.UNIMPLEMENTED, ""): errors.MethodDisabled,
     (_Code.DATA_LOSS, ""): errors.DataLoss,
     (_Code.DATA_LOSS, "STORE_CORRUPT"): errors.StoreCorrupt,
@@ -58,8 +67,18 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
 def translate(error: grpc.RpcError, request_id: str) -> UnderpaintError:
     """The error to raise for a failed call; ``error`` becomes its cause."""
     call: Any = error  # every error of a call is also the call, for both kinds of channel
-    code, message = call.code(), call.details() or ""
-    details = _details(call.trailing_metadata())
+    ours = _ours(call.code(), call.details() or "", _details(call.trailing_metadata()), request_id)
+    ours.__cause__ = error
+    return ours
+
+
+def from_status(status: Any) -> UnderpaintError:
+    """The error in a ``google.rpc.Status`` that came inside an answer."""
+    code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
+    return _ours(code, status.message, _unpacked(status), "")
+
+
+def _ours(code: grpc.StatusCode, message: str, details: "tuple[Message, ...]", request_id: str) -> UnderpaintError:
     facts = _facts(details)
     reason = facts.pop("reason", "")
     kind = _kind(code, reason)
@@ -68,9 +87,7 @@ def translate(error: grpc.RpcError, request_id: str) -> UnderpaintError:
     elif message == "Deadline Exceeded":  # the channel's own words for the caller's timeout
         message = "the timeout passed before the server answered"
     facts.setdefault("request_id", request_id)
-    ours = kind(message or code.name, reason=reason, details=details, **facts)
-    ours.__cause__ = error
-    return ours
+    return kind(message or code.name, reason=reason, details=details, **facts)
 
 
 def _kind(code: grpc.StatusCode, reason: str) -> type[UnderpaintError]:
@@ -82,17 +99,23 @@ def _kind(code: grpc.StatusCode, reason: str) -> type[UnderpaintError]:
 
 def _details(trailers: Any) -> "tuple[Message, ...]":
     from google.protobuf.message import DecodeError
-    from google.rpc import error_details_pb2, status_pb2
+    from google.rpc import status_pb2
 
     payload = next((value for key, value in trailers or () if key == _TRAILER), b"")
-    found: list[Message] = []
     try:
-        for packed in status_pb2.Status.FromString(payload).details:
-            kind = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2], None)
-            if kind is not None and packed.Is(kind.DESCRIPTOR):
-                found.append(kind.FromString(packed.value))
+        return _unpacked(status_pb2.Status.FromString(payload))
     except DecodeError:
         return ()  # a proxy wrote the trailer; code and message still tell the story
+
+
+def _unpacked(status: Any) -> "tuple[Message, ...]":
+    from google.rpc import error_details_pb2
+
+    found: list[Message] = []
+    for packed in status.details:
+        kind = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2], None)
+        if kind is not None and packed.Is(kind.DESCRIPTOR):
+            found.append(kind.FromString(packed.value))
     return tuple(found)
 
 

@@ -1,6 +1,7 @@
 """The synchronous client. Made from ``aio.py`` by ``client/make_sync.py``; change that one."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,9 +10,10 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from underpaint import _calls, _requests
-from underpaint._channel import Connection, Deadline, Target, deliver
+from underpaint._channel import Connection, Deadline, Target, deliver, pause
 from underpaint._progress import listening
 from underpaint._status import translate
+from underpaint.errors import ServerError, Unavailable
 from underpaint.images import ImageLike
 from underpaint.methods import (
     Ddim,
@@ -22,11 +24,27 @@ from underpaint.methods import (
     Fit,
     Generated,
     InversionMethod,
+    LearnMethod,
     Priority,
+    Sampler,
 )
-from underpaint.results import Edited, Inversion, InversionHandle, Limits, Mask, Model, Preview, Progress, Resolved
+from underpaint.results import (
+    Direction,
+    Edited,
+    Inversion,
+    InversionHandle,
+    Limits,
+    Mask,
+    Model,
+    Operation,
+    Preview,
+    Progress,
+    Resolved,
+)
 
 T = TypeVar("T")
+_POLL_S, _LONG_POLL_S = 0.5, 10.0
+_RETRY_S = 1.0
 ProgressLike = bool | Callable[[Progress], Any] | None
 _EDICT, _DDIM, _DIFFEDIT, _EDICT_INVERSION = Edict(), Ddim(), DiffEdit(), EdictInversion()
 
@@ -263,6 +281,102 @@ class Client:
             Path(path).write_bytes(content)
         return content
 
+    def learn(
+        self,
+        source_prompt: str,
+        target_prompt: str,
+        examples: Sequence[_requests.Example],
+        *,
+        name: str = "",
+        display_name: str = "",
+        steps: int | None = None,
+        sampler: Sampler | str | None = None,
+        guidance_scale: float | None = None,
+        method: LearnMethod | None = None,
+        content_weight: float | None = None,
+        seed: int | None = None,
+        fit: Fit | str | None = None,
+        model: str = "",
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> "Learning":
+        """Start to learn what turns pictures of ``source_prompt`` into ones of ``target_prompt``; takes minutes.
+
+        ``examples`` are 1 to 16 photos (paths, encoded bytes or ``PIL.Image``), or seeds of pictures that the model
+        draws from the source prompt. ``name`` is the id that the direction gets, 1 to 63 characters of a-z, 0-9 and
+        "-"; drawn when empty. ``method`` is :class:`GradientLearning` or :class:`SearchLearning`. ``content_weight``
+        is that of what keeps the content, against what follows the text. ``seed`` is of the noise that photos are
+        brought along with.
+
+        The server goes on whatever happens to this program: ``attach`` finds the operation again by its name.
+        """
+        request = _requests.learn(
+            source_prompt, target_prompt, examples, name=name, display_name=display_name, steps=steps, sampler=sampler,
+            guidance_scale=guidance_scale, method=method, content_weight=content_weight, seed=seed, fit=fit,
+            model=model, request_id=request_id,
+        )  # fmt: skip
+        for example in request.examples:
+            _requests.refuse_too_large(example.image.content, request.direction.model, self._limits)
+        return Learning(self, (self._run(_calls.learn(request), timeout)).name)
+
+    def attach(self, name: Operation | str, *, timeout: float | None = None) -> "Learning":
+        """The handle of an operation that was started before, perhaps elsewhere."""
+        found = self._run(_calls.get_operation(_requests.operation_name(name)), timeout)
+        return Learning(self, found.name)
+
+    def list_operations(
+        self, *, done: bool | None = None, page_size: int = 0, timeout: float | None = None
+    ) -> Iterator[Operation]:
+        """All operations, or only those that are ``done`` or are not, newest first; ``timeout`` is for each page."""
+        token = ""
+        while True:
+            page, token = self._run(_calls.list_operations(done, page_size, token), timeout)
+            yield from page
+            if not token:
+                return
+
+    def get_direction(self, name: Direction | str, *, timeout: float | None = None) -> Direction:
+        """Look one direction up, by "directions/{id}" or only the id."""
+        return self._run(_calls.get_direction(_requests.direction_name(name)), timeout)
+
+    def list_directions(self, *, page_size: int = 0, timeout: float | None = None) -> Iterator[Direction]:
+        """All directions, newest first, fetched page by page; ``timeout`` is for each page."""
+        token = ""
+        while True:
+            page, token = self._run(_calls.list_directions(page_size, token), timeout)
+            yield from page
+            if not token:
+                return
+
+    def delete_direction(self, name: Direction | str, *, etag: str = "", timeout: float | None = None) -> None:
+        """Delete one direction; with ``etag`` only if it is that very one."""
+        self._run(_calls.delete_direction(_requests.direction_name(name), etag), timeout)
+
+    def export_direction(
+        self,
+        name: Direction | str,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> bytes:
+        """The direction as one safetensors file, size and checksum checked; also written to ``path`` when given."""
+        content = self._run(_calls.export_direction(_requests.direction_name(name)), timeout)
+        if path is not None:
+            Path(path).write_bytes(content)
+        return content
+
+    def import_direction(
+        self,
+        content: bytes | str | os.PathLike[str],
+        *,
+        name: str = "",
+        display_name: str = "",
+        timeout: float | None = None,
+    ) -> Direction:
+        """Store an exported file, given as bytes or by its path. Empty names: a drawn one, and the file's own."""
+        data = content if isinstance(content, bytes) else Path(content).read_bytes()
+        return self._run(_calls.import_direction(data, name, display_name), timeout)
+
     def _edit(
         self,
         work: _requests.Edit,
@@ -294,12 +408,13 @@ class Client:
     def _perform(self, call: _calls.Call, deadline: Deadline) -> Any:
         channel = self._connection.channel(deadline)
         kind = channel.unary_unary if call.reader is None else channel.unary_stream
-        ask: Any = kind(
+        ask: Any = (channel.stream_unary if call.more else kind)(
             call.method.path,
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.method.response.FromString,
         )
-        running = ask(call.request, timeout=deadline.left(), metadata=self._metadata)
+        sent = iter((call.request, *call.more)) if call.more else call.request
+        running = ask(sent, timeout=deadline.left(), metadata=self._metadata)
         if call.reader is None:
             return running
         try:
@@ -309,3 +424,63 @@ class Client:
         finally:
             running.cancel()  # for the listener that raised; after the end it does nothing
         return call.reader.end()
+
+
+class Learning:
+    """An operation on the server that learns a direction. It goes on whether or not anybody waits for it."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        """Use ``client.learn`` or ``client.attach``."""
+        self._client = client
+        self.name = name
+        """"operations/{id}"."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    def status(self, *, timeout: float | None = None) -> Operation:
+        """What it has come to."""
+        return self._client._run(_calls.get_operation(self.name), timeout)
+
+    def wait(self, *, progress: ProgressLike = None, timeout: float | None = None) -> Operation:
+        """What it has come to once it is done, or after ``timeout`` seconds; None waits as long as it takes.
+
+        A server that is away for a while (a restart) is waited for, as long as one call of the client may take.
+        """
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        with listening(progress) as on_progress:
+            while True:
+                poll_s = _POLL_S if on_progress is not None else _LONG_POLL_S
+                now = self._look(max(0.0, min(poll_s, end - time.monotonic())), end)
+                if on_progress is not None and now.progress is not None:
+                    deliver(on_progress, now.progress)
+                if now.done or time.monotonic() >= end:
+                    return now
+
+    def result(self, *, progress: ProgressLike = None) -> Direction:
+        """The direction, when it is learned; raises what ended the operation instead, such as Cancelled."""
+        now = self.wait(progress=progress)
+        if now.error is not None:
+            raise now.error
+        if now.direction is None:
+            raise ServerError("the operation ended without a direction")
+        return now.direction
+
+    def cancel(self, *, timeout: float | None = None) -> None:
+        """End it within a step; nothing of what it has learned is kept. One that is done stays as it is."""
+        self._client._run(_calls.cancel_operation(self.name), timeout)
+
+    def forget(self, *, timeout: float | None = None) -> None:
+        """Remove it from the server's list, once it is done; what it learned stays."""
+        self._client._run(_calls.delete_operation(self.name), timeout)
+
+    def _look(self, seconds: float, end: float) -> Operation:
+        patience = min(end, time.monotonic() + self._client._timeout)
+        while True:
+            try:
+                return self._client._run(_calls.wait_operation(self.name, seconds), None)
+            except Unavailable as error:
+                retry_s = error.retry_after_s or _RETRY_S
+                if time.monotonic() + retry_s > patience:
+                    raise
+                pause(retry_s)

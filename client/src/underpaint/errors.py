@@ -10,31 +10,40 @@
     │   └── RequestIdReused               REQUEST_ID_REUSED: same id, other payload
     ├── NotFound                      a name that means nothing to this server, or not to this caller
     │   ├── ModelNotFound                 MODEL_NOT_FOUND
-    │   └── InversionExpired              INVERSION_EXPIRED: gone, or never was
+    │   ├── InversionExpired              INVERSION_EXPIRED: gone, or never was
+    │   ├── DirectionNotFound             DIRECTION_NOT_FOUND
+    │   └── OperationNotFound             OPERATION_NOT_FOUND: forgotten, or never was
     ├── PreconditionFailed            right request, wrong state
     │   ├── InversionModelMismatch        INVERSION_MODEL_MISMATCH
+    │   ├── DirectionModelMismatch        DIRECTION_MODEL_MISMATCH: learned on other weights
+    │   ├── DirectionStepsMismatch        DIRECTION_STEPS_MISMATCH: ``metadata`` has the direction's steps
+    │   ├── LearningUnsupported           LEARNING_UNSUPPORTED: the model has nothing to learn by
+    │   ├── OperationRunning              OPERATION_RUNNING: only one that is done can be deleted
     │   └── ModelNotReady                 MODEL_NOT_READY
     ├── Unavailable                   the channel tried several times; come back after ``retry_after_s``
     │   ├── QueueFull                     QUEUE_FULL
     │   ├── Draining                      DRAINING
     │   ├── ModelLoading                  MODEL_LOADING
     │   ├── WorkerRestarted               WORKER_RESTARTED
-    │   ├── StoreUnavailable              STORE_UNAVAILABLE: inversions are out of the server's reach
+    │   ├── StoreUnavailable              STORE_UNAVAILABLE: what is stored is out of the server's reach
     │   └── ConnectionFailed              nobody answers, or the connection broke
     ├── DeadlineExceeded
     │   ├── DeadlineUnattainable          DEADLINE_UNATTAINABLE: refused at once, ``metadata`` has estimate_s
     │   └── DeadlinePassed                DEADLINE_PASSED: while waiting or running
     ├── ResourceExhausted
+    │   ├── OperationsFull                OPERATIONS_FULL: too many wait already
     │   ├── OutOfMemory                   GPU_OUT_OF_MEMORY: does not fit even alone
     │   ├── QuotaExceeded                 QUOTA_EXCEEDED
     │   └── PayloadTooLarge               the encoded message is over the transport's limit
     ├── Cancelled                     CANCELLED
     ├── Unauthenticated               TOKEN_INVALID
     ├── PermissionDenied              ROLE_REQUIRED
-    ├── Conflict                      ETAG_MISMATCH: somebody else changed it first
+    ├── Conflict                      somebody else was first
+    │   ├── EtagMismatch                  ETAG_MISMATCH: it is not what this caller has seen
+    │   └── DirectionExists               DIRECTION_EXISTS: the id is taken
     ├── MethodDisabled                METHOD_DISABLED: in the contract, not on this server
     ├── DataLoss
-    │   ├── StoreCorrupt                  STORE_CORRUPT: stored latents fail their checksum
+    │   ├── StoreCorrupt                  STORE_CORRUPT: what was stored fails its checksum
     │   └── ExportCorrupt                 an export arrived incomplete or changed
     └── ServerError                   the server's own fault
         ├── NonFiniteLatents              NON_FINITE_LATENTS
@@ -134,12 +143,36 @@ class InversionExpired(NotFound):
     """No such inversion, or no longer; invert the photo again."""
 
 
+class DirectionNotFound(NotFound):
+    """No such direction; ``Client.list_directions()`` lists those that exist."""
+
+
+class OperationNotFound(NotFound):
+    """No such operation, or it was forgotten."""
+
+
 class PreconditionFailed(UnderpaintError):
     """The request fits another state of the server."""
 
 
 class InversionModelMismatch(PreconditionFailed):
     """The inversion was made by other weights, or an exact one by a server that computes otherwise; invert again."""
+
+
+class DirectionModelMismatch(PreconditionFailed):
+    """The direction was learned on other weights; learn it again."""
+
+
+class DirectionStepsMismatch(PreconditionFailed):
+    """The direction was learned for another number of steps, which ``metadata`` has."""
+
+
+class LearningUnsupported(PreconditionFailed):
+    """The model came without what scores an edit."""
+
+
+class OperationRunning(PreconditionFailed):
+    """The operation is not done; cancel it first."""
 
 
 class ModelNotReady(PreconditionFailed):
@@ -167,7 +200,7 @@ class WorkerRestarted(Unavailable):
 
 
 class StoreUnavailable(Unavailable):
-    """The server cannot reach the place of its inversions; edits of an image work all the same."""
+    """The server cannot reach the place of what it stores; edits of an image work all the same."""
 
 
 class ConnectionFailed(Unavailable):
@@ -188,6 +221,10 @@ class DeadlinePassed(DeadlineExceeded):
 
 class ResourceExhausted(UnderpaintError):
     """More than there is."""
+
+
+class OperationsFull(ResourceExhausted):
+    """As many operations wait as the server takes; cancel some, or come back."""
 
 
 class OutOfMemory(ResourceExhausted):
@@ -215,7 +252,15 @@ class PermissionDenied(UnderpaintError):
 
 
 class Conflict(UnderpaintError):
-    """Somebody else changed the resource first."""
+    """Somebody else changed or made the resource first."""
+
+
+class EtagMismatch(Conflict):
+    """The resource is not the one this caller has seen; look again."""
+
+
+class DirectionExists(Conflict):
+    """The id is taken, by a direction or by one that is being learned; choose another."""
 
 
 class MethodDisabled(UnderpaintError):
@@ -227,7 +272,7 @@ class DataLoss(UnderpaintError):
 
 
 class StoreCorrupt(DataLoss):
-    """The stored inversion fails its checksum."""
+    """What was stored fails its checksum."""
 
 
 class ExportCorrupt(DataLoss):

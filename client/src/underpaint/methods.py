@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from underpaint.images import ImageLike
 
 if TYPE_CHECKING:
-    from underpaint.results import InversionHandle
+    from underpaint.results import Direction, InversionHandle
 
 
 class Fit(StrEnum):
@@ -49,6 +49,15 @@ class Interpolation(StrEnum):
     """Along the great circle: the norm stays."""
     LERP = "lerp"
     """Along the chord: the norm shrinks in between. A control to compare with."""
+
+
+class Sampler(StrEnum):
+    """How a disentangled edit draws its picture."""
+
+    DDIM = "ddim"
+    """By the last prediction alone."""
+    PLMS = "plms"
+    """By the last four: one evaluation more, and smaller errors."""
 
 
 # --- how to invert ----------------------------------------------------------------------------------------------
@@ -209,4 +218,56 @@ class ContentInjection:
     """Classifier-free guidance weight while inverting; 1 is off."""
 
 
-EditMethod = Edict | Ddim | SdEdit | DiffEdit | ContentInjection
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disentangled:
+    """Mix the texts before and after along the steps (Wu et al., CVPR 2023). Nothing is inverted.
+
+    One of ``direction``, ``switch_step`` and ``weights`` says how. With a direction, empty prompts, guidance and
+    sampler are the direction's.
+    """
+
+    direction: "Direction | str | None" = None
+    """A direction learned before, or its name."""
+    switch_step: int | None = None
+    """The source prompt for so many steps, the target prompt after: no learning needed."""
+    weights: Sequence[float] | None = None
+    """One a step, noisiest first: 1 is the source prompt alone, 0 the target prompt alone."""
+    scale: float | None = None
+    """0 is no change, 1 as learned, up to 4; below 0 goes the other way, down to -2. Server: 1."""
+    steps: int | None = None
+    """Steps of the schedule; leave it out with a direction, and where the source is a generated picture."""
+    sampler: Sampler | str | None = None
+    """Server: the direction's, else DDIM."""
+
+
+EditMethod = Edict | Ddim | SdEdit | DiffEdit | Disentangled | ContentInjection
+
+
+# --- how to learn -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientLearning:
+    """Adam on the loss of the decoded picture (Wu et al., CVPR 2023, section 4)."""
+
+    optimization_steps: int | None = None
+    """At most 200. Server: 10."""
+    learning_rate: float | None = None
+    """(0, 1]. Server: 0.05."""
+    switch_step: int | None = None
+    """The weights begin as 1 for so many steps. Server: two fifths of all."""
+    late_weight: float | None = None
+    """And as this for the others, [-2, 2]. Server: 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchLearning:
+    """The best of all pairs of the two: cheaper, without gradients, and most of the benefit."""
+
+    switch_steps: Sequence[int] = ()
+    """Numbers of steps that keep a weight of 1. Server: five between 20 and 60 % of all."""
+    late_weights: Sequence[float] = ()
+    """Weights of the steps after. Server: 0.2, 0 and -0.2."""
+
+
+LearnMethod = GradientLearning | SearchLearning

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from underpaint import images
-from underpaint.methods import Fit, InversionMethod
+from underpaint.errors import UnderpaintError
+from underpaint.methods import Fit, InversionMethod, Sampler
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Progress:
     """Requests ahead while queued."""
     eta_s: float | None
     """Estimated seconds to the result; None while there is no estimate."""
+    loss: float | None = None
+    """While a direction is learned: the loss of the last weights that were measured."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ class Resolved:
         """Seed of the noise that was drawn: a generated picture's where the edit itself draws none, else the edit's."""
         source, method = self.message.WhichOneof("source"), self.message.WhichOneof("method")
         plain = method == "content_injection" and not self.message.content_injection.boosting_start
-        drawn = source == "generated" and (method in ("ddim", "edict") or plain)
+        drawn = source == "generated" and (method in ("ddim", "edict", "disentangled") or plain)
         return self.message.generated.seed if drawn else self.message.seed
 
     def to_dict(self) -> dict[str, Any]:
@@ -300,6 +303,57 @@ class Mask(_Answer):
 
     def _repr_png_(self) -> bytes:
         return self.mask_bytes
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A learned edit, for ``Disentangled(direction=...)``."""
+
+    name: str
+    """"directions/{id}"."""
+    display_name: str
+    model: str
+    """"models/{id}"; it works with these weights alone."""
+    model_digest: str
+    source_prompt: str
+    """Text before."""
+    target_prompt: str
+    """Text after."""
+    steps: int
+    """Of the schedule it was learned for; an edit has as many."""
+    weights: tuple[float, ...] = field(repr=False)
+    """One a step, noisiest first: 1 is the source prompt alone, 0 the target prompt alone."""
+    sampler: Sampler
+    guidance_scale: float
+    content_features: str
+    """What kept the content while learning: vae or vgg16."""
+    method: str
+    """How it was learned: gradient or search; empty if that is newer than this client."""
+    losses: tuple[float, ...] = field(repr=False)
+    """Before each optimiser step and after the last, or of each candidate; the weights are those of the smallest."""
+    example_count: int
+    """Pictures it was learned on."""
+    create_time: datetime | None
+    etag: str
+    """Changes with the content; ``delete_direction(name, etag=...)`` deletes only this one."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What learning has come to, at one moment."""
+
+    name: str
+    """"operations/{id}"."""
+    done: bool
+    progress: Progress | None
+    """None where it ended with an error."""
+    direction: Direction | None
+    """What was learned, once it is."""
+    error: UnderpaintError | None
+    """What ended it instead; :class:`Cancelled` after a cancel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,23 +10,33 @@
     │   └── RequestIdReused           REQUEST_ID_REUSED     same id, other payload
     ├── NotFound                  the name means nothing here (or to this caller)
     │   ├── ModelNotFound             MODEL_NOT_FOUND
-    │   └── InversionExpired          INVERSION_EXPIRED     gone, or never was
+    │   ├── InversionExpired          INVERSION_EXPIRED     gone, or never was
+    │   ├── DirectionNotFound         DIRECTION_NOT_FOUND
+    │   └── OperationNotFound         OPERATION_NOT_FOUND   forgotten, or never was
     ├── PreconditionFailed        right request, wrong state
     │   ├── InversionModelMismatch    INVERSION_MODEL_MISMATCH
+    │   ├── DirectionModelMismatch    DIRECTION_MODEL_MISMATCH
+    │   ├── DirectionStepsMismatch    DIRECTION_STEPS_MISMATCH
+    │   ├── LearningUnsupported       LEARNING_UNSUPPORTED  the model has nothing to learn by
+    │   ├── OperationRunning          OPERATION_RUNNING     only one that is done can be deleted
     │   └── ModelNotReady             MODEL_NOT_READY       the model failed to load
+    ├── Conflict                  somebody else was first
+    │   ├── EtagMismatch              ETAG_MISMATCH
+    │   └── DirectionExists           DIRECTION_EXISTS
     ├── Unavailable               try again after ``retry_after_s``
     │   ├── QueueFull                 QUEUE_FULL
     │   ├── Draining                  DRAINING
     │   ├── ModelLoading              MODEL_LOADING
     │   ├── WorkerRestarted           WORKER_RESTARTED
-    │   └── StoreUnavailable          STORE_UNAVAILABLE     the place of the inversions is out of reach
+    │   └── StoreUnavailable          STORE_UNAVAILABLE     the place of what is stored is out of reach
     ├── DeadlineExceeded
     │   ├── DeadlineUnattainable      DEADLINE_UNATTAINABLE refused at admission, with the estimate
     │   └── DeadlinePassed            DEADLINE_PASSED       while queued or running
+    ├── OperationsFull                OPERATIONS_FULL       too many wait already; cancel some, or wait
     ├── OutOfMemory                   GPU_OUT_OF_MEMORY     does not fit the device even alone
     ├── Cancelled                     CANCELLED             the caller went away
     ├── MethodDisabled                METHOD_DISABLED       part of the contract, not of this server
-    ├── StoreCorrupt                  STORE_CORRUPT         stored latents fail their checksum
+    ├── StoreCorrupt                  STORE_CORRUPT         what was stored fails its checksum
     └── InternalError
         ├── NonFiniteLatents          NON_FINITE_LATENTS
         └── Bug                       BUG                   anything unforeseen
@@ -121,6 +131,18 @@ class InversionExpired(NotFound):
     reason = "INVERSION_EXPIRED"
 
 
+class DirectionNotFound(NotFound):
+    """No such direction."""
+
+    reason = "DIRECTION_NOT_FOUND"
+
+
+class OperationNotFound(NotFound):
+    """No such operation, or it was deleted, or it ended too long ago."""
+
+    reason = "OPERATION_NOT_FOUND"
+
+
 class PreconditionFailed(UnderpaintError):
     """The request fits another state of the server."""
 
@@ -131,10 +153,50 @@ class InversionModelMismatch(PreconditionFailed):
     reason = "INVERSION_MODEL_MISMATCH"
 
 
+class DirectionModelMismatch(PreconditionFailed):
+    """The direction was learned on other weights."""
+
+    reason = "DIRECTION_MODEL_MISMATCH"
+
+
+class DirectionStepsMismatch(PreconditionFailed):
+    """The direction was learned for another number of steps; metadata ``steps`` has it."""
+
+    reason = "DIRECTION_STEPS_MISMATCH"
+
+
+class LearningUnsupported(PreconditionFailed):
+    """The model came without what scores an edit."""
+
+    reason = "LEARNING_UNSUPPORTED"
+
+
+class OperationRunning(PreconditionFailed):
+    """The operation is not done."""
+
+    reason = "OPERATION_RUNNING"
+
+
 class ModelNotReady(PreconditionFailed):
     """The model failed to load; the message says why."""
 
     reason = "MODEL_NOT_READY"
+
+
+class Conflict(UnderpaintError):
+    """Somebody else changed or made the resource first."""
+
+
+class EtagMismatch(Conflict):
+    """The resource is not the one the caller has seen."""
+
+    reason = "ETAG_MISMATCH"
+
+
+class DirectionExists(Conflict):
+    """The id is taken, by a direction or by an operation that learns one."""
+
+    reason = "DIRECTION_EXISTS"
 
 
 class Unavailable(UnderpaintError):
@@ -166,7 +228,8 @@ class WorkerRestarted(Unavailable):
 
 
 class StoreUnavailable(Unavailable):
-    """The place where inversions live does not answer; edits that start from an image go on without it."""
+    """The place where inversions, directions and operations live does not answer; edits that start from an image go on
+    without it."""
 
     reason = "STORE_UNAVAILABLE"
 
@@ -185,6 +248,12 @@ class DeadlinePassed(DeadlineExceeded):
     """It passed while the work was queued or running."""
 
     reason = "DEADLINE_PASSED"
+
+
+class OperationsFull(UnderpaintError):
+    """As many operations wait as the server takes."""
+
+    reason = "OPERATIONS_FULL"
 
 
 class OutOfMemory(UnderpaintError):
@@ -206,7 +275,7 @@ class MethodDisabled(UnderpaintError):
 
 
 class StoreCorrupt(UnderpaintError):
-    """Stored latents fail their checksum; the entry is gone."""
+    """What was stored fails its checksum. A damaged inversion is gone then; a direction stays until it is deleted."""
 
     reason = "STORE_CORRUPT"
 

@@ -344,6 +344,28 @@ class LearnState:
 
 
 @dataclass(frozen=True, slots=True)
+class Direction:
+    """A learned edit: its weights, and what is needed to use them again."""
+
+    display_name: str
+    """For people."""
+    model: str
+    model_digest: str
+    options: LearnOptions
+    """How it was learned."""
+    weights: tuple[float, ...]
+    """One a step, noisiest first, to the precision of float32."""
+    losses: tuple[float, ...]
+    """See :class:`LearnState`."""
+    content_features: str
+    """See :class:`ModelInfo`."""
+    example_count: int
+    """Pictures it was learned on."""
+    operation: str = ""
+    """Id of the operation that learned it."""
+
+
+@dataclass(frozen=True, slots=True)
 class LearnJob:
     """Learn a direction, or a part of that. Ends in :class:`Learned`."""
 

@@ -47,6 +47,7 @@ async def serve(settings: Settings) -> int:
     engine = EngineHandle(settings, metrics)
     metrics.watch_engine(engine)
     front = Front.build(settings, engine, store, metrics)
+    metrics.watch_operations(front.learning)
     health = Health(front)
     await health.update()
     server = build_server(front, health)
@@ -55,6 +56,7 @@ async def serve(settings: Settings) -> int:
         address = _bind(server, settings.listen)
         with _metrics_server(metrics, settings.metrics_listen) as metrics_address:
             await engine.start()
+            front.learning.start()
             await server.start()
             _log.info("listening", address=address, metrics_address=metrics_address, models=list(engine.configured))
             await _until_stopped(front, health, server, signals)
@@ -62,6 +64,7 @@ async def serve(settings: Settings) -> int:
         _log.error("cannot listen", address=error.address, error=str(error.__cause__))
         return 1
     finally:
+        await front.learning.close()
         await engine.close()
         await store.close()
         front.pool.close()
@@ -117,9 +120,10 @@ async def _until_stopped(front: Front, health: Health, server: grpc.aio.Server, 
     try:
         first = await signals.get()
         _log.info("draining", signal=first.name, seconds=front.settings.drain_s)
-        front.draining = True
+        front.draining, front.learning.taking = True, False
         await health.update()
         await _drain(front, signals)
+        await front.learning.close()
         await server.stop(_FLUSH_S)
     finally:
         for task in background:

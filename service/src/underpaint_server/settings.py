@@ -127,11 +127,21 @@ class Settings(BaseSettings):
     max_mask_samples: int = Field(64, ge=1)
     """Noise samples of one DiffEdit mask."""
     store_url: str = "memory:///"
-    """Where inversions live: memory:///, file:///path, s3://bucket/prefix."""
+    """Where inversions, directions and operations live: memory:///, file:///path, s3://bucket/prefix."""
     store_bytes: int = Field(1024 * _MIB, ge=1)
     """Bytes of inversions kept; the least recently used goes first."""
     store_ttl_s: float = Field(24 * 3600, gt=0)
     """Seconds an inversion is kept after its last use."""
+    max_learning: int = Field(1, ge=0, le=64)
+    """Directions learned here at one time; 0 leaves learning to other servers of the same store."""
+    max_operations: int = Field(64, ge=1)
+    """Operations that may be unfinished at one time, over all servers of the store."""
+    learn_checkpoint_every: int = Field(2, ge=1, le=200)
+    """Optimiser steps of a learned direction after which its state is stored."""
+    claim_ttl_s: float = Field(30, ge=0.2, le=3600)
+    """Seconds after which an operation whose server fell silent is gone on with by another."""
+    operation_ttl_s: float = Field(7 * 24 * 3600, gt=0)
+    """Seconds a finished operation is remembered."""
     replay_ttl_s: float = Field(600, gt=0)
     """Seconds the answer to a request id is kept for a repeat of the same request."""
     replay_bytes: int = Field(256 * _MIB, ge=0)

@@ -259,13 +259,6 @@ async def test_an_inversion_of_the_other_kind_is_refused(wire: Wire, made_by: st
     assert len(wire.engine.jobs) == 1
 
 
-@pytest.mark.parametrize("method", ["disentangled"])
-async def test_a_method_of_the_contract_that_is_not_served_says_so(wire: Wire, method: str) -> None:
-    refusal = await refused(wire.edits.Edit(edit(method)))
-    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNIMPLEMENTED, "METHOD_DISABLED")
-    assert wire.engine.jobs == []
-
-
 @pytest.mark.parametrize(
     ("request_", "path"),
     [

@@ -17,41 +17,45 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from underpaint.v1 import types_pb2 as underpaint_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%underpaint/v1/direction_service.proto\x12\runderpaint.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19underpaint/v1/types.proto\"\xe1\x01\n\tDirection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x15\n\rsource_prompt\x18\x05 \x01(\t\x12\x15\n\rtarget_prompt\x18\x06 \x01(\t\x12\r\n\x05steps\x18\x07 \x01(\x05\x12\x0f\n\x07weights\x18\n \x03(\x02\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\t \x01(\t\"\xed\x01\n\x15LearnDirectionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64irection_id\x18\x02 \x01(\t\x12+\n\tdirection\x18\x03 \x01(\x0b\x32\x18.underpaint.v1.Direction\x12\x31\n\x08\x65xamples\x18\x04 \x03(\x0b\x32\x1f.underpaint.v1.DirectionExample\x12\x1a\n\x12optimization_steps\x18\x05 \x01(\x05\x12\x1b\n\x0e\x63ontent_weight\x18\x06 \x01(\x02H\x00\x88\x01\x01\x42\x11\n\x0f_content_weight\"S\n\x10\x44irectionExample\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x14.underpaint.v1.ImageH\x00\x12\x0e\n\x04seed\x18\x02 \x01(\x04H\x00\x42\x08\n\x06source\"J\n\x16LearnDirectionResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"#\n\x13GetDirectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x14GetDirectionResponse\x12+\n\tdirection\x18\x01 \x01(\x0b\x32\x18.underpaint.v1.Direction\">\n\x15ListDirectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x16ListDirectionsResponse\x12,\n\ndirections\x18\x01 \x03(\x0b\x32\x18.underpaint.v1.Direction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x16\x44\x65leteDirectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x19\n\x17\x44\x65leteDirectionResponse\"&\n\x16\x45xportDirectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x17\x45xportDirectionResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"]\n\x16ImportDirectionRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.underpaint.v1.DirectionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"F\n\x17ImportDirectionResponse\x12+\n\tdirection\x18\x01 \x01(\x0b\x32\x18.underpaint.v1.Direction2\xd3\x04\n\x10\x44irectionService\x12]\n\x0eLearnDirection\x12$.underpaint.v1.LearnDirectionRequest\x1a%.underpaint.v1.LearnDirectionResponse\x12W\n\x0cGetDirection\x12\".underpaint.v1.GetDirectionRequest\x1a#.underpaint.v1.GetDirectionResponse\x12]\n\x0eListDirections\x12$.underpaint.v1.ListDirectionsRequest\x1a%.underpaint.v1.ListDirectionsResponse\x12`\n\x0f\x44\x65leteDirection\x12%.underpaint.v1.DeleteDirectionRequest\x1a&.underpaint.v1.DeleteDirectionResponse\x12\x62\n\x0f\x45xportDirection\x12%.underpaint.v1.ExportDirectionRequest\x1a&.underpaint.v1.ExportDirectionResponse0\x01\x12\x62\n\x0fImportDirection\x12%.underpaint.v1.ImportDirectionRequest\x1a&.underpaint.v1.ImportDirectionResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%underpaint/v1/direction_service.proto\x12\runderpaint.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19underpaint/v1/types.proto\"\xa7\x03\n\tDirection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12\x15\n\rsource_prompt\x18\x05 \x01(\t\x12\x15\n\rtarget_prompt\x18\x06 \x01(\t\x12\r\n\x05steps\x18\x07 \x01(\x05\x12\x0f\n\x07weights\x18\n \x03(\x02\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\t \x01(\t\x12\'\n\x07sampler\x18\x0b \x01(\x0e\x32\x16.underpaint.v1.Sampler\x12\x1b\n\x0eguidance_scale\x18\x0c \x01(\x02H\x00\x88\x01\x01\x12\x18\n\x10\x63ontent_features\x18\r \x01(\t\x12\x0e\n\x06losses\x18\x0e \x03(\x01\x12*\n\x06method\x18\x0f \x01(\x0e\x32\x1a.underpaint.v1.LearnMethod\x12\x15\n\rexample_count\x18\x10 \x01(\x05\x42\x11\n\x0f_guidance_scale\"\xec\x03\n\x15LearnDirectionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64irection_id\x18\x02 \x01(\t\x12+\n\tdirection\x18\x03 \x01(\x0b\x32\x18.underpaint.v1.Direction\x12\x31\n\x08\x65xamples\x18\x04 \x03(\x0b\x32\x1f.underpaint.v1.DirectionExample\x12\x1a\n\x12optimization_steps\x18\x05 \x01(\x05\x12\x1b\n\x0e\x63ontent_weight\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x1a\n\rlearning_rate\x18\x07 \x01(\x02H\x01\x88\x01\x01\x12\x18\n\x0bswitch_step\x18\x08 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0blate_weight\x18\t \x01(\x02H\x03\x88\x01\x01\x12*\n\x06method\x18\n \x01(\x0e\x32\x1a.underpaint.v1.LearnMethod\x12\x33\n\ncandidates\x18\x0b \x01(\x0b\x32\x1f.underpaint.v1.SearchCandidates\x12\x11\n\x04seed\x18\x0c \x01(\x04H\x04\x88\x01\x01\x42\x11\n\x0f_content_weightB\x10\n\x0e_learning_rateB\x0e\n\x0c_switch_stepB\x0e\n\x0c_late_weightB\x07\n\x05_seed\">\n\x10SearchCandidates\x12\x14\n\x0cswitch_steps\x18\x01 \x03(\x05\x12\x14\n\x0clate_weights\x18\x02 \x03(\x02\"S\n\x10\x44irectionExample\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x14.underpaint.v1.ImageH\x00\x12\x0e\n\x04seed\x18\x02 \x01(\x04H\x00\x42\x08\n\x06source\"J\n\x16LearnDirectionResponse\x12\x30\n\toperation\x18\x01 \x01(\x0b\x32\x1d.google.longrunning.Operation\"#\n\x13GetDirectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x14GetDirectionResponse\x12+\n\tdirection\x18\x01 \x01(\x0b\x32\x18.underpaint.v1.Direction\">\n\x15ListDirectionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x16ListDirectionsResponse\x12,\n\ndirections\x18\x01 \x03(\x0b\x32\x18.underpaint.v1.Direction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"4\n\x16\x44\x65leteDirectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x19\n\x17\x44\x65leteDirectionResponse\"&\n\x16\x45xportDirectionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x17\x45xportDirectionResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\"}\n\x16ImportDirectionRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.underpaint.v1.DirectionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x13\n\x06\x63rc32c\x18\x03 \x01(\x07H\x01\x88\x01\x01\x42\x06\n\x04partB\t\n\x07_crc32c\"F\n\x17ImportDirectionResponse\x12+\n\tdirection\x18\x01 \x01(\x0b\x32\x18.underpaint.v1.Direction*_\n\x0bLearnMethod\x12\x1c\n\x18LEARN_METHOD_UNSPECIFIED\x10\x00\x12\x19\n\x15LEARN_METHOD_GRADIENT\x10\x01\x12\x17\n\x13LEARN_METHOD_SEARCH\x10\x02\x32\xd3\x04\n\x10\x44irectionService\x12]\n\x0eLearnDirection\x12$.underpaint.v1.LearnDirectionRequest\x1a%.underpaint.v1.LearnDirectionResponse\x12W\n\x0cGetDirection\x12\".underpaint.v1.GetDirectionRequest\x1a#.underpaint.v1.GetDirectionResponse\x12]\n\x0eListDirections\x12$.underpaint.v1.ListDirectionsRequest\x1a%.underpaint.v1.ListDirectionsResponse\x12`\n\x0f\x44\x65leteDirection\x12%.underpaint.v1.DeleteDirectionRequest\x1a&.underpaint.v1.DeleteDirectionResponse\x12\x62\n\x0f\x45xportDirection\x12%.underpaint.v1.ExportDirectionRequest\x1a&.underpaint.v1.ExportDirectionResponse0\x01\x12\x62\n\x0fImportDirection\x12%.underpaint.v1.ImportDirectionRequest\x1a&.underpaint.v1.ImportDirectionResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'underpaint.v1.direction_service_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
+  _globals['_LEARNMETHOD']._serialized_start=1965
+  _globals['_LEARNMETHOD']._serialized_end=2060
   _globals['_DIRECTION']._serialized_start=154
-  _globals['_DIRECTION']._serialized_end=379
-  _globals['_LEARNDIRECTIONREQUEST']._serialized_start=382
-  _globals['_LEARNDIRECTIONREQUEST']._serialized_end=619
-  _globals['_DIRECTIONEXAMPLE']._serialized_start=621
-  _globals['_DIRECTIONEXAMPLE']._serialized_end=704
-  _globals['_LEARNDIRECTIONRESPONSE']._serialized_start=706
-  _globals['_LEARNDIRECTIONRESPONSE']._serialized_end=780
-  _globals['_GETDIRECTIONREQUEST']._serialized_start=782
-  _globals['_GETDIRECTIONREQUEST']._serialized_end=817
-  _globals['_GETDIRECTIONRESPONSE']._serialized_start=819
-  _globals['_GETDIRECTIONRESPONSE']._serialized_end=886
-  _globals['_LISTDIRECTIONSREQUEST']._serialized_start=888
-  _globals['_LISTDIRECTIONSREQUEST']._serialized_end=950
-  _globals['_LISTDIRECTIONSRESPONSE']._serialized_start=952
-  _globals['_LISTDIRECTIONSRESPONSE']._serialized_end=1047
-  _globals['_DELETEDIRECTIONREQUEST']._serialized_start=1049
-  _globals['_DELETEDIRECTIONREQUEST']._serialized_end=1101
-  _globals['_DELETEDIRECTIONRESPONSE']._serialized_start=1103
-  _globals['_DELETEDIRECTIONRESPONSE']._serialized_end=1128
-  _globals['_EXPORTDIRECTIONREQUEST']._serialized_start=1130
-  _globals['_EXPORTDIRECTIONREQUEST']._serialized_end=1168
-  _globals['_EXPORTDIRECTIONRESPONSE']._serialized_start=1170
-  _globals['_EXPORTDIRECTIONRESPONSE']._serialized_end=1210
-  _globals['_IMPORTDIRECTIONREQUEST']._serialized_start=1212
-  _globals['_IMPORTDIRECTIONREQUEST']._serialized_end=1305
-  _globals['_IMPORTDIRECTIONRESPONSE']._serialized_start=1307
-  _globals['_IMPORTDIRECTIONRESPONSE']._serialized_end=1377
-  _globals['_DIRECTIONSERVICE']._serialized_start=1380
-  _globals['_DIRECTIONSERVICE']._serialized_end=1975
+  _globals['_DIRECTION']._serialized_end=577
+  _globals['_LEARNDIRECTIONREQUEST']._serialized_start=580
+  _globals['_LEARNDIRECTIONREQUEST']._serialized_end=1072
+  _globals['_SEARCHCANDIDATES']._serialized_start=1074
+  _globals['_SEARCHCANDIDATES']._serialized_end=1136
+  _globals['_DIRECTIONEXAMPLE']._serialized_start=1138
+  _globals['_DIRECTIONEXAMPLE']._serialized_end=1221
+  _globals['_LEARNDIRECTIONRESPONSE']._serialized_start=1223
+  _globals['_LEARNDIRECTIONRESPONSE']._serialized_end=1297
+  _globals['_GETDIRECTIONREQUEST']._serialized_start=1299
+  _globals['_GETDIRECTIONREQUEST']._serialized_end=1334
+  _globals['_GETDIRECTIONRESPONSE']._serialized_start=1336
+  _globals['_GETDIRECTIONRESPONSE']._serialized_end=1403
+  _globals['_LISTDIRECTIONSREQUEST']._serialized_start=1405
+  _globals['_LISTDIRECTIONSREQUEST']._serialized_end=1467
+  _globals['_LISTDIRECTIONSRESPONSE']._serialized_start=1469
+  _globals['_LISTDIRECTIONSRESPONSE']._serialized_end=1564
+  _globals['_DELETEDIRECTIONREQUEST']._serialized_start=1566
+  _globals['_DELETEDIRECTIONREQUEST']._serialized_end=1618
+  _globals['_DELETEDIRECTIONRESPONSE']._serialized_start=1620
+  _globals['_DELETEDIRECTIONRESPONSE']._serialized_end=1645
+  _globals['_EXPORTDIRECTIONREQUEST']._serialized_start=1647
+  _globals['_EXPORTDIRECTIONREQUEST']._serialized_end=1685
+  _globals['_EXPORTDIRECTIONRESPONSE']._serialized_start=1687
+  _globals['_EXPORTDIRECTIONRESPONSE']._serialized_end=1764
+  _globals['_IMPORTDIRECTIONREQUEST']._serialized_start=1766
+  _globals['_IMPORTDIRECTIONREQUEST']._serialized_end=1891
+  _globals['_IMPORTDIRECTIONRESPONSE']._serialized_start=1893
+  _globals['_IMPORTDIRECTIONRESPONSE']._serialized_end=1963
+  _globals['_DIRECTIONSERVICE']._serialized_start=2063
+  _globals['_DIRECTIONSERVICE']._serialized_end=2658
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from underpaint.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _LearnMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LearnMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LearnMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEARN_METHOD_UNSPECIFIED: _LearnMethod.ValueType  # 0
+    """LEARN_METHOD_GRADIENT where the model has gradients, else LEARN_METHOD_SEARCH."""
+    LEARN_METHOD_GRADIENT: _LearnMethod.ValueType  # 1
+    """Adam on the loss of the decoded picture."""
+    LEARN_METHOD_SEARCH: _LearnMethod.ValueType  # 2
+    """The best of some step functions of the weights."""
+
+class LearnMethod(_LearnMethod, metaclass=_LearnMethodEnumTypeWrapper):
+    """LearnMethod says how weights are found."""
+
+LEARN_METHOD_UNSPECIFIED: LearnMethod.ValueType  # 0
+"""LEARN_METHOD_GRADIENT where the model has gradients, else LEARN_METHOD_SEARCH."""
+LEARN_METHOD_GRADIENT: LearnMethod.ValueType  # 1
+"""Adam on the loss of the decoded picture."""
+LEARN_METHOD_SEARCH: LearnMethod.ValueType  # 2
+"""The best of some step functions of the weights."""
+Global___LearnMethod: _TypeAlias = LearnMethod  # noqa: Y015
 
 @_typing.final
 class Direction(_message.Message):
@@ -37,8 +62,14 @@ class Direction(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    SAMPLER_FIELD_NUMBER: _builtins.int
+    GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
+    CONTENT_FEATURES_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"directions/{id}"."""
+    """"directions/{id}", id of 1 to 63 characters of a-z, 0-9 and "-"."""
     display_name: _builtins.str
     """For people."""
     model: _builtins.str
@@ -52,7 +83,17 @@ class Direction(_message.Message):
     steps: _builtins.int
     """Schedule length it was learned for."""
     etag: _builtins.str
-    """For optimistic concurrency."""
+    """For optimistic concurrency: a digest of all there is."""
+    sampler: _types_pb2.Sampler.ValueType
+    """How pictures were drawn while learning; an edit takes it unless told otherwise."""
+    guidance_scale: _builtins.float
+    """Classifier-free guidance weight while learning, likewise."""
+    content_features: _builtins.str
+    """What kept the content while learning: "vae" or "vgg16"."""
+    method: Global___LearnMethod.ValueType
+    """How it was learned."""
+    example_count: _builtins.int
+    """Pictures it was learned on."""
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """One mixing weight a step, noisiest first; empty until learned."""
@@ -60,6 +101,12 @@ class Direction(_message.Message):
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
+
+    @_builtins.property
+    def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of the weights before each optimiser step and after the last, or of each candidate in their order; `weights` are those
+        of the smallest.
+        """
 
     def __init__(
         self,
@@ -74,12 +121,20 @@ class Direction(_message.Message):
         weights: _abc.Iterable[_builtins.float] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        sampler: _types_pb2.Sampler.ValueType = ...,
+        guidance_scale: _builtins.float | None = ...,
+        content_features: _builtins.str = ...,
+        losses: _abc.Iterable[_builtins.float] | None = ...,
+        method: Global___LearnMethod.ValueType = ...,
+        example_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "create_time", b"create_time", "guidance_scale", b"guidance_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "model", b"model", "model_digest", b"model_digest", "name", b"name", "source_prompt", b"source_prompt", "steps", b"steps", "target_prompt", b"target_prompt", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "content_features", b"content_features", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "example_count", b"example_count", "guidance_scale", b"guidance_scale", "losses", b"losses", "method", b"method", "model", b"model", "model_digest", b"model_digest", "name", b"name", "sampler", b"sampler", "source_prompt", b"source_prompt", "steps", b"steps", "target_prompt", b"target_prompt", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
+    _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
 
 Global___Direction: _TypeAlias = Direction  # noqa: Y015
 
@@ -95,21 +150,43 @@ class LearnDirectionRequest(_message.Message):
     EXAMPLES_FIELD_NUMBER: _builtins.int
     OPTIMIZATION_STEPS_FIELD_NUMBER: _builtins.int
     CONTENT_WEIGHT_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    SWITCH_STEP_FIELD_NUMBER: _builtins.int
+    LATE_WEIGHT_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """UUID4."""
+    """UUID4. A repeat returns the same operation, on any server of the same store, until the operation is deleted."""
     direction_id: _builtins.str
     """Final id; empty draws one."""
     optimization_steps: _builtins.int
-    """Optimiser steps; 0 takes the default."""
+    """Optimiser steps, at most 200; 0 takes 10."""
     content_weight: _builtins.float
-    """Weight of the content-preserving loss; unset takes the default."""
+    """Weight of the content-preserving loss, [0, 100]; unset takes 0.05."""
+    learning_rate: _builtins.float
+    """Adam's, (0, 1]; unset takes 0.05."""
+    switch_step: _builtins.int
+    """The weights begin as 1 for so many steps; unset takes two fifths of all."""
+    late_weight: _builtins.float
+    """And as this for the others, [-2, 2]; unset takes 0."""
+    method: Global___LearnMethod.ValueType
+    """How to find the weights. Only a search has candidates; only gradients have optimization_steps, learning_rate,
+    switch_step and late_weight.
+    """
+    seed: _builtins.int
+    """Of the noise that real images are brought along with; unset draws one."""
     @_builtins.property
     def direction(self) -> Global___Direction:
-        """What to set: display_name, model, prompts and steps."""
+        """What to set: display_name, model, prompts, steps, sampler and guidance_scale (unset takes 5). The rest must be empty."""
 
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___DirectionExample]:
-        """What to learn on; one is enough, more make it general."""
+        """What to learn on, at most 16; one is enough, more make it general."""
+
+    @_builtins.property
+    def candidates(self) -> Global___SearchCandidates:
+        """What a search offers; empty takes 15 usual ones."""
 
     def __init__(
         self,
@@ -120,16 +197,69 @@ class LearnDirectionRequest(_message.Message):
         examples: _abc.Iterable[Global___DirectionExample] | None = ...,
         optimization_steps: _builtins.int = ...,
         content_weight: _builtins.float | None = ...,
+        learning_rate: _builtins.float | None = ...,
+        switch_step: _builtins.int | None = ...,
+        late_weight: _builtins.float | None = ...,
+        method: Global___LearnMethod.ValueType = ...,
+        candidates: Global___SearchCandidates | None = ...,
+        seed: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight", "content_weight", b"content_weight", "direction", b"direction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight", "_late_weight", b"_late_weight", "_learning_rate", b"_learning_rate", "_seed", b"_seed", "_switch_step", b"_switch_step", "candidates", b"candidates", "content_weight", b"content_weight", "direction", b"direction", "late_weight", b"late_weight", "learning_rate", b"learning_rate", "seed", b"seed", "switch_step", b"switch_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight", "content_weight", b"content_weight", "direction", b"direction", "direction_id", b"direction_id", "examples", b"examples", "optimization_steps", b"optimization_steps", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight", "_late_weight", b"_late_weight", "_learning_rate", b"_learning_rate", "_seed", b"_seed", "_switch_step", b"_switch_step", "candidates", b"candidates", "content_weight", b"content_weight", "direction", b"direction", "direction_id", b"direction_id", "examples", b"examples", "late_weight", b"late_weight", "learning_rate", b"learning_rate", "method", b"method", "optimization_steps", b"optimization_steps", "request_id", b"request_id", "seed", b"seed", "switch_step", b"switch_step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__content_weight: _TypeAlias = _typing.Literal["content_weight"]  # noqa: Y015
     _WhichOneofArgType__content_weight: _TypeAlias = _typing.Literal["_content_weight", b"_content_weight"]  # noqa: Y015
+    _WhichOneofReturnType__late_weight: _TypeAlias = _typing.Literal["late_weight"]  # noqa: Y015
+    _WhichOneofArgType__late_weight: _TypeAlias = _typing.Literal["_late_weight", b"_late_weight"]  # noqa: Y015
+    _WhichOneofReturnType__learning_rate: _TypeAlias = _typing.Literal["learning_rate"]  # noqa: Y015
+    _WhichOneofArgType__learning_rate: _TypeAlias = _typing.Literal["_learning_rate", b"_learning_rate"]  # noqa: Y015
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__switch_step: _TypeAlias = _typing.Literal["switch_step"]  # noqa: Y015
+    _WhichOneofArgType__switch_step: _TypeAlias = _typing.Literal["_switch_step", b"_switch_step"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__content_weight) -> _WhichOneofReturnType__content_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__late_weight) -> _WhichOneofReturnType__late_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__learning_rate) -> _WhichOneofReturnType__learning_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__switch_step) -> _WhichOneofReturnType__switch_step | None: ...
 
 Global___LearnDirectionRequest: _TypeAlias = LearnDirectionRequest  # noqa: Y015
+
+@_typing.final
+class SearchCandidates(_message.Message):
+    """SearchCandidates are all pairs of the two, at most 64: weights of 1 for so many steps, and of so much after."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SWITCH_STEPS_FIELD_NUMBER: _builtins.int
+    LATE_WEIGHTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def switch_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of steps; empty takes 20, 30, 40, 50 and 60 % of all."""
+
+    @_builtins.property
+    def late_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Weights after those; empty takes 0.2, 0 and -0.2."""
+
+    def __init__(
+        self,
+        *,
+        switch_steps: _abc.Iterable[_builtins.int] | None = ...,
+        late_weights: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["late_weights", b"late_weights", "switch_steps", b"switch_steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchCandidates: _TypeAlias = SearchCandidates  # noqa: Y015
 
 @_typing.final
 class DirectionExample(_message.Message):
@@ -296,7 +426,7 @@ class DeleteDirectionRequest(_message.Message):
     name: _builtins.str
     """"directions/{id}"."""
     etag: _builtins.str
-    """Only if unchanged."""
+    """Only if it has this one, else ABORTED; empty deletes whatever is there."""
     def __init__(
         self,
         *,
@@ -352,21 +482,29 @@ Global___ExportDirectionRequest: _TypeAlias = ExportDirectionRequest  # noqa: Y0
 
 @_typing.final
 class ExportDirectionResponse(_message.Message):
-    """ExportDirectionResponse is one chunk."""
+    """ExportDirectionResponse is one chunk of at most 1 MiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHUNK_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    CRC32C_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """Next bytes."""
+    total_bytes: _builtins.int
+    """Total size, in the first message only."""
+    crc32c: _builtins.int
+    """CRC-32C of the whole file, in the last message only."""
     def __init__(
         self,
         *,
         chunk: _builtins.bytes = ...,
+        total_bytes: _builtins.int = ...,
+        crc32c: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "crc32c", b"crc32c", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -380,24 +518,35 @@ class ImportDirectionRequest(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    CRC32C_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """All others."""
+    """All others: the next bytes of a file that ExportDirection wrote, 1 MiB in all at most."""
+    crc32c: _builtins.int
+    """With the last chunk: CRC-32C of the whole file, checked where it is set."""
     @_builtins.property
     def header(self) -> Global___Direction:
-        """First message."""
+        """First message: `name` or nothing, which draws one, and `display_name` or nothing, which keeps the file's. All else
+        is in the file.
+        """
 
     def __init__(
         self,
         *,
         header: Global___Direction | None = ...,
         chunk: _builtins.bytes = ...,
+        crc32c: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "chunk", b"chunk", "crc32c", b"crc32c", "header", b"header", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c", "chunk", b"chunk", "crc32c", b"crc32c", "header", b"header", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__crc32c: _TypeAlias = _typing.Literal["crc32c"]  # noqa: Y015
+    _WhichOneofArgType__crc32c: _TypeAlias = _typing.Literal["_crc32c", b"_crc32c"]  # noqa: Y015
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__crc32c) -> _WhichOneofReturnType__crc32c | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___ImportDirectionRequest: _TypeAlias = ImportDirectionRequest  # noqa: Y015

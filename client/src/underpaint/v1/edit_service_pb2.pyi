@@ -322,33 +322,56 @@ Global___DiffEdit: _TypeAlias = DiffEdit  # noqa: Y015
 
 @_typing.final
 class DisentangledEdit(_message.Message):
-    """DisentangledEdit mixes the source's and the target's text embedding, step by step."""
+    """DisentangledEdit mixes the source's and the target's text embedding, step by step. Nothing is inverted: a real picture
+    is brought along by the noise that its own noised versions leave over. Where the source is `generated`, its prompt is
+    the source prompt and its steps are the steps: `source_prompt` and `steps` here must then be empty.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DIRECTION_FIELD_NUMBER: _builtins.int
     SWITCH_STEP_FIELD_NUMBER: _builtins.int
+    GIVEN_FIELD_NUMBER: _builtins.int
     SCALE_FIELD_NUMBER: _builtins.int
+    SOURCE_PROMPT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    SAMPLER_FIELD_NUMBER: _builtins.int
     direction: _builtins.str
-    """"directions/{id}", learned before."""
+    """"directions/{id}", learned before, for this model. Empty prompts, guidance, sampler and steps are then the
+    direction's; other steps are FAILED_PRECONDITION.
+    """
     switch_step: _builtins.int
     """The source prompt for the first `switch_step` steps, the target prompt after: the paper's first finding, no learning."""
     scale: _builtins.float
-    """0 is no change, 1 as learned; unset takes 1."""
+    """0 is no change, 1 as learned, [-2, 4]: a weight w becomes 1 - scale * (1 - w). Unset takes 1."""
+    source_prompt: _builtins.str
+    """What the picture shows. Empty takes the direction's, else that of the source's inversion, else the empty prompt."""
+    steps: _builtins.int
+    """Steps of the schedule; 0 takes the direction's, else as many as there are weights, else the model's default."""
+    sampler: _types_pb2.Sampler.ValueType
+    """How to draw."""
+    @_builtins.property
+    def given(self) -> Global___MixingWeights:
+        """Weights of your own. `resolved` always has these, scale applied."""
+
     def __init__(
         self,
         *,
         direction: _builtins.str = ...,
         switch_step: _builtins.int = ...,
+        given: Global___MixingWeights | None = ...,
         scale: _builtins.float | None = ...,
+        source_prompt: _builtins.str = ...,
+        steps: _builtins.int = ...,
+        sampler: _types_pb2.Sampler.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_scale", b"_scale", "direction", b"direction", "scale", b"scale", "switch_step", b"switch_step", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scale", b"_scale", "direction", b"direction", "given", b"given", "scale", b"scale", "switch_step", b"switch_step", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scale", b"_scale", "direction", b"direction", "scale", b"scale", "switch_step", b"switch_step", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scale", b"_scale", "direction", b"direction", "given", b"given", "sampler", b"sampler", "scale", b"scale", "source_prompt", b"source_prompt", "steps", b"steps", "switch_step", b"switch_step", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
     _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
-    _WhichOneofReturnType_weights: _TypeAlias = _typing.Literal["direction", "switch_step"]  # noqa: Y015
+    _WhichOneofReturnType_weights: _TypeAlias = _typing.Literal["direction", "switch_step", "given"]  # noqa: Y015
     _WhichOneofArgType_weights: _TypeAlias = _typing.Literal["weights", b"weights"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
@@ -356,6 +379,32 @@ class DisentangledEdit(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_weights) -> _WhichOneofReturnType_weights | None: ...
 
 Global___DisentangledEdit: _TypeAlias = DisentangledEdit  # noqa: Y015
+
+@_typing.final
+class MixingWeights(_message.Message):
+    """MixingWeights are one number a step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Noisiest step first, as many as the schedule has steps: 1 is the source prompt alone, 0 the target prompt alone, and
+        numbers beyond extrapolate, [-1000, 1000].
+        """
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MixingWeights: _TypeAlias = MixingWeights  # noqa: Y015
 
 @_typing.final
 class ContentInjectionEdit(_message.Message):

@@ -155,6 +155,30 @@ PHASE_OPTIMIZING: Phase.ValueType  # 7
 """Optimising a direction."""
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
+class _Sampler:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SamplerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sampler.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAMPLER_UNSPECIFIED: _Sampler.ValueType  # 0
+    """SAMPLER_DDIM, or the direction's own."""
+    SAMPLER_DDIM: _Sampler.ValueType  # 1
+    """The last prediction alone."""
+    SAMPLER_PLMS: _Sampler.ValueType  # 2
+    """The last four predictions, after a Heun step at the start: one evaluation more, and smaller errors."""
+
+class Sampler(_Sampler, metaclass=_SamplerEnumTypeWrapper):
+    """Sampler says how noise predictions become a move."""
+
+SAMPLER_UNSPECIFIED: Sampler.ValueType  # 0
+"""SAMPLER_DDIM, or the direction's own."""
+SAMPLER_DDIM: Sampler.ValueType  # 1
+"""The last prediction alone."""
+SAMPLER_PLMS: Sampler.ValueType  # 2
+"""The last four predictions, after a Heun step at the start: one evaluation more, and smaller errors."""
+Global___Sampler: _TypeAlias = Sampler  # noqa: Y015
+
 @_typing.final
 class Tensor(_message.Message):
     """Tensor is one dense array. Bundles of arrays travel as safetensors instead."""
@@ -325,6 +349,7 @@ class Progress(_message.Message):
     FRACTION_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     ETA_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
     phase: Global___Phase.ValueType
     """Current phase."""
     step: _builtins.int
@@ -335,6 +360,8 @@ class Progress(_message.Message):
     """Share of the whole request that is done, 0 to 1, never falling."""
     queue_position: _builtins.int
     """Requests ahead in the queue while PHASE_QUEUED."""
+    loss: _builtins.float
+    """While PHASE_OPTIMIZING: the loss of the last weights that were measured."""
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
         """Estimated time to the result."""
@@ -348,12 +375,15 @@ class Progress(_message.Message):
         fraction: _builtins.float = ...,
         queue_position: _builtins.int = ...,
         eta: _duration_pb2.Duration | None = ...,
+        loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "eta", b"eta", "loss", b"loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta", "fraction", b"fraction", "phase", b"phase", "queue_position", b"queue_position", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "eta", b"eta", "fraction", b"fraction", "loss", b"loss", "phase", b"phase", "queue_position", b"queue_position", "step", b"step", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
+    _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
 
 Global___Progress: _TypeAlias = Progress  # noqa: Y015
 

@@ -61,6 +61,12 @@ class JobHandle:
         return self._position
 
     @property
+    def progress(self) -> Progress:
+        """The newest snapshot."""
+        assert isinstance(self._progress.value, Progress)
+        return self._progress.value
+
+    @property
     def done(self) -> bool:
         """Whether there is a result or an error."""
         return self._outcome is not None

@@ -10,8 +10,6 @@ empty: a repeat is a new request. Encoding is blocking work for a thread.
 from dataclasses import asdict
 
 import numpy as np
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 
 from underpaint_server.jobs import (
@@ -21,6 +19,7 @@ from underpaint_server.jobs import (
     DdimEdit,
     DdimInversion,
     DiffEdit,
+    DisentangledEdit,
     EdictEdit,
     EdictInversion,
     Edited,
@@ -32,17 +31,17 @@ from underpaint_server.jobs import (
     Masked,
     MaskJob,
     Notice,
-    Phase,
     Photo,
     Preview,
     Priority,
-    Progress,
     SdEdit,
     Usage,
 )
 from underpaint_server.rpc import images
+from underpaint_server.rpc.convert import SAMPLERS
 from underpaint_server.rpc.fitting import Fitting
 from underpaint_server.rpc.names import inversion_name, model_name
+from underpaint_server.rpc.snapshots import duration, timestamp
 from underpaint_server.rpc.sources import Injected, Start
 from underpaint_server.stores.inversions import Entry
 
@@ -51,7 +50,6 @@ _CONVENTIONS = {
     DdimConvention.CURRENT: inversion_service_pb2.DDIM_CONVENTION_CURRENT,
 }
 _INTERPOLATIONS = {way: edit_service_pb2.Interpolation.Value(f"INTERPOLATION_{way.name}") for way in Interpolation}
-_PHASES = {phase: types_pb2.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
 
 
 def edited(
@@ -115,8 +113,8 @@ def inversion(identifier: str, entry: Entry, fitted: Fitting | None = None) -> i
         reconstruction_psnr_db=stored.reconstruction_psnr_db,
         reconstruction_max_abs_error=stored.reconstruction_max_abs_error,
         size_bytes=entry.size_bytes,
-        create_time=_timestamp(entry.create_time.timestamp()),
-        expire_time=_timestamp(entry.expire_time.timestamp()),
+        create_time=timestamp(entry.create_time.timestamp()),
+        expire_time=timestamp(entry.expire_time.timestamp()),
         fitting=fitting(fitted or Fitting(**entry.fitting)),
     )
 
@@ -146,8 +144,8 @@ def fitting(record: Fitting) -> types_pb2.Fitting:
 def usage(spent: Usage, cache_hit: bool) -> types_pb2.Usage:
     """What the job cost."""
     return types_pb2.Usage(
-        queue_time=_duration(spent.queue_time_s),
-        compute_time=_duration(spent.compute_time_s),
+        queue_time=duration(spent.queue_time_s),
+        compute_time=duration(spent.compute_time_s),
         network_evaluations=spent.network_evaluations,
         mean_batch_size=spent.mean_batch_size,
         inversion_cache_hit=cache_hit,
@@ -157,18 +155,6 @@ def usage(spent: Usage, cache_hit: bool) -> types_pb2.Usage:
 def notices(told: tuple[Notice, ...]) -> list[types_pb2.Notice]:
     """What the caller should know."""
     return [types_pb2.Notice(reason=notice.reason, message=notice.message) for notice in told]
-
-
-def progress(now: Progress) -> types_pb2.Progress:
-    """A snapshot."""
-    return types_pb2.Progress(
-        phase=_PHASES[now.phase],
-        step=now.step,
-        total_steps=now.total_steps,
-        fraction=now.fraction,
-        queue_position=now.queue_position,
-        eta=_duration(now.eta_s),
-    )
 
 
 def preview(now: Preview, longest_px: int) -> edit_service_pb2.Preview:
@@ -223,6 +209,13 @@ def _set_method(request: edit_service_pb2.EditRequest, method: EditMethod) -> No
             request.diffedit.mask.CopyFrom(images.encode(mask))
         case ContentInjection():
             request.content_injection.CopyFrom(_injection(method))
+        case DisentangledEdit() as mixed:
+            request.disentangled.given.values.extend(mixed.weights)
+            request.disentangled.scale = 1
+            request.disentangled.sampler = SAMPLERS[mixed.sampler]
+            if request.WhichOneof("source") != "generated":  # which says these two itself
+                request.disentangled.source_prompt = mixed.source_prompt
+                request.disentangled.steps = len(mixed.weights)
         case EdictEdit():
             request.edict.SetInParent()
         case DdimEdit():
@@ -248,15 +241,3 @@ def _set_content(message: edit_service_pb2.ContentInjectionEdit, content: Inject
         return
     assert isinstance(content.source, Photo)  # what is stored has a name
     message.image.CopyFrom(images.encode(content.source.pixels))
-
-
-def _duration(seconds: float) -> Duration:
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromNanoseconds(round(seconds * 1e9))
-    return timestamp

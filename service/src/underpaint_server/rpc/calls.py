@@ -9,7 +9,7 @@ from uuid import uuid4
 import grpc
 import structlog
 from google.protobuf.message import Message
-from underpaint.v1 import edit_service_pb2, inversion_service_pb2
+from underpaint.v1 import direction_service_pb2, edit_service_pb2, inversion_service_pb2
 
 from underpaint_server.rpc.names import is_request_id
 from underpaint_server.telemetry import Metrics
@@ -32,7 +32,8 @@ class Labels:
 
     request_id: str = ""
     method: str = ""
-    """edict, diffedit, ddim, sdedit, content_injection, invert_edict, invert_ddim, mask; empty for calls without."""
+    """edict, diffedit, ddim, sdedit, disentangled, content_injection, invert_edict, invert_ddim, mask, learn; empty for
+    calls without."""
     model: str = ""
     """Id; empty for the default one, or for calls without."""
 
@@ -51,6 +52,8 @@ def labels_of(request: Any) -> Labels:
             return Labels(request.request_id, f"invert_{method}" if method else "", _id(request.model))
         case inversion_service_pb2.StreamInvertRequest():
             return labels_of(request.invert)
+        case direction_service_pb2.LearnDirectionRequest():
+            return Labels(request.request_id, "learn", _id(request.direction.model))
         case _:
             return Labels()
 

@@ -12,13 +12,20 @@ from typing import Final
 from google.protobuf.message import Message
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 
-from underpaint_server.errors import FieldInvalid, FieldViolation, MethodDisabled
+from underpaint_server.errors import (
+    DirectionModelMismatch,
+    DirectionStepsMismatch,
+    FieldInvalid,
+    FieldViolation,
+)
 from underpaint_server.jobs import (
     ContentInjection,
     DdimConvention,
     DdimEdit,
     DdimInversion,
     DiffEdit,
+    Direction,
+    DisentangledEdit,
     EdictEdit,
     EdictInversion,
     EditMethod,
@@ -27,20 +34,20 @@ from underpaint_server.jobs import (
     InversionOptions,
     ModelInfo,
     Priority,
+    Sampler,
     SdEdit,
 )
 from underpaint_server.plans import injected_steps
-from underpaint_server.rpc.fields import Fields
+from underpaint_server.rpc.fields import Fields, float32, single
 from underpaint_server.rpc.images import MEDIA_TYPES, PNG
-from underpaint_server.rpc.names import inversion_id
+from underpaint_server.rpc.names import inversion_id, model_name
 from underpaint_server.settings import Settings
 
-_LATER: Final = ("disentangled",)
 _INVERSION_OF: Final = {"edict": "edict", "ddim": "ddim", "diffedit": "ddim", "content_injection": "ddim"}
 """Edit method -> the inversion it starts from."""
 
 _MAX_GUIDANCE: Final = 30.0
-_EDIT_GUIDANCE: Final = {"sdedit": 3.0, "ddim": 3.0, "diffedit": 5.0, "content_injection": 1.0}
+_EDIT_GUIDANCE: Final = {"sdedit": 3.0, "ddim": 3.0, "diffedit": 5.0, "disentangled": 5.0, "content_injection": 1.0}
 _INVERSION_GUIDANCE: Final = {"edict": 3.0, "ddim": 1.0}
 _STRENGTH: Final = 0.8
 _INJECTION_STRENGTH: Final = 1.0
@@ -66,8 +73,17 @@ _INTERPOLATIONS: Final = {
     edit_service_pb2.INTERPOLATION_SLERP: Interpolation.SLERP,
     edit_service_pb2.INTERPOLATION_LERP: Interpolation.LERP,
 }
+MAX_WEIGHT: Final = 1000.0
+"""Of a mixing weight, either way; what can be learned at all stays far below."""
+_SCALES: Final = (-2.0, 4.0)
 
-_PRIORITIES: Final = {types_pb2.Priority.Value(f"PRIORITY_{priority.name}"): priority for priority in Priority}
+SAMPLERS: Final = {Sampler.DDIM: types_pb2.SAMPLER_DDIM, Sampler.PLMS: types_pb2.SAMPLER_PLMS}
+_SAMPLERS: Final = {message: sampler for sampler, message in SAMPLERS.items()}
+_PRIORITIES: Final = {
+    types_pb2.Priority.Value(f"PRIORITY_{priority.name}"): priority
+    for priority in Priority
+    if priority is not Priority.LEARNING
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +138,14 @@ class InvertDraft:
     priority: Priority
 
 
-def edit_draft(request: edit_service_pb2.EditRequest, model: ModelInfo, settings: Settings) -> EditDraft:
-    """Everything an EditRequest says; raises FieldInvalid and MethodDisabled."""
-    return _Edit(request, model, settings).draft()
+def edit_draft(
+    request: edit_service_pb2.EditRequest, model: ModelInfo, settings: Settings, direction: Direction | None = None
+) -> EditDraft:
+    """Everything an EditRequest says; ``direction`` is the one it names.
+
+    Raises FieldInvalid, MethodDisabled, DirectionModelMismatch and DirectionStepsMismatch.
+    """
+    return _Edit(request, model, settings, direction).draft()
 
 
 def invert_draft(request: inversion_service_pb2.InvertRequest, model: ModelInfo, settings: Settings) -> InvertDraft:
@@ -145,10 +166,17 @@ def invert_draft(request: inversion_service_pb2.InvertRequest, model: ModelInfo,
 class _Edit:
     """One EditRequest while it is read."""
 
-    def __init__(self, request: edit_service_pb2.EditRequest, model: ModelInfo, settings: Settings) -> None:
+    def __init__(
+        self,
+        request: edit_service_pb2.EditRequest,
+        model: ModelInfo,
+        settings: Settings,
+        direction: Direction | None,
+    ) -> None:
         self._request = request
         self._model = model
         self._settings = settings
+        self._direction = direction
         self._fields = Fields()
         self._kind = self._method_kind()
 
@@ -156,7 +184,7 @@ class _Edit:
         request, fields = self._request, self._fields
         source = self._source()
         inversion = self._source_inversion(source)
-        method = self._method()
+        method = self._method(source)
         content = self._content() if isinstance(method, ContentInjection) else None
         target_prompt = self._target_prompt(source)
         negative_prompt = self._prompt("negative_prompt", request.negative_prompt)
@@ -168,6 +196,7 @@ class _Edit:
         fields.check()
         if inversion is not None:
             check_injection(method, inversion)
+        self._check_direction(source)
         return EditDraft(
             self._model,
             source,
@@ -185,8 +214,6 @@ class _Edit:
 
     def _method_kind(self) -> str:
         kind = self._request.WhichOneof("method")
-        if kind in _LATER:
-            raise MethodDisabled(f"{kind} is not offered by this server; it has {', '.join(self._model.methods)}")
         if kind is None:
             self._fields.wrong("method", f"not set; choose one of {', '.join(self._model.methods)}")
         elif kind not in self._model.methods:
@@ -212,7 +239,7 @@ class _Edit:
         if width * height > area:
             self._fields.wrong("generated", f"{width}x{height} are more than {area} pixels")
         return Generated(
-            prompt=self._prompt("generated.prompt", asked.prompt),
+            prompt=self._source_prompt("generated.prompt", asked.prompt),
             seed=asked.seed if asked.HasField("seed") else secrets.randbits(63),
             width=width,
             height=height,
@@ -226,7 +253,17 @@ class _Edit:
         return value or default
 
     def _steps(self, path: str, value: int) -> int:
-        return self._fields.count(path, value, self._model.default_steps, self._settings.max_steps)
+        return self._fields.count(path, value, self._default_steps(), self._settings.max_steps)
+
+    def _default_steps(self) -> int:
+        """As many as there are weights, where they come as a list; else the model's default."""
+        if self._direction is not None:
+            return self._direction.options.num_inference_steps
+        return len(self._request.disentangled.given.values) or self._model.default_steps
+
+    def _source_prompt(self, path: str, value: str) -> str:
+        default = self._direction.options.source_prompt if self._direction is not None else ""
+        return self._prompt(path, value or default)
 
     def _source_inversion(self, source: DraftSource) -> InversionOptions | None:
         asked, wanted = self._request.inversion_parameters, _INVERSION_OF.get(self._kind)
@@ -252,7 +289,7 @@ class _Edit:
             source_prompt="" if encoded else source.prompt,
         )
 
-    def _method(self) -> EditMethod:
+    def _method(self, source: DraftSource) -> EditMethod:
         request = self._request
         match self._kind:
             case "ddim":
@@ -261,6 +298,8 @@ class _Edit:
                 return EdictEdit()
             case "diffedit":
                 return self._diffedit(request.diffedit)
+            case "disentangled":
+                return self._disentangled(request.disentangled, source)
             case "content_injection":
                 return self._injection(request.content_injection)
             case _:
@@ -285,6 +324,75 @@ class _Edit:
             mask_strength=fields.share("diffedit.mask_strength", mask_strength, below_one=True),
             reference_prompt=self._prompt("diffedit.reference_prompt", asked.reference_prompt),
         )
+
+    def _disentangled(self, asked: edit_service_pb2.DisentangledEdit, source: DraftSource) -> DisentangledEdit:
+        fields = self._fields
+        if isinstance(source, Generated):
+            for name, said_by in (("source_prompt", "generated.prompt"), ("steps", "generated.steps")):
+                if getattr(asked, name):
+                    fields.wrong(f"disentangled.{name}", f"unused: {said_by} says it")
+            source_prompt = source.prompt
+        else:
+            source_prompt = self._source_prompt("disentangled.source_prompt", asked.source_prompt)
+        weights = self._weights(asked, self._mixing_steps(source))
+        scale = fields.between("disentangled.scale", asked.scale if asked.HasField("scale") else 1.0, *_SCALES)
+        default = self._direction.options.sampler if self._direction is not None else Sampler.DDIM
+        sampler = sampler_of(fields, "disentangled.sampler", asked.sampler, default)
+        # To the precision of the wire, so that ``resolved`` has these very weights.
+        effective = (weight if scale == 1 else 1 - scale * (1 - weight) for weight in weights)
+        return DisentangledEdit(source_prompt, tuple(float32(single(weight)) for weight in effective), sampler)
+
+    def _mixing_steps(self, source: DraftSource) -> int:
+        if isinstance(source, Generated):
+            return source.num_inference_steps
+        return self._steps("disentangled.steps", self._request.disentangled.steps)
+
+    def _weights(self, asked: edit_service_pb2.DisentangledEdit, steps: int) -> tuple[float, ...]:
+        """One a step, before the scale. A direction of other steps is refused later: the fields come first."""
+        fields = self._fields
+        match asked.WhichOneof("weights"):
+            case "direction":
+                assert self._direction is not None
+                learned, most = self._direction.weights, self._settings.max_steps
+                if len(learned) > most:
+                    fields.wrong("disentangled.direction", f"has {len(learned)} steps, more than {most}")
+                return learned
+            case "switch_step":
+                switch_step = fields.index("disentangled.switch_step", asked.switch_step, steps)
+                return (1.0,) * switch_step + (0.0,) * (steps - switch_step)
+            case "given":
+                return self._given(asked.given, steps)
+            case _:
+                fields.wrong("disentangled.weights", "not set; choose one of direction, switch_step, given")
+                return ()
+
+    def _given(self, given: edit_service_pb2.MixingWeights, steps: int) -> tuple[float, ...]:
+        path = "disentangled.given.values"
+        weights = tuple(float32(value) for value in given.values)
+        if len(weights) != steps:
+            self._fields.wrong(path, f"{len(weights)} weights for {steps} steps")
+        elif not all(-MAX_WEIGHT <= weight <= MAX_WEIGHT for weight in weights):  # which no NaN is
+            self._fields.wrong(path, f"one is outside [-{MAX_WEIGHT:g}, {MAX_WEIGHT:g}]")
+            return ()
+        return weights
+
+    def _check_direction(self, source: DraftSource) -> None:
+        direction, model = self._direction, self._model
+        if direction is None:
+            return
+        metadata = {"resource_name": self._request.disentangled.direction}
+        if direction.model_digest != model.digest:
+            raise DirectionModelMismatch(
+                f"{metadata['resource_name']} was learned on other weights than those of {model_name(model.id)}: learn"
+                " it there, or name its model",
+                metadata=metadata,
+            )
+        learned, asked = direction.options.num_inference_steps, self._mixing_steps(source)
+        if learned != asked:
+            raise DirectionStepsMismatch(
+                f"{metadata['resource_name']} was learned for {learned} steps, not for {asked}; leave the steps out",
+                metadata={**metadata, "steps": str(learned)},
+            )
 
     def _injection(self, asked: edit_service_pb2.ContentInjectionEdit) -> ContentInjection:
         fields, at = self._fields, "content_injection"
@@ -322,6 +430,8 @@ class _Edit:
 
     def _target_prompt(self, source: DraftSource) -> str:
         asked, injects = self._request.target_prompt, self._kind == "content_injection"
+        if self._direction is not None and not asked:
+            asked = self._direction.options.target_prompt
         if injects and not asked and isinstance(source, Generated):
             return source.prompt
         return self._prompt("target_prompt", asked, required=not injects)
@@ -334,6 +444,8 @@ class _Edit:
             return _guidance(self._fields, "guidance_scale", self._request.guidance_scale, self._model)
         if self._kind == "edict":
             return inversion.guidance_scale if inversion is not None else None
+        if self._direction is not None:
+            return self._direction.options.guidance_scale
         return _EDIT_GUIDANCE[self._kind] if self._model.prompt_tokens else 1.0
 
     def _media_type(self) -> str:
@@ -427,6 +539,12 @@ def _guidance(fields: Fields, path: str, value: float, model: ModelInfo) -> floa
 
 def _check_fit(fields: Fields, image: types_pb2.Image, path: str) -> None:
     fields.known(f"{path}.fit", image.fit, types_pb2.Fit.DESCRIPTOR)
+
+
+def sampler_of(fields: Fields, path: str, value: types_pb2.Sampler.ValueType, default: Sampler) -> Sampler:
+    """The sampler that a field names, ``default`` where it names none."""
+    fields.known(path, value, types_pb2.Sampler.DESCRIPTOR)
+    return _SAMPLERS.get(value, default)
 
 
 def _priority(fields: Fields, value: types_pb2.Priority.ValueType) -> Priority:

@@ -10,7 +10,7 @@ from underpaint.v1 import edit_service_pb2_grpc
 
 from underpaint_server.errors import MethodDisabled
 from underpaint_server.jobs import Preview
-from underpaint_server.rpc import answers, work
+from underpaint_server.rpc import answers, snapshots, work
 from underpaint_server.rpc.calls import REQUEST_ID
 from underpaint_server.rpc.fields import Fields, at
 from underpaint_server.rpc.flights import Deadline, Flight
@@ -88,7 +88,7 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
         if isinstance(event, Preview):
             preview = await self._front.pool.run(answers.preview, event, longest_px)
             return messages.StreamEditResponse(preview=preview)
-        return messages.StreamEditResponse(progress=answers.progress(event))
+        return messages.StreamEditResponse(progress=snapshots.progress(event))
 
 
 def _check_stream(request: messages.StreamEditRequest) -> int:

@@ -1,6 +1,7 @@
 """Checks of single fields; all that fail are reported together."""
 
 import math
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,6 +49,13 @@ class Fields:
             self.wrong(path, f"{value} is outside 1 .. {limit} (0 takes {default})")
         return value or default
 
+    def index(self, path: str, value: int, limit: int) -> int:
+        """A whole number in 0 .. limit."""
+        if not 0 <= value <= limit:
+            self.wrong(path, f"{value} is outside 0 .. {limit}")
+            return 0
+        return value
+
     def text(self, path: str, value: str, limit: int, *, required: bool = False) -> str:
         """A text of at most ``limit`` characters."""
         if len(value) > limit:
@@ -66,6 +74,12 @@ class Fields:
 def float32(value: float) -> float:
     """What a caller wrote before it became a 32-bit float: 0.7, not 0.699999988. NaN and infinities stay."""
     return float(f"{value:.7g}") if math.isfinite(value) else value
+
+
+def single(value: float) -> float:
+    """The nearest number that a 32-bit float can hold."""
+    nearest: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return nearest
 
 
 @contextmanager

@@ -9,11 +9,16 @@ from underpaint_server.errors import ModelLoading, ModelNotFound, ModelNotReady
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.rpc.flights import Flights
 from underpaint_server.rpc.images import ImageLimits
+from underpaint_server.rpc.manager import Manager
 from underpaint_server.rpc.names import model_id, model_name
 from underpaint_server.rpc.pool import Pool
 from underpaint_server.rpc.replay import Replay
 from underpaint_server.settings import Settings
+from underpaint_server.stores.blobs import Blobs
+from underpaint_server.stores.directions import DirectionStore
 from underpaint_server.stores.inversions import InversionStore
+from underpaint_server.stores.operations import OperationStore
+from underpaint_server.stores.urls import open_store
 from underpaint_server.telemetry import Metrics
 
 _LOADING_RETRY_S = 2.0
@@ -26,6 +31,9 @@ class Front:
     settings: Settings
     engine: EngineHandle
     store: InversionStore
+    directions: DirectionStore
+    operations: OperationStore
+    learning: Manager
     metrics: Metrics
     pool: Pool
     replay: Replay
@@ -36,11 +44,16 @@ class Front:
 
     @classmethod
     def build(cls, settings: Settings, engine: EngineHandle, store: InversionStore, metrics: Metrics) -> "Front":
-        """All parts from the settings."""
+        """All parts from the settings. Directions and operations live in the place of the inversions."""
+        place = Blobs(open_store(settings.store_url))
+        directions, operations = DirectionStore(place), OperationStore(place)
         return cls(
             settings=settings,
             engine=engine,
             store=store,
+            directions=directions,
+            operations=operations,
+            learning=Manager(settings, engine, operations, directions),
             metrics=metrics,
             pool=Pool(settings.max_running + settings.queue_capacity),
             replay=Replay(ttl_s=settings.replay_ttl_s, max_bytes=settings.replay_bytes, metrics=metrics),

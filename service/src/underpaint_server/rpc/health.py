@@ -13,7 +13,13 @@ _LOOK_EVERY_S: Final = 0.5
 STARTUP: Final = "startup"
 READINESS: Final = "readiness"
 LIVENESS: Final = "liveness"
-_READY_NAMES: Final = ("", READINESS, "underpaint.v1.EditService", "underpaint.v1.InversionService")
+_READY_NAMES: Final = (
+    "",
+    READINESS,
+    "underpaint.v1.EditService",
+    "underpaint.v1.InversionService",
+    "underpaint.v1.DirectionService",
+)
 
 
 class Health:

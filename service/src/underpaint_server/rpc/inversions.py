@@ -11,7 +11,7 @@ from underpaint.v1 import inversion_service_pb2_grpc
 
 from underpaint_server.errors import InversionExpired
 from underpaint_server.jobs import Progress
-from underpaint_server.rpc import answers, work
+from underpaint_server.rpc import answers, snapshots, work
 from underpaint_server.rpc.fields import Fields, at
 from underpaint_server.rpc.flights import Deadline, Flight
 from underpaint_server.rpc.front import Front
@@ -45,7 +45,7 @@ class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
             if handle is not None and not flight.done:
                 async for event in handle.events():
                     if isinstance(event, Progress):
-                        yield messages.StreamInvertResponse(progress=answers.progress(event))
+                        yield messages.StreamInvertResponse(progress=snapshots.progress(event))
             answer: messages.InvertResponse = await flight.result()
         context.set_trailing_metadata((("server-timing", answers.server_timing(answer.usage)),))
         yield messages.StreamInvertResponse(result=answer)

@@ -12,6 +12,8 @@ from underpaint_server.jobs import InversionOptions, ModelInfo, Picture
 
 _MODEL: Final = re.compile(r"models/([^/]+)")
 _INVERSION: Final = re.compile(r"inversions/([0-9a-f]{64})")
+_DIRECTION: Final = re.compile(r"directions/([a-z0-9-]{1,63})")
+_OPERATION: Final = re.compile(r"operations/([0-9a-f]{32})")
 _REQUEST: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 _FORMAT: Final = 1
 """Raised whenever the same name would come to mean other latents."""
@@ -27,6 +29,16 @@ def inversion_id(name: str, path: str) -> str:
     return _parse(_INVERSION, name, path, "inversions/{sha256}")
 
 
+def direction_id(name: str, path: str) -> str:
+    """ "directions/{id}" -> id; FieldInvalid at ``path`` for anything else."""
+    return _parse(_DIRECTION, name, path, "directions/{id}, id of 1 to 63 characters of a-z, 0-9 and -")
+
+
+def operation_id(name: str, path: str) -> str:
+    """ "operations/{id}" -> 32 hexadecimal digits; FieldInvalid at ``path`` for anything else."""
+    return _parse(_OPERATION, name, path, "operations/{id}")
+
+
 def model_name(identifier: str) -> str:
     """ "models/{id}"."""
     return f"models/{identifier}"
@@ -35,6 +47,16 @@ def model_name(identifier: str) -> str:
 def inversion_name(identifier: str) -> str:
     """ "inversions/{sha256}"."""
     return f"inversions/{identifier}"
+
+
+def direction_name(identifier: str) -> str:
+    """ "directions/{id}"."""
+    return f"directions/{identifier}"
+
+
+def operation_name(identifier: str) -> str:
+    """ "operations/{id}"."""
+    return f"operations/{identifier}"
 
 
 def is_request_id(text: str) -> bool:

@@ -3,6 +3,7 @@
 from typing import Final
 
 import grpc
+from google.longrunning import operations_pb2, operations_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from underpaint.v1 import (
@@ -23,6 +24,7 @@ from underpaint_server.rpc.health import Health
 from underpaint_server.rpc.interceptors import CallInterceptor
 from underpaint_server.rpc.inversions import InversionService
 from underpaint_server.rpc.models import ModelService
+from underpaint_server.rpc.operations import OperationsService
 
 _MINUTE_MS: Final = 60_000
 
@@ -31,6 +33,7 @@ _DESCRIPTORS: Final = (
     inversion_service_pb2.DESCRIPTOR,
     model_service_pb2.DESCRIPTOR,
     direction_service_pb2.DESCRIPTOR,
+    operations_pb2.DESCRIPTOR,
     health_pb2.DESCRIPTOR,
 )
 
@@ -42,7 +45,8 @@ def build_server(front: Front, health: Health) -> grpc.aio.Server:
     edit_service_pb2_grpc.add_EditServiceServicer_to_server(EditService(front), server)
     inversion_service_pb2_grpc.add_InversionServiceServicer_to_server(InversionService(front), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(front), server)
-    direction_service_pb2_grpc.add_DirectionServiceServicer_to_server(DirectionService(), server)
+    direction_service_pb2_grpc.add_DirectionServiceServicer_to_server(DirectionService(front), server)
+    operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(front), server)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     names = [service.full_name for file in _DESCRIPTORS for service in file.services_by_name.values()]
     reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)

@@ -18,8 +18,11 @@ CODES: Final[dict[type[UnderpaintError], grpc.StatusCode]] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.PreconditionFailed: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Conflict: grpc.StatusCode.ABORTED,
+    errors.DirectionExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.OperationsFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OutOfMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Cancelled: grpc.StatusCode.CANCELLED,
     errors.MethodDisabled: grpc.StatusCode.UNIMPLEMENTED,
@@ -75,7 +78,7 @@ def _details(error: UnderpaintError, request_id: str) -> Iterator[Message]:
     match error:
         case errors.FieldInvalid():
             yield _bad_request(error)
-        case errors.NotFound():
+        case errors.NotFound() | errors.Conflict():
             yield error_details_pb2.ResourceInfo(
                 resource_type=metadata.get("resource_type", ""),
                 resource_name=metadata.get("resource_name", ""),

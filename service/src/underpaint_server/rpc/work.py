@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
+from underpaint.v1.direction_service_pb2 import LearnDirectionRequest
 from underpaint.v1.inversion_service_pb2 import InvertRequest
 
 from underpaint_server.engine.ticket import JobHandle
@@ -17,14 +18,18 @@ from underpaint_server.jobs import (
     Content,
     ContentInjection,
     DiffEdit,
+    Direction,
+    DisentangledEdit,
     Edited,
     EditJob,
+    EditMethod,
     Inverted,
     InvertJob,
     Masked,
     MaskJob,
     Photo,
     Result,
+    Stored,
     Usage,
 )
 from underpaint_server.rpc import answers, contents, convert, replay, sources
@@ -32,12 +37,14 @@ from underpaint_server.rpc.convert import EditDraft, InvertDraft
 from underpaint_server.rpc.fitting import Fitting
 from underpaint_server.rpc.flights import Flight
 from underpaint_server.rpc.front import Front
-from underpaint_server.rpc.names import inversion_digest
+from underpaint_server.rpc.names import direction_id, inversion_digest
 from underpaint_server.rpc.sources import Start
 from underpaint_server.stores.inversions import Entry
 
 
-async def fingerprint(front: Front, kind: str, request: edit_service_pb2.EditRequest | InvertRequest) -> bytes:
+async def fingerprint(
+    front: Front, kind: str, request: edit_service_pb2.EditRequest | InvertRequest | LearnDirectionRequest
+) -> bytes:
     """What tells a repeat of a request id from its abuse; empty without an id. Raises QueueFull."""
     if not request.request_id:
         return b""
@@ -53,13 +60,14 @@ async def edit(
     preview_every: int = 0,
 ) -> edit_service_pb2.EditResponse:
     """The answer to Edit and StreamEdit."""
-    draft = convert.edit_draft(request, front.model(request.model), front.settings)
+    model, direction = front.model(request.model), await _direction(front, request)
+    draft = convert.edit_draft(request, model, front.settings, direction)
     start = await contents.with_content(front, draft, await sources.start_of(front, draft))
     job = EditJob(
         model=draft.model.id,
         source=start.source,
         inversion=start.inversion,
-        method=await _with_mask(front, draft, start),
+        method=await _completed(front, draft, start),
         target_prompt=draft.target_prompt,
         negative_prompt=draft.negative_prompt,
         guidance_scale=_guidance(draft, start),
@@ -79,7 +87,8 @@ async def compute_mask(
     front: Front, request: edit_service_pb2.EditRequest, flight: Flight[Any]
 ) -> edit_service_pb2.ComputeMaskResponse:
     """The answer to ComputeMask."""
-    draft = convert.edit_draft(request, front.model(request.model), front.settings)
+    model, direction = front.model(request.model), await _direction(front, request)
+    draft = convert.edit_draft(request, model, front.settings, direction)
     if not isinstance(draft.method, DiffEdit):
         raise FieldInvalid(FieldViolation("method", "only diffedit has a mask"))
     if draft.mask is not None:
@@ -162,14 +171,26 @@ async def _kept(front: Front, start: Start, result: Edited) -> Start:
     return start
 
 
-async def _with_mask(front: Front, draft: EditDraft, start: Start) -> Any:
-    if draft.mask is None:
-        return draft.method
-    if isinstance(draft.method, ContentInjection):
-        region = await sources.read_mask(front, draft.mask, start.fitting, "content_injection.region")
-        return replace(draft.method, region=region)
-    assert isinstance(draft.method, DiffEdit)
-    return replace(draft.method, mask=await sources.read_mask(front, draft.mask, start.fitting, "diffedit.mask"))
+async def _direction(front: Front, request: edit_service_pb2.EditRequest) -> Direction | None:
+    """The direction that an edit names; raises FieldInvalid, DirectionNotFound, StoreCorrupt."""
+    if request.disentangled.WhichOneof("weights") != "direction":
+        return None
+    name = direction_id(request.disentangled.direction, "disentangled.direction")
+    return (await front.directions.get(name)).direction
+
+
+async def _completed(front: Front, draft: EditDraft, start: Start) -> EditMethod:
+    """The method with what only the source tells."""
+    match draft.method:
+        case DiffEdit() as method if draft.mask is not None:
+            return replace(method, mask=await sources.read_mask(front, draft.mask, start.fitting, "diffedit.mask"))
+        case ContentInjection() as method if draft.mask is not None:
+            region = await sources.read_mask(front, draft.mask, start.fitting, "content_injection.region")
+            return replace(method, region=region)
+        case DisentangledEdit(source_prompt="") as method if isinstance(start.source, Stored):
+            return replace(method, source_prompt=start.source.inversion.options.source_prompt)
+        case method:
+            return method
 
 
 def _guidance(draft: EditDraft, start: Start) -> float:

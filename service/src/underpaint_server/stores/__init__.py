@@ -1,4 +1,4 @@
-"""Where inversions live between requests: one store over memory, files or S3."""
+"""Where inversions, directions and operations live between requests: one place, in memory, files or S3."""
 
 from underpaint_server.stores.inversions import Entry, InversionStore
 from underpaint_server.stores.urls import STORES, open_store

@@ -5,17 +5,15 @@ other, and what a restart remembers: an object's own time cannot be moved withou
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import obstore
-import structlog
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
 
-from underpaint_server.errors import StoreUnavailable
+from underpaint_server.stores.blobs import reaching
 from underpaint_server.stores.codec import header_bytes
 
 if TYPE_CHECKING:
@@ -28,9 +26,6 @@ _FOLDER = "inversions"
 _DATA, _USED = ".safetensors", ".used"
 _OBJECT = re.compile(rf"{_FOLDER}/({NAME.pattern})({re.escape(_DATA)}|{re.escape(_USED)})")
 _HEAD_BYTES = 64 * 1024
-_RETRY_AFTER_S = 2.0
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +50,14 @@ class Objects:
 
     async def read(self, name: str) -> tuple[bytes, Stat]:
         """The whole file."""
-        with _reaching():
+        with reaching():
             answer = await obstore.get_async(self._store, _path(name, _DATA))
             data = bytes(await answer.bytes_async())
             return data, _stat(answer.meta)
 
     async def read_head(self, name: str) -> tuple[bytes, Stat]:
         """The file's first bytes, all of its header among them, and its last use."""
-        with _reaching():
+        with reaching():
             head, stat = await self._head_of(_path(name, _DATA))
             return head, await self._with_use(name, stat)
 
@@ -85,26 +80,26 @@ class Objects:
         """Write the file, at once or not at all, and return its version; raises AlreadyExistsError."""
         mode: Literal["overwrite", "create"] = "overwrite" if overwrite else "create"
         path = _path(name, _DATA)
-        with _reaching():
+        with reaching():
             result = await obstore.put_async(self._store, path, data, mode=mode, use_multipart=False)
         return result["e_tag"]
 
     async def mark_used(self, name: str) -> None:
         """Put the present time on record as the last use."""
-        with _reaching():
+        with reaching():
             await obstore.put_async(self._store, _path(name, _USED), b"")
 
     async def remove(self, name: str) -> None:
         """Remove the file; a missing one is no error."""
         for kind in (_DATA, _USED):
-            with _reaching(), suppress(FileNotFoundError):
+            with reaching(), suppress(FileNotFoundError):
                 await obstore.delete_async(self._store, _path(name, kind))
 
     async def scan(self) -> dict[str, Stat]:
         """Every inversion there is, by name; objects of other kinds are passed over."""
         files: dict[str, Stat] = {}
         uses: dict[str, float] = {}
-        with _reaching():
+        with reaching():
             async for chunk in obstore.list(self._store, _FOLDER, chunk_size=1000):
                 for meta in chunk:
                     match = _OBJECT.fullmatch(meta["path"])
@@ -122,20 +117,6 @@ class Objects:
         except FileNotFoundError:
             return stat
         return _used(stat, meta["last_modified"].timestamp())
-
-
-@contextmanager
-def _reaching() -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, AlreadyExistsError):
-        raise
-    except (BaseError, OSError) as error:
-        # The caller is not told where the place is.
-        _log.warning("the inversion store is out of reach", error=str(error))
-        raise StoreUnavailable(
-            "the place where inversions live does not answer; come back in a while", retry_after_s=_RETRY_AFTER_S
-        ) from error
 
 
 def _path(name: str, kind: str) -> str:

@@ -20,9 +20,20 @@ from prometheus_client import (
 )
 
 from underpaint_server.jobs import ModelInfo, Phase, Priority
-from underpaint_server.telemetry.scrape import AtScrape, EngineView, StoreView
+from underpaint_server.telemetry.scrape import AtScrape, EngineView, OperationsView, StoreView
 
-METHODS = ("edict", "diffedit", "ddim", "sdedit", "content_injection", "invert_edict", "invert_ddim", "mask")
+METHODS = (
+    "edict",
+    "diffedit",
+    "ddim",
+    "sdedit",
+    "disentangled",
+    "content_injection",
+    "invert_edict",
+    "invert_ddim",
+    "mask",
+    "learn",
+)
 
 _LATENCY_S = (0.1, 0.25, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 7.5, 10, 15, 20, 30, 40, 60, 120, 240, 480)
 _QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -187,6 +198,10 @@ class Metrics:
     def watch_store(self, store: StoreView) -> None:
         """Read the store's gauges from here at every scrape."""
         self._at_scrape.store = store
+
+    def watch_operations(self, operations: OperationsView) -> None:
+        """Read the gauge of operations from here at every scrape."""
+        self._at_scrape.operations = operations
 
     # --- definitions --------------------------------------------------------------------------------------------
 

@@ -47,12 +47,29 @@ class StoreView(Protocol):
         """Number of entries."""
 
 
+class OperationsView(Protocol):
+    """What is read of operations at scrape."""
+
+    @property
+    def running(self) -> int:
+        """Those that run on this server."""
+
+    @property
+    def waiting(self) -> int:
+        """Those in the store that no server runs, as last seen."""
+
+    @property
+    def done(self) -> int:
+        """Those in the store that have ended and are remembered, as last seen."""
+
+
 class AtScrape(Collector):
     """Gauges computed when they are asked for, on the thread that serves the scrape."""
 
     def __init__(self) -> None:
         self.engine: EngineView | None = None
         self.store: StoreView | None = None
+        self.operations: OperationsView | None = None
 
     def collect(self) -> Iterator[Metric]:
         """The build, and whatever is watched, as of now."""
@@ -61,6 +78,8 @@ class AtScrape(Collector):
             yield from _engine_gauges(self.engine)
         if self.store is not None:
             yield from _store_gauges(self.store)
+        if self.operations is not None:
+            yield _operations_gauge(self.operations)
 
 
 def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
@@ -81,6 +100,15 @@ def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
 def _store_gauges(store: StoreView) -> Iterator[Metric]:
     yield _gauge("underpaint_inversion_store_bytes", "Bytes of stored inversions.", store.total_bytes)
     yield _gauge("underpaint_inversion_store_entries", "Stored inversions.", store.entries)
+
+
+def _operations_gauge(operations: OperationsView) -> Metric:
+    gauge = GaugeMetricFamily(
+        "underpaint_operations", "Operations that run here, that nobody runs, and that have ended.", labels=("state",)
+    )
+    for state in ("running", "waiting", "done"):
+        gauge.add_metric((state,), getattr(operations, state))
+    return gauge
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -1,0 +1,257 @@
+"""Directions: one safetensors file each, ``directions/{id}.safetensors``, kept until somebody deletes it.
+
+The file's only tensor is ``weights``, float32. ``__metadata__`` has one string, ``underpaint``: a JSON object with
+everything else, and in it ``sha256`` over all its other members and the weights. That digest is the etag.
+"""
+
+import asyncio
+import hashlib
+import json
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final
+
+import numpy as np
+import structlog
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from underpaint_server.errors import DirectionExists, DirectionNotFound, EtagMismatch, StoreCorrupt
+from underpaint_server.jobs import Direction, LearnOptions
+from underpaint_server.stores.blobs import Blobs
+from underpaint_server.stores.paging import key_of, token_of
+
+NAME: Final = re.compile(r"[a-z0-9-]{1,63}")
+"""Ids of directions."""
+MAX_BYTES: Final = 1024 * 1024
+"""Of one file; a thousand steps take a tenth of it."""
+FORMAT: Final = 1
+
+_FOLDER: Final = "directions"
+_OBJECT: Final = re.compile(rf"{_FOLDER}/({NAME.pattern})\.safetensors")
+_KEY: Final = "underpaint"
+_PREFIX_BYTES: Final = 8
+_READS_AT_ONCE: Final = 32
+_MAX_WEIGHT: Final = 1000.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored direction."""
+
+    name: str
+    """Without ``directions/``."""
+    direction: Direction
+    create_time: datetime
+    etag: str
+
+
+Entries = list[Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """The JSON object, but for its digest."""
+
+    format: int
+    display_name: str
+    model: str
+    model_digest: str
+    options: LearnOptions
+    losses: tuple[float, ...]
+    content_features: str
+    example_count: int
+    operation: str
+    create_time: datetime
+
+
+_RECORD: Final = TypeAdapter(_Record)
+
+
+def encode(direction: Direction, create_time: datetime) -> bytes:
+    """The safetensors file. The same arguments give the same bytes."""
+    record = _Record(
+        FORMAT,
+        direction.display_name,
+        direction.model,
+        direction.model_digest,
+        direction.options,
+        direction.losses,
+        direction.content_features,
+        direction.example_count,
+        direction.operation,
+        create_time,
+    )
+    values = json.loads(_RECORD.dump_json(record))
+    weights = np.array(direction.weights, np.float32)
+    values["sha256"] = _digest(values, weights)
+    return save({"weights": weights}, metadata={_KEY: json.dumps(values, sort_keys=True)})
+
+
+def decode(name: str, data: bytes) -> Entry:
+    """The direction in a file that may come from anywhere; raises StoreCorrupt if it is not a good one."""
+    try:
+        arrays = load(data)  # first: it checks the header that is read next
+        header = json.loads(data[_PREFIX_BYTES : _PREFIX_BYTES + int.from_bytes(data[:_PREFIX_BYTES], "little")])
+        values = json.loads(header["__metadata__"][_KEY])
+        promised = values.pop("sha256")
+        record = _RECORD.validate_json(json.dumps(values), strict=True)
+        weights = arrays["weights"]
+        etag = _digest(values, weights)
+    except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StoreCorrupt(f"this is no file of a direction: {_first_line(error)}") from error
+    if etag != promised:
+        raise StoreCorrupt("the file of the direction fails its checksum")
+    direction = Direction(
+        display_name=record.display_name,
+        model=record.model,
+        model_digest=record.model_digest,
+        options=record.options,
+        weights=tuple(weights.astype(float).tolist()) if weights.dtype == np.float32 and weights.ndim == 1 else (),
+        losses=record.losses,
+        content_features=record.content_features,
+        example_count=record.example_count,
+        operation=record.operation,
+    )
+    _check(record, direction)
+    return Entry(name, direction, record.create_time, etag)
+
+
+def renamed(data: bytes, display_name: str) -> bytes:
+    """The same file with another display name; raises StoreCorrupt."""
+    entry = decode("", data)
+    return encode(replace(entry.direction, display_name=display_name), entry.create_time)
+
+
+class DirectionStore:
+    """Directions by id. Any call raises StoreUnavailable if the place is silent."""
+
+    def __init__(self, blobs: Blobs, clock: Callable[[], float] = time.time) -> None:
+        self._blobs = blobs
+        self._clock = clock
+        self._read: dict[str, tuple[str | None, Entry]] = {}
+        """What a listing has read, by id, with the version it was read in."""
+        self._reads = asyncio.Semaphore(_READS_AT_ONCE)
+
+    async def create(self, name: str, direction: Direction) -> Entry:
+        """Store a new direction; raises DirectionExists."""
+        return await self.create_from_file(name, encode(direction, datetime.fromtimestamp(self._clock(), UTC)))
+
+    async def create_from_file(self, name: str, data: bytes) -> Entry:
+        """Store a file as it is; raises DirectionExists, and StoreCorrupt if it is not a good one."""
+        entry = decode(name, data)
+        if not await self._blobs.create(_path(name), data):
+            raise DirectionExists(f"there is a directions/{name} already; choose another id", metadata=_resource(name))
+        return entry
+
+    async def get(self, name: str) -> Entry:
+        """Raises DirectionNotFound, StoreCorrupt."""
+        return self._decoded(name, await self.export(name))
+
+    async def exists(self, name: str) -> bool:
+        """Whether the id is taken."""
+        return await self._blobs.exists(_path(name))
+
+    async def export(self, name: str) -> bytes:
+        """The file itself, verified. Raises DirectionNotFound, StoreCorrupt."""
+        data = await self._blobs.read(_path(name))
+        if data is None:
+            raise _missing(name)
+        self._decoded(name, data)
+        return data
+
+    async def delete(self, name: str, etag: str = "") -> None:
+        """Remove a direction, a damaged one too unless an etag is asked for. Raises DirectionNotFound, EtagMismatch.
+
+        Directions never change, so between the look and the removal only another one can have come under this id.
+        """
+        if etag and (await self.get(name)).etag != etag:
+            raise EtagMismatch(f"directions/{name} has another etag; look at it again", metadata=_resource(name))
+        if not await self.exists(name) or not await self._blobs.remove(_path(name)):
+            raise _missing(name)
+
+    async def list(self, page_size: int, page_token: str) -> tuple[Entries, str]:
+        """A page, newest first, and the token of the next, "" on the last. Raises FieldInvalid for a foreign token.
+
+        Damaged ones are passed over, with a line in the log.
+        """
+        before = key_of(page_token) if page_token else None
+        entries = sorted(await self._all(), key=lambda entry: (entry.create_time, entry.name), reverse=True)
+        left = [entry for entry in entries if before is None or (entry.create_time, entry.name) < before]
+        page = left[:page_size]
+        return page, token_of((page[-1].create_time, page[-1].name)) if len(left) > len(page) else ""
+
+    async def _all(self) -> Entries:
+        there = {match[1]: blob for blob in await self._blobs.below(_FOLDER) if (match := _OBJECT.fullmatch(blob.path))}
+        self._read = {name: read for name, read in self._read.items() if name in there}
+        fresh = (self._learn(name, blob.version) for name, blob in there.items() if not self._knows(name, blob.version))
+        await asyncio.gather(*fresh)
+        return [entry for name, (_, entry) in self._read.items() if name in there]
+
+    def _knows(self, name: str, version: str | None) -> bool:
+        read = self._read.get(name)
+        return read is not None and version is not None and read[0] == version
+
+    async def _learn(self, name: str, version: str | None) -> None:
+        async with self._reads:
+            try:
+                self._read[name] = (version, await self.get(name))
+            except DirectionNotFound:
+                self._read.pop(name, None)
+            except StoreCorrupt as error:
+                self._read.pop(name, None)
+                _log.error("a stored direction is damaged", direction=name, error=error.message)
+
+    def _decoded(self, name: str, data: bytes) -> Entry:
+        try:
+            return decode(name, data)
+        except StoreCorrupt as error:
+            raise StoreCorrupt(
+                f"directions/{name} is damaged: delete it, and learn or import it again ({error.message})",
+                metadata=_resource(name),
+            ) from error
+
+
+def _check(record: _Record, direction: Direction) -> None:
+    weights, steps = direction.weights, direction.options.num_inference_steps
+    numbers = (*weights, *record.losses, direction.options.guidance_scale)
+    if record.format != FORMAT:
+        raise StoreCorrupt(f"the file has format {record.format}, this server reads {FORMAT}")
+    if not weights or len(weights) != steps:
+        raise StoreCorrupt(f"the file has {len(weights)} weights for {steps} steps")
+    if not all(math.isfinite(number) for number in numbers) or max(map(abs, weights)) > _MAX_WEIGHT:
+        raise StoreCorrupt("the file has a number that is not finite, or a weight outside [-1000, 1000]")
+    if not direction.options.source_prompt.strip() or not direction.options.target_prompt.strip():
+        raise StoreCorrupt("the file lacks a prompt")
+    if record.create_time.tzinfo is None:
+        raise StoreCorrupt("the file's create_time has no time zone")
+
+
+def _digest(values: dict[str, object], weights: "np.typing.NDArray[np.float32]") -> str:
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    digest.update(json.dumps([weights.dtype.str, weights.shape]).encode())
+    digest.update(weights.tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _path(name: str) -> str:
+    return f"{_FOLDER}/{name}.safetensors"
+
+
+def _missing(name: str) -> DirectionNotFound:
+    return DirectionNotFound(f"no directions/{name} here", metadata=_resource(name))
+
+
+def _resource(name: str) -> dict[str, str]:
+    return {"resource_type": "underpaint.v1.Direction", "resource_name": f"directions/{name}"}
