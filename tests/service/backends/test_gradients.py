@@ -84,7 +84,8 @@ def test_a_score_s_gradient_is_its_slope(backend: TorchBackend) -> None:
 
 
 def test_a_row_s_pull_back_is_its_own(backend: TorchBackend) -> None:
-    """Rows of several learners share a pass and get what they get alone, to rounding."""
+    """Rows of several learners share a pass, and get the bits they get alone: the way back is independent of the size
+    of the batch too."""
     task = mixing(backend, Sampler.DDIM)
     rows = [
         PullBack(
@@ -99,8 +100,8 @@ def test_a_row_s_pull_back_is_its_own(backend: TorchBackend) -> None:
     together = backend.predict(Batch(rows, 8))
     for row, found in zip(rows, together, strict=True):
         alone = answer(backend, row)
-        for one, other in ((found.latents, alone.latents), (found.prompt_embeds, alone.prompt_embeds)):
-            assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+        assert torch.equal(found.latents, alone.latents)
+        assert torch.equal(found.prompt_embeds, alone.prompt_embeds)
 
 
 def test_denoising_is_left_without_gradients(backend: TorchBackend) -> None:

@@ -9,12 +9,22 @@ import torch
 from diffusers import DDIMInverseScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from support import checkpoints
 from support.engine import Bench
-from support.jobs import ddim_options, edict_options, edit_job, every_kind_of_job, invert_job
+from support.jobs import (
+    ddim_options,
+    disentangled,
+    edict_options,
+    edit_job,
+    every_kind_of_job,
+    injection,
+    injection_job,
+    invert_job,
+    learn_job,
+)
 from underpaint_server.backends import load
 from underpaint_server.backends.invariance import is_batch_invariant
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.diffusion.noise import standard_normal
-from underpaint_server.jobs import DdimEdit, EdictEdit, EditJob, Generated, Inverted, LearnJob
+from underpaint_server.jobs import DdimEdit, Descent, EdictEdit, EditJob, Generated, Inverted, LearnJob, SdEdit
 from underpaint_server.rows import Batch, Denoise, Embed
 from underpaint_server.settings import Settings
 
@@ -82,7 +92,7 @@ def test_every_kind_of_job_runs_on_a_users_checkpoint(directory: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_edict_is_exact_on_the_embedded_model_while_others_come_and_go(dtype: str) -> None:
     """The promise of the product: 200 evaluations, every one of them in other company."""
-    jobs = every_kind_of_job("mini", 64, steps=6)
+    jobs = [job for job in every_kind_of_job("mini", 64, steps=6) if not isinstance(job, LearnJob)]
     with Bench(load("", "mini", Settings(dtype=dtype))) as bench:
         bench.start(0, invert_job("mini", 64, edict_options(25, 0.8)))
         for id_, job in enumerate(jobs * 2, start=1):
@@ -95,11 +105,22 @@ def test_edict_is_exact_on_the_embedded_model_while_others_come_and_go(dtype: st
 
 
 def test_equal_requests_give_equal_bytes_alone_and_in_company(embedded: Backend) -> None:
-    job = edit_job("mini", 64, EdictEdit(), steps=6)
+    """One of each kind of row among them: plain, exact, injected, mixed prompts, and the pull-backs of a learner."""
+    jobs = [
+        edit_job("mini", 64, EdictEdit(), steps=6),
+        edit_job("mini", 64, SdEdit(0.7, 6)),
+        injection_job("mini", 64, injection(), steps=6),
+        edit_job("mini", 64, disentangled(6, 2), steps=6),
+        learn_job("mini", 64, 6, method=Descent(2, 0.05)),
+    ]
     with Bench(embedded) as bench:
-        (alone,) = bench.run([job])
-        crowd = bench.run([*every_kind_of_job("mini", 64, steps=6), job])
-    assert np.array_equal(alone.pixels, crowd[-1].pixels)
+        alone = [bench.run([job])[0] for job in jobs]
+        together = bench.run([*jobs, *every_kind_of_job("mini", 64, steps=6)])[: len(jobs)]
+        met = {name for p in bench.passes for name in p.rows_by_method if len(p.rows_by_method) > 3}
+    assert {"edict", "sdedit", "content_injection", "disentangled", "learn"} <= met
+    for one, other in zip(alone[:-1], together[:-1], strict=True):
+        assert np.array_equal(one.pixels, other.pixels)
+    assert alone[-1].state == together[-1].state
 
 
 def test_pinned_jobs_are_exact_too() -> None:
