@@ -128,3 +128,27 @@ def test_no_server_is_said_and_what_to_do(toy: LocalServer, folder: Path) -> Non
     ended = shell(toy, folder, "models", "--connect-timeout", "0.2", target="127.0.0.1:1")
     assert ended.returncode == 1
     assert "underpaint-server" in ended.stderr
+
+
+def test_what_is_learned_is_listed_carried_and_used(toy: LocalServer, folder: Path) -> None:
+    made = told(
+        toy, folder, "learn", "a disc", "a box", "--example", "apple.png", "--example", "7", "--name", "boxes",
+        "--method", "gradient", "--optimization-steps", "1",
+    )  # fmt: skip
+    assert (made["name"], made["example_count"], len(made["weights"])) == ("directions/boxes", 2, 20)
+    assert made in told(toy, folder, "directions")
+    copy = told(toy, folder, "direction", "boxes", "-o", "boxes.safetensors")["file"]
+    assert load_file(folder / copy)["weights"].shape == (20,)
+    assert told(toy, folder, "import", copy, "--name", "more-boxes")["etag"] == made["etag"]
+    edit = ("edit", "apple.png", "", "--method", "disentangled", "--direction", "more-boxes", "-o", "out.png")
+    assert Image.open(folder / told(toy, folder, *edit)["image"]).size == (32, 32)
+    assert shell(toy, folder, "direction", "more-boxes", "--delete").returncode == 0
+    gone = shell(toy, folder, *edit)
+    assert (gone.returncode, "underpaint directions" in gone.stderr) == (1, True)
+    begun = told(toy, folder, "learn", "a disc", "a ball", "--example", "7", "--detach")["operation"]
+    assert told(toy, folder, "operation", begun, "--wait")["state"] == "done"
+    assert begun in [each["operation"] for each in told(toy, folder, "operations")]
+    assert shell(toy, folder, "operation", begun, "--forget").returncode == 0
+    assert "OPERATION_NOT_FOUND" in shell(toy, folder, "operation", begun).stderr
+    settings = shell(toy, folder, "learn", "a", "b", "--example", "7", "--learning-rate", "0.1")
+    assert (settings.returncode, "--method" in settings.stderr) == (2, True)

@@ -27,6 +27,7 @@ PICTURES = {
     "contact_sheet": ["contact_sheet/contact_sheet.png"],
     "stock_grpc": ["stock_grpc.png"],
     "content_injection": ["content_injection.png"],
+    "learn_direction": ["learn_direction.png"],
 }  # fmt: skip
 SAID = {
     "quickstart": r"latents come back to within \d(\.\d)?e-1[3-9]\b.*written quickstart\.png",
@@ -34,6 +35,7 @@ SAID = {
     "progress_and_preview": r"masking.*denoising.*the repeat is the same",
     "contact_sheet": r"EDICT brings the latents back to \d\.\de-1\d, DDIM to \d\.\de[-+]\d+ .*wrote",
     "content_injection": r"32 evaluations each, 20 without content.*written content_injection\.png",
+    "learn_direction": r"operations/\w+ goes on.*optimizing 100%.*loss \d.*written learn_direction\.png",
     "stock_grpc": r"PHASE_DENOISING.*written stock_grpc\.png.*reason FIELD_INVALID.*sdedit\.strength",
 }
 

@@ -14,7 +14,7 @@ from underpaint_server.local import LocalServer
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHELL = re.findall(r"^underpaint (?:edit|mask|invert|models)\b.*$", README, re.MULTILINE)
+SHELL = re.findall(r"^underpaint (?:edit|mask|invert|models|learn|directions)\b.*$", README, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_there_is_something_to_type() -> None:
-    assert len(PYTHON) == 2
-    assert len(SHELL) == 5
+    assert len(PYTHON) == 3
+    assert len(SHELL) == 7
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=["client", "stubs"])
+@pytest.mark.parametrize("code", PYTHON, ids=["client", "learning", "stubs"])
 def test_python(code: str, folder: Path, target: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code.replace("localhost:50051", target)], cwd=folder, capture_output=True, text=True

@@ -87,7 +87,8 @@ class JobHandle:
                 yield self._progress.value
             else:
                 try:
-                    await asyncio.wait_for(changed.wait(), HEARTBEAT_S)
+                    async with asyncio.timeout(HEARTBEAT_S):  # wait_for may lose a cancel that comes with the event
+                        await changed.wait()
                 except TimeoutError:
                     seen_progress = 0
 

@@ -2,5 +2,6 @@
 
 A call passes ``interceptors`` (log line, metrics, errors to statuses), a servicer (``edits``, ``inversions``,
 ``models``, ``directions``), ``replay`` (a repeated request id joins the first), ``convert`` (defaults and limits),
-``sources`` (pixels or stored latents), the engine, and ``answers`` back.
+``sources`` (pixels or stored latents), the engine, and ``answers`` back. What outlives its call goes by ``learning``
+(the request), ``manager`` and ``running`` (the work), and is read through ``operations``.
 """

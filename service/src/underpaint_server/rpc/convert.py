@@ -338,9 +338,13 @@ class _Edit:
         scale = fields.between("disentangled.scale", asked.scale if asked.HasField("scale") else 1.0, *_SCALES)
         default = self._direction.options.sampler if self._direction is not None else Sampler.DDIM
         sampler = sampler_of(fields, "disentangled.sampler", asked.sampler, default)
+        if scale != 1:
+            weights = tuple(1 - scale * (1 - weight) for weight in weights)
+            if not all(abs(weight) <= MAX_WEIGHT for weight in weights):
+                fields.wrong("disentangled.scale", f"{scale:g} takes a weight out of [-{MAX_WEIGHT:g}, {MAX_WEIGHT:g}]")
+                weights = ()
         # To the precision of the wire, so that ``resolved`` has these very weights.
-        effective = (weight if scale == 1 else 1 - scale * (1 - weight) for weight in weights)
-        return DisentangledEdit(source_prompt, tuple(float32(single(weight)) for weight in effective), sampler)
+        return DisentangledEdit(source_prompt, tuple(float32(single(weight)) for weight in weights), sampler)
 
     def _mixing_steps(self, source: DraftSource) -> int:
         if isinstance(source, Generated):
@@ -369,6 +373,10 @@ class _Edit:
     def _given(self, given: edit_service_pb2.MixingWeights, steps: int) -> tuple[float, ...]:
         path = "disentangled.given.values"
         weights = tuple(float32(value) for value in given.values)
+        most = self._settings.max_steps
+        if len(weights) > most:
+            self._fields.wrong(path, f"{len(weights)} weights, more than {most}")
+            return ()
         if len(weights) != steps:
             self._fields.wrong(path, f"{len(weights)} weights for {steps} steps")
         elif not all(-MAX_WEIGHT <= weight <= MAX_WEIGHT for weight in weights):  # which no NaN is

@@ -67,9 +67,8 @@ class _Learn:
         self._model = model
         self._settings = settings
         self._fields = Fields()
-        self._steps = self._fields.count(
-            "direction.steps", request.direction.steps, model.default_steps, settings.max_steps
-        )
+        asked = request.direction.steps
+        self._steps = max(1, self._fields.count("direction.steps", asked, model.default_steps, settings.max_steps))
 
     def draft(self) -> LearnDraft:
         request, fields, model = self._request, self._fields, self._model

@@ -92,8 +92,7 @@ class Manager:
 
     async def some_end(self, timeout_s: float) -> None:
         """Until some operation has ended here, or so many seconds."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), timeout_s)
+        await _either(self._ended, timeout_s)
 
     async def cancel(self, seen: Seen) -> None:
         """End an operation wherever it runs; nothing of what was learned is kept. One that has ended stays as it is."""
@@ -118,8 +117,7 @@ class Manager:
                 pass  # the log has it, and the next look is soon
             except Exception:
                 _log.exception("looking for operations failed")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), pause_s)
+            await _either(self._woken, pause_s)
 
     async def _look(self) -> None:
         found = await self._parts.operations.scan()
@@ -193,3 +191,10 @@ class Manager:
         self._ended.set()
         self._ended = asyncio.Event()
         self._woken.set()
+
+
+async def _either(event: asyncio.Event, timeout_s: float) -> None:
+    """Until the event, or so many seconds."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):  # wait_for would lose a cancel that comes together with the event
+            await event.wait()

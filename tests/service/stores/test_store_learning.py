@@ -1,0 +1,193 @@
+"""Directions and operations in a place: what is created once, what is damaged, what is left."""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from obstore.store import LocalStore
+from support.jobs import disc
+from underpaint_server.errors import (
+    DirectionExists,
+    DirectionNotFound,
+    EtagMismatch,
+    OperationNotFound,
+    StoreCorrupt,
+    StoreUnavailable,
+)
+from underpaint_server.jobs import Descent, Direction, Generated, LearnOptions, LearnState, Photo, Sampler, Search
+from underpaint_server.stores import open_store
+from underpaint_server.stores.blobs import Blobs, sealed, unsealed
+from underpaint_server.stores.directions import DirectionStore, decode, encode
+from underpaint_server.stores.operations import Claim, OperationStore, Task
+
+OPTIONS = LearnOptions("a dog", "a cat", "", 3, Sampler.PLMS, 5.0, 1, 0.0, 0.05, Descent(4, 0.05), 2**64 - 1)
+DIRECTION = Direction("Joy", "toy", "d" * 64, OPTIONS, (1.0, 0.5, -0.25), (0.3, 0.1), "vae", 2, "0" * 32)
+TASK = Task("toy", "d" * 64, "joy", "Joy", OPTIONS, (None, Generated("a dog", 3, 8, 8, 3), None), "", "")
+NAME = "0123456789abcdef" * 2
+THIRD = 1 / 3
+STATE = LearnState(2, (1.0, THIRD, 5e-324), (0.1, 0.2, -0.0), (1e300, 0.2, 0.3), (0.7, THIRD), (1.0, 2.0, 3.0))
+
+
+@pytest.fixture
+def blobs(url: str) -> Blobs:
+    return Blobs(open_store(url))
+
+
+def damaged(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+async def test_a_direction_comes_back_as_it_was(blobs: Blobs) -> None:
+    store = DirectionStore(blobs, clock=lambda: 1000.5)
+    made = await store.create("joy", DIRECTION)
+    assert await store.get("joy") == made
+    assert (made.direction, made.create_time) == (DIRECTION, datetime.fromtimestamp(1000.5, UTC))
+    assert (await store.list(10, "")) == ([made], "")
+    search = replace(DIRECTION, options=replace(OPTIONS, method=Search((1,), (0.2,))), weights=(1.0, 0.1, 0.1))
+    assert (await store.create("search", search)).direction.options == search.options
+    assert (await store.get("search")).direction.weights == pytest.approx((1.0, 0.1, 0.1))
+    with pytest.raises(DirectionExists):
+        await store.create("joy", search)
+    assert await store.get("joy") == made
+
+
+async def test_only_what_was_seen_is_deleted(blobs: Blobs) -> None:
+    store = DirectionStore(blobs)
+    made = await store.create("joy", DIRECTION)
+    with pytest.raises(EtagMismatch):
+        await store.delete("joy", "0" * 64)
+    await store.delete("joy", made.etag)
+    for call in (store.get("joy"), store.export("joy"), store.delete("joy"), store.delete("joy", made.etag)):
+        with pytest.raises(DirectionNotFound):
+            await call
+    assert await store.list(10, "") == ([], "")
+
+
+async def test_a_listing_sees_what_others_do(tmp_path: Path) -> None:
+    one, two = (DirectionStore(Blobs(LocalStore(tmp_path))) for _ in range(2))
+    await one.create("joy", DIRECTION)
+    assert [entry.name for entry in (await two.list(10, ""))[0]] == ["joy"]
+    await one.delete("joy")
+    await one.create("joy", replace(DIRECTION, display_name="Mirth"))
+    assert [entry.direction.display_name for entry in (await two.list(10, ""))[0]] == ["Mirth"]
+
+
+async def test_a_damaged_direction_is_told_passed_over_and_can_be_deleted(tmp_path: Path) -> None:
+    store = DirectionStore(Blobs(LocalStore(tmp_path)))
+    await store.create("good", DIRECTION)
+    await store.create("bad", DIRECTION)
+    damaged(tmp_path / "directions" / "bad.safetensors")
+    for call in (store.get("bad"), store.export("bad"), store.delete("bad", "0" * 64)):
+        with pytest.raises(StoreCorrupt):
+            await call
+    assert [entry.name for entry in (await store.list(10, ""))[0]] == ["good"]
+    await store.delete("bad")
+    with pytest.raises(DirectionNotFound):
+        await store.get("bad")
+
+
+BAD = {
+    "a weight short": replace(DIRECTION, weights=(1.0, 0.0)),
+    "no weights": replace(DIRECTION, weights=()),
+    "not a number": replace(DIRECTION, weights=(1.0, float("nan"), 0.0)),
+    "endless": replace(DIRECTION, weights=(1.0, float("inf"), 0.0)),
+    "too large": replace(DIRECTION, weights=(1.0, -1001.0, 0.0)),
+    "a loss that is none": replace(DIRECTION, losses=(float("nan"),)),
+    "no prompt": replace(DIRECTION, options=replace(OPTIONS, source_prompt=" ")),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_file_whose_checksum_is_right_and_whose_content_is_wrong_is_refused(case: str) -> None:
+    data = encode(BAD[case], datetime.now(UTC))
+    with pytest.raises(StoreCorrupt):
+        decode("x", data)
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    with pytest.raises(StoreCorrupt, match="time zone"):
+        decode("x", encode(DIRECTION, datetime(2026, 1, 1)))
+
+
+async def test_an_operation_comes_back_to_the_bit(blobs: Blobs) -> None:
+    photos = [disc(8), disc(16)]
+    store, other = OperationStore(blobs), OperationStore(blobs)
+    assert await store.create(NAME, TASK, photos)
+    assert await other.task(NAME) == TASK
+    first, drawn, second = await other.examples(NAME, TASK)
+    assert isinstance(first, Photo)
+    assert isinstance(second, Photo)
+    assert drawn == TASK.examples[1]
+    assert np.array_equal(first.pixels, photos[0])
+    assert np.array_equal(second.pixels, photos[1])
+    assert await store.keep(NAME, STATE)
+    seen = await other.look(NAME)
+    assert (seen.claim, seen.iteration, seen.done_at) == (0, 2, None)
+    assert repr(await other.state_of(seen)) == repr(STATE)
+
+
+async def test_everything_of_an_operation_is_created_once(blobs: Blobs) -> None:
+    store = OperationStore(blobs)
+    assert await store.create(NAME, TASK, [])
+    assert not await store.create(NAME, replace(TASK, direction="other"), [])
+    claims = [Claim(f"owner {k}", 30, 0, 0) for k in range(8)]
+    assert sum(await asyncio.gather(*(store.claim(NAME, 1, claim) for claim in claims))) == 1
+    assert await store.claim(NAME, 2, replace(claims[0], released=True))
+    older = replace(STATE, losses=(0.1,))
+    assert await store.keep(NAME, STATE)
+    assert await store.keep(NAME, STATE), "what is there and equal is kept"
+    assert not await store.keep(NAME, older)
+    assert sorted(await asyncio.gather(*(store.finish(NAME, str(k).encode()) for k in range(8)))) == [False] * 7 + [
+        True
+    ]
+    seen = await store.look(NAME)
+    assert await store.claim_of(seen) == replace(claims[0], released=True)
+    assert await store.state_of(seen) == STATE
+    assert await store.is_done(NAME)
+
+
+async def test_what_ended_leaves_only_its_end_and_what_is_forgotten_nothing(blobs: Blobs) -> None:
+    store = OperationStore(blobs)
+    await store.create(NAME, TASK, [disc(8), disc(8)])
+    await store.claim(NAME, 1, Claim("me", 30, 0, 0))
+    await store.keep(NAME, STATE)
+    await store.finish(NAME, b"the end")
+    await store.clear(await store.look(NAME))
+    assert {Path(blob.path).name for blob in await blobs.below("operations")} == {"request", "done"}
+    assert await store.outcome(NAME) == b"the end"
+    await store.forget(await store.look(NAME))
+    assert await blobs.below("operations") == []
+    assert await store.scan() == {}
+    for name in (NAME, "?", "../x"):
+        with pytest.raises(OperationNotFound):
+            await store.look(name)
+    assert await store.task(NAME) is None
+
+
+async def test_damage_is_told(tmp_path: Path) -> None:
+    store = OperationStore(Blobs(LocalStore(tmp_path)))
+    await store.create(NAME, TASK, [disc(8), disc(8)])
+    await store.claim(NAME, 1, Claim("me", 30, 0, 0))
+    await store.keep(NAME, STATE)
+    seen, fresh = await store.look(NAME), OperationStore(Blobs(LocalStore(tmp_path)))
+    for path in (tmp_path / "operations" / NAME).iterdir():
+        damaged(path)
+    for call in (fresh.task(NAME), fresh.examples(NAME, TASK), fresh.claim_of(seen), fresh.state_of(seen)):
+        with pytest.raises(StoreCorrupt):
+            await call
+    assert unsealed(sealed(b"x")) == b"x"
+    for data in (b"", b"x", sealed(b"x")[:-1], sealed(b"x") + b"y"):
+        with pytest.raises(StoreCorrupt):
+            unsealed(data)
+
+
+async def test_a_place_out_of_reach_is_told(tmp_path: Path) -> None:
+    blobs = Blobs(LocalStore(tmp_path))
+    (tmp_path / "operations").write_text("a file where a folder should be")
+    with pytest.raises(StoreUnavailable):
+        await OperationStore(blobs).create(NAME, TASK, [])
