@@ -26,22 +26,25 @@ stage() { # stage NAME PERCENT MODULE [OPTION...]
 # What needs nothing runs first, what needs the autoencoder and the CLIP after them. Shares are of the time on a GPU,
 # where the first line's stages run together and so do the second line's; on a CPU all five add up to the whole.
 if $gpu; then
-    stage vae 35 train_vae & vae=$!
-    stage clip 35 train_clip & clip=$!
+    stage vae 25 train_vae & vae=$!
+    stage text 15 train_text & text=$!
     wait $vae
-    wait $clip
-    stage unet 65 train_unet & unet=$!
-    stage ddpm 50 train_ddpm & ddpm=$!
-    stage judge 35 train_clip --seed 1 & judge=$!
+    wait $text
+    stage unet 70 train_unet & unet=$!
+    stage clip 60 train_clip & clip=$!
+    stage judge 60 train_clip --seed 1 & judge=$!
+    stage ddpm 60 train_ddpm & ddpm=$!
     wait $unet
-    wait $ddpm
+    wait $clip
     wait $judge
+    wait $ddpm
 else
-    stage vae 12 train_vae
-    stage clip 16 train_clip
-    stage unet 46 train_unet
-    stage ddpm 14 train_ddpm
-    stage judge 12 train_clip --seed 1
+    stage vae 8 train_vae
+    stage text 2 train_text
+    stage clip 15 train_clip
+    stage judge 15 train_clip --seed 1
+    stage unet 45 train_unet
+    stage ddpm 15 train_ddpm
 fi
 "$python" -m recipe.export --work "$work" --out "$out"
 "$python" -m recipe.evaluate --work "$work" --model new="$out" ${FIRST:+--model first="$FIRST"} | tee "$work/figures.md"

@@ -8,7 +8,7 @@ from recipe.captions import BACKGROUND, COLOUR, NOUN, PATTERN, STYLE, UNSAID, de
 from recipe.data import Composer, Scenes
 from recipe.prepare import dominant_hue, nearest_colour
 from recipe.sprites import Ragged, Sprites, turn_hue
-from recipe.train_clip import with_one_wrong
+from recipe.train_text import with_one_wrong
 from recipe.vocabulary import BACKGROUNDS, COLOURS, HUES, NOUNS, STYLES, name_colour, noun
 
 

@@ -9,16 +9,19 @@ import torch
 from recipe.captions import TOKENS, Tokens, caption_words
 from recipe.data import Composer
 from recipe.diffusion import DROP_SKIPS, NoiseLoss, SkipDropper
-from recipe.export import sums, text_encoder
+from recipe.export import sums
 from recipe.judge import Judge
-from recipe.train_clip import PATCHES, Contrast, look
+from recipe.train_clip import Looking
 from recipe.train_clip import build as build_clip
 from recipe.train_ddpm import build as build_ddpm
-from recipe.train_unet import Bank
+from recipe.train_text import Pair, Reading, text_encoder
+from recipe.train_text import build as build_text
+from recipe.train_unet import Bank, settle_conditioning
 from recipe.train_unet import build as build_unet
 from recipe.train_vae import Reconstruction, build, psnr, whiten
 from recipe.training import Dice, Options, Trainer
 from torch import nn
+from transformers import AutoModel, CLIPTextModel
 
 CPU = torch.device("cpu")
 
@@ -104,49 +107,69 @@ def test_every_caption_word_is_one_token_and_ids_are_the_tokenizers_own(tokens: 
 
 def test_shorter_padding_reads_the_same(tokens: Tokens) -> None:
     torch.manual_seed(0)
-    tower = build_clip(tokens).eval().text_model
+    tower = text_encoder(build_text(tokens)).eval()
     texts = ["a glossy red apple", "a star"]
     with torch.no_grad():
         short, long = (tower(tokens(texts, length)).pooler_output for length in (None, TOKENS))
     torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
 
 
-def test_looking_at_all_patches_is_the_vision_tower_and_at_some_is_not(tokens: Tokens) -> None:
+def test_the_conditioning_of_a_new_unet_is_the_text_tower(tokens: Tokens, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    clip = build_clip(tokens).eval()
-    images, rng = torch.randn(3, 3, 64, 64), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        whole, half = (look(clip, images, patches, rng) for patches in (PATCHES, PATCHES // 2))
-        torch.testing.assert_close(whole, clip.vision_model(images).pooler_output, atol=1e-5, rtol=1e-5)
-    assert (half - whole).abs().max() > 1e-3
-
-
-def test_the_exported_text_encoder_is_the_text_tower(tokens: Tokens) -> None:
-    torch.manual_seed(0)
-    clip = build_clip(tokens).eval()
+    text = build_text(tokens).eval()
+    text.save_pretrained(tmp_path / "text")
+    tokens.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    settle_conditioning(tmp_path, None)
     ids = tokens(["a red heart"], TOKENS)
+    kept = CLIPTextModel.from_pretrained(tmp_path / "conditioning").eval()
     with torch.no_grad():
-        states = text_encoder(clip).eval()(ids).last_hidden_state
-        assert torch.equal(states, clip.text_model(ids).last_hidden_state)
+        assert torch.equal(kept(ids).last_hidden_state, text(ids).last_hidden_state)
+    assert Tokens(tmp_path / "conditioning")(["a red heart"]).equal(tokens(["a red heart"]))
+
+
+def learned(loss: Any, trainer: Trainer) -> tuple[float, float]:
+    """The loss of one and the same batch before and after training on it."""
+    same = Dice.at(0, 0, CPU).cpu.get_state()
+
+    def repeated(model: nn.Module, dice: Dice) -> torch.Tensor:
+        dice.cpu.set_state(same)
+        value: torch.Tensor = loss(model, dice)
+        return value
+
+    before = repeated(trainer.model, Dice.at(0, 0, CPU)).item()
+    return before, repeated(trainer.fit(repeated), Dice.at(0, 0, CPU)).item()
+
+
+def test_a_text_tower_is_brought_to_the_facts(composer: Composer, tokens: Tokens, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(Pair(build_text(tokens)), options(tmp_path, steps=15, rate=1e-3, warmup=5, averaging=0.5))
+    before, after = learned(Reading(composer, tokens, 16), trainer)
+    assert after < 0.7 * before
 
 
 def test_a_clip_trained_on_a_batch_recognises_it(composer: Composer, tokens: Tokens, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    trainer = Trainer(build_clip(tokens), options(tmp_path, steps=25, batch=16, rate=1e-3, warmup=5, averaging=0.5))
-    contrast = Contrast(composer, tokens, 16)
-    same = Dice.at(0, 0, CPU).cpu.get_state()
-
-    def loss(clip: nn.Module, dice: Dice) -> torch.Tensor:
-        dice.cpu.set_state(same)
-        return contrast(clip, dice)
-
-    before = loss(trainer.model, Dice.at(0, 0, CPU)).item()
-    after = loss(trainer.fit(loss), Dice.at(0, 0, CPU)).item()
+    text = build_text(tokens)
+    fixed = weights(text)
+    trainer = Trainer(build_clip(text), options(tmp_path, steps=25, rate=1e-3, warmup=5, averaging=0.5))
+    before, after = learned(Looking(composer, tokens, 16), trainer)
     assert after < 0.7 * before
+    towers = (trainer.average.text_model, trainer.average.text_projection)
+    assert torch.equal(torch.cat([weights(tower) for tower in towers]), fixed), "the text tower stays as it is"
     scenes = composer.draw(20, torch.Generator().manual_seed(0))
     found = Judge(trainer.average, tokens).recognise(composer.images(scenes), composer.facts(scenes))
     assert found["style"].total == found["background"].total == 20
     assert all(0 <= result.share <= 1 for result in found.values())
+
+
+def test_a_saved_clip_is_read_back_by_its_kind(tokens: Tokens, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    clip = build_clip(build_text(tokens)).eval()
+    clip.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        read = AutoModel.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(read.vision_model(images).pooler_output, clip.vision_model(images).pooler_output)
 
 
 def test_whitened_latents_are_standard_and_decode_to_the_same_picture(composer: Composer) -> None:
