@@ -11,18 +11,35 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sample import flags
-from underpaint import AsyncClient, Ddim, DdimInversion, DiffEdit, Edict, EdictInversion, Edited, Inversion, SdEdit
+from underpaint import (
+    AsyncClient,
+    ContentInjection,
+    Ddim,
+    DdimInversion,
+    DiffEdit,
+    Disentangled,
+    Edict,
+    EdictInversion,
+    Edited,
+    EditMethod,
+    Inversion,
+    SdEdit,
+)
 from underpaint import Progress as Step
 
 PHOTO = Path(__file__).with_name("sunglasses.png")  # from Fluent Emoji, MIT licence
 SOURCE = "a glossy smiling face with sunglasses on a white background"
 TARGET = "a glossy smiling face with sunglasses on a green background"
-METHODS: dict[str, Edict | DiffEdit | Ddim | SdEdit] = {
+CONTENT = "a glossy red heart on a white background"
+INJECTION = "content injection"
+METHODS: dict[str, EditMethod] = {
     "EDICT": Edict(),
     "DiffEdit": DiffEdit(threshold=0.3, reference_prompt=SOURCE),
+    "disentangled": Disentangled(switch_step=15),
     "DDIM": Ddim(),
     "SDEdit": SdEdit(strength=0.6),
 }
+WITH_SOURCE_PROMPT = ("EDICT", "DDIM", "disentangled")
 COLUMNS = (
     TextColumn("{task.description:<14}"),
     BarColumn(),
@@ -30,6 +47,7 @@ COLUMNS = (
     TimeElapsedColumn(),
 )
 CELL = 192
+ACROSS = 5
 
 
 @dataclass(frozen=True)
@@ -44,22 +62,24 @@ class Row:
 
 
 async def main() -> None:
-    """Two inversions with their round trips, then four edits at once."""
+    """Two inversions with their round trips, then all edits at once."""
     options = flags(__doc__, "contact_sheet").parse_args()
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("invert EDICT", "invert DDIM", *METHODS)
+    names = ("invert EDICT", "invert DDIM", *METHODS, INJECTION)
     async with AsyncClient(options.target) as client:
         with Progress(*COLUMNS) as drawing:
             bars = {name: drawing.add_task(name, start=False, total=1.0, phase="") for name in names}
             inversions, made = await _inversions(client, drawing, bars)
-            edits, rows = await _edits(client, drawing, bars)
+            content = (await client.generate(CONTENT, seed=1)).image
+            edits, rows = await _edits(client, drawing, bars, ContentInjection(content=content))
         exact = inversions["EDICT"]
         reconstruction = (await client.edit(exact, SOURCE, Edict(), seed=1)).image
     pictures = {"source": Image.open(PHOTO), "EDICT reconstruction": reconstruction}
     if edits["DiffEdit"].mask is not None:
         pictures["DiffEdit mask"] = edits["DiffEdit"].mask
-    pictures |= {name: edit.image for name, edit in edits.items()}
+    pictures |= {name: edit.image for name, edit in edits.items() if name != INJECTION}
+    pictures |= {"content": content, INJECTION: edits[INJECTION].image}
     file = folder / "contact_sheet.png"
     _sheet(pictures).save(file)
     _print(made + rows)
@@ -98,23 +118,24 @@ async def _inversions(
 
 
 async def _edits(
-    client: AsyncClient, drawing: Progress, bars: dict[str, TaskID]
+    client: AsyncClient, drawing: Progress, bars: dict[str, TaskID], injection: ContentInjection
 ) -> tuple[dict[str, Edited], list[Row]]:
+    methods = METHODS | {INJECTION: injection}
+
     async def one(name: str) -> tuple[Edited, float]:
         begin = time.monotonic()
-        needs_text = name in ("EDICT", "DDIM")
         edit = await client.edit(
             PHOTO,
-            TARGET,
-            METHODS[name],
-            source_prompt=SOURCE if needs_text else "",
+            "" if name == INJECTION else TARGET,
+            methods[name],
+            source_prompt=SOURCE if name in WITH_SOURCE_PROMPT else "",
             seed=1,
             progress=_follow(drawing, bars[name]),
         )
         drawing.update(bars[name], completed=1.0, phase="done")
         return edit, time.monotonic() - begin
 
-    results = dict(zip(METHODS, await asyncio.gather(*map(one, METHODS)), strict=True))
+    results = dict(zip(methods, await asyncio.gather(*map(one, methods)), strict=True))
     rows = [
         Row(name, edit.usage.network_evaluations, seconds, None, edit.usage.mean_batch_size)
         for name, (edit, seconds) in results.items()
@@ -131,15 +152,18 @@ def _follow(drawing: Progress, bar: TaskID) -> Callable[[Step], None]:
 
 
 def _sheet(pictures: dict[str, Image.Image]) -> Image.Image:
-    """All pictures in one row, each under its label."""
+    """All pictures, each under its label."""
     label, gap = 22, 8
-    sheet = Image.new("RGB", (len(pictures) * (CELL + gap) + gap, CELL + label + 2 * gap), "white")
+    down = -(-len(pictures) // ACROSS)
+    sheet = Image.new("RGB", (ACROSS * (CELL + gap) + gap, down * (CELL + label + gap) + gap), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for k, (name, picture) in enumerate(pictures.items()):
-        left = gap + k * (CELL + gap)
-        pen.text((left + CELL // 2, gap), name, fill="black", anchor="ma", font=font)
-        sheet.paste(picture.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC), (left, gap + label))
-        pen.rectangle((left - 1, gap + label - 1, left + CELL, gap + label + CELL), outline="silver")
+        line, column = divmod(k, ACROSS)
+        left, top = gap + column * (CELL + gap), gap + line * (CELL + label + gap)
+        pen.text((left + CELL // 2, top), name, fill="black", anchor="ma", font=font)
+        top += label
+        sheet.paste(picture.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC), (left, top))
+        pen.rectangle((left - 1, top - 1, left + CELL, top + CELL), outline="silver")
     return sheet
 
 
