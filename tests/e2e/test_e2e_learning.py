@@ -27,7 +27,7 @@ from underpaint import (
 )
 from underpaint_server.local import LocalServer
 
-STEPS = 16
+STEPS = 30
 WAIT = signal.SIGCONT
 """Changes nothing: the server has been told to stop already."""
 LONG = 200
@@ -206,7 +206,8 @@ async def test_work_that_outlasts_the_drain_is_given_up_and_not_lost(tmp_path: P
 
 
 async def test_two_servers_of_one_store_run_an_operation_once(tmp_path: Path, reference: Direction) -> None:
-    with impatient(tmp_path) as one, impatient(tmp_path) as two:
+    # Claims last long enough for the busiest machine, and servers look around every two seconds.
+    with server(tmp_path, claim_ttl_s=8) as one, server(tmp_path, claim_ttl_s=8) as two:
         async with AsyncClient(one.target) as client, AsyncClient(two.target) as other:
             begun = [await learn(each, steps=STEPS) for each in (client, client, other, other)]
             with pytest.raises(errors.OperationRunning):

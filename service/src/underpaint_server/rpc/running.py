@@ -106,7 +106,7 @@ class Run:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         if release and not ended:
-            await self._release()
+            await self._release("DRAINING")
 
     def progress(self) -> tuple[Progress, float | None]:
         """How far it is, and its last loss."""
@@ -144,8 +144,7 @@ class Run:
             _log.info("operation lost", operation=self.name)
             return None
         except (Draining, ModelNotReady) as error:
-            _log.info("operation released", operation=self.name, reason=error.reason)
-            await self._release()
+            await self._release(error.reason)
             return None
         except UnderpaintError as error:
             return error
@@ -186,7 +185,8 @@ class Run:
             raise _Lost
         self._held = Held(number, claim, before + claim.ttl_s)
 
-    async def _release(self) -> None:
+    async def _release(self, reason: str) -> None:
+        _log.info("operation released", operation=self.name, reason=reason)
         with suppress(_Lost, StoreUnavailable):  # then it is free, or soon is
             await self._claim_again(replace(self._held.claim, released=True))
 
