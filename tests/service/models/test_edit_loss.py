@@ -1,0 +1,153 @@
+"""What directions are learned by: CLIPs and features of two kinds, and a loss that is finite where it is flat."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import underpaint_mini
+from safetensors.torch import save_file
+from support import checkpoints
+from torch import Tensor
+from torch.nn import functional
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    ConvNextConfig,
+    ConvNextModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
+from underpaint_server.backends import load
+from underpaint_server.errors import ModelNotReady
+from underpaint_server.models import checkpoint
+from underpaint_server.models.clip import Clip
+from underpaint_server.models.edit_loss import EditLoss, vgg_features
+from underpaint_server.rows import Score
+from underpaint_server.settings import Settings
+
+CPU = torch.device("cpu")
+TEXT = CLIPTextConfig(
+    vocab_size=1569, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    max_position_embeddings=16, bos_token_id=1567, eos_token_id=1568, pad_token_id=1568,
+)  # fmt: skip
+VGG = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256),
+       17: (256, 512), 19: (512, 512), 21: (512, 512)}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["transformer", "convolutional"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP with random weights, of either class of transformers."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    if request.param == "transformer":
+        vision = CLIPVisionConfig(
+            image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+        )
+        CLIPModel(
+            CLIPConfig(text_config=TEXT.to_dict(), vision_config=vision.to_dict(), projection_dim=16)
+        ).save_pretrained(folder)
+    else:
+        towers = ConvNextConfig(image_size=32, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], hidden_size=16)
+        config = VisionTextDualEncoderConfig.from_vision_text_configs(towers, TEXT, projection_dim=16)
+        VisionTextDualEncoderModel(config, ConvNextModel(towers), CLIPTextModel(TEXT)).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(underpaint_mini.CLIP).save_pretrained(folder)
+    return folder
+
+
+def pictures(n: int = 2, seed: int = 0) -> Tensor:
+    return torch.rand(n, 3, 48, 48, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def edges(images: Tensor) -> list[Tensor]:
+    return [functional.avg_pool2d(images, 4), images.diff(dim=-1)]
+
+
+def test_both_kinds_of_clip_see_and_read(directory: Path) -> None:
+    clip = Clip.load(directory, device=CPU)
+    seen, read = clip.image_embeds(pictures()), clip.text_embeds(["a red heart", "a blue heart", "a red heart"])
+    assert seen.shape == (2, 16)
+    torch.testing.assert_close(seen.norm(dim=1), torch.ones(2))
+    assert torch.equal(read[0], read[2])
+    assert not torch.equal(read[0], read[1])
+    assert torch.equal(clip.text_embeds(["a " * 50])[0], clip.text_embeds(["a " * 14])[0]), "what is too long is cut"
+
+
+def test_what_is_no_clip_is_refused(directory: Path, tmp_path: Path) -> None:
+    CLIPTextModel(TEXT).save_pretrained(tmp_path)
+    CLIPTokenizer.from_pretrained(directory).save_pretrained(tmp_path)
+    with pytest.raises(ModelNotReady, match="is no CLIP"):
+        Clip.load(tmp_path, device=CPU)
+    with pytest.raises(ModelNotReady, match="cannot be read as a CLIP"):
+        Clip.load(tmp_path / "nowhere", device=CPU)
+
+
+def test_an_unchanged_picture_has_a_finite_gradient(directory: Path) -> None:
+    """No change has no direction: the loss is 1 there, and learning can leave it."""
+    loss = EditLoss("vae", Clip.load(directory, device=CPU), edges)
+    (image,) = pictures(1)
+    (scored,) = loss.scores([Score(image, image, "a red heart", "a blue heart", 0.5, gradient=True)])
+    assert scored.directional == pytest.approx(1)
+    assert scored.content == 0
+    assert scored.gradient.isfinite().all()
+    assert scored.gradient.abs().max() > 0
+
+
+def test_each_row_is_scored_by_itself(directory: Path) -> None:
+    loss = EditLoss("vae", Clip.load(directory, device=CPU), edges)
+    one, two = pictures(2)
+    rows = [Score(one, two, "a red heart", "a blue heart", 0.5, True), Score(two, one, "a sun", "a moon", 0.1, True)]
+    for row, together in zip(rows, loss.scores(rows), strict=True):
+        (alone,) = loss.scores([row])
+        assert together.directional == pytest.approx(alone.directional, abs=1e-5)
+        assert together.content == pytest.approx(alone.content, rel=1e-5)
+        torch.testing.assert_close(together.gradient, alone.gradient, atol=1e-5, rtol=1e-3)
+    plain = loss.scores([Score(one, two, "a red heart", "a blue heart", 0.5, gradient=False)])[0]
+    assert plain.gradient is None
+
+
+def vgg_file(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    weights = {}
+    for number, (inside, outside) in VGG.items():
+        weights[f"features.{number}.weight"] = torch.randn(outside, inside, 3, 3) * 0.05
+        weights[f"features.{number}.bias"] = torch.randn(outside) * 0.05
+    save_file(weights, folder / "vgg16.safetensors")
+    return folder / "vgg16.safetensors", weights
+
+
+def test_vgg_features_are_those_of_its_first_four_blocks(tmp_path: Path) -> None:
+    file, weights = vgg_file(tmp_path)
+    found = vgg_features(file, CPU)(pictures(1))
+    assert [tuple(each.shape[1:]) for each in found] == [(64, 224, 224), (128, 112, 112), (256, 56, 56), (512, 28, 28)]
+    x = functional.interpolate((pictures(1) + 1) / 2, (224, 224), mode="bilinear", antialias=True)
+    x = (x - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
+        1, 3, 1, 1
+    )
+    for number in (0, 2):
+        x = functional.conv2d(x, weights[f"features.{number}.weight"], weights[f"features.{number}.bias"], padding=1)
+        x = x.relu()
+    torch.testing.assert_close(found[0], x)
+
+
+def test_other_weights_are_no_vgg(tmp_path: Path) -> None:
+    save_file({"conv.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for file in (tmp_path / "other.safetensors", tmp_path / "none.safetensors"):
+        with pytest.raises(ModelNotReady, match="torchvision's names"):
+            vgg_features(file, CPU)
+
+
+def test_a_clip_is_found_beside_inside_or_by_name(directory: Path, tmp_path: Path) -> None:
+    model = checkpoints.build(tmp_path / "sd")
+    assert load(str(model), "sd", Settings()).facts.info.content_features == ""
+    named = load(str(model), "sd", Settings(clips=f"sd={directory}"))
+    assert (named.facts.info.content_features, named.facts.info.gradients) == ("vae", True)
+    (model / "clip").symlink_to(directory)
+    assert checkpoint.clip(model, "") == model / "clip"
+    with pytest.raises(ModelNotReady, match="is no directory"):
+        load(str(model), "sd", Settings(clips=f"sd={tmp_path / 'nowhere'}"))
+    file, _ = vgg_file(tmp_path)
+    assert load(str(model), "sd", Settings(vgg=str(file))).facts.info.content_features == "vgg16"
