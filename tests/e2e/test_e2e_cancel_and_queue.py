@@ -156,7 +156,7 @@ async def test_the_queue_is_in_the_order_of_priorities_and_everyone_is_told_the_
         for place, call in ((1, interactive), (2, normal), (3, batch)):
             await until(call, _stands_at(place))
         waiting = scrape(narrow).by("underpaint_num_requests_waiting", "priority")
-        assert waiting == {"batch": 1, "normal": 1, "interactive": 1}
+        assert waiting == {"learning": 0, "batch": 1, "normal": 1, "interactive": 1}
         endless.cancel()
         answers = await asyncio.gather(*map(result, (batch, normal, interactive)))
     assert [answer.resolved.priority for answer in answers] == [1, 2, 3]

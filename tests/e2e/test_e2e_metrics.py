@@ -76,7 +76,9 @@ async def test_the_gauges_follow_the_queue(narrow: LocalServer) -> None:
             for call in calls:
                 call.cancel()
     assert busy.sum("underpaint_num_requests_running") == 1
-    assert busy.by("underpaint_num_requests_waiting", "priority") == {"batch": 1, "normal": 0, "interactive": 2}
+    assert busy.by("underpaint_num_requests_waiting", "priority") == {
+        "learning": 0, "batch": 1, "normal": 0, "interactive": 2,
+    }  # fmt: skip
     assert busy.sum("underpaint_estimated_backlog_seconds") > 0
     _is_at_rest(await idle(narrow))
 

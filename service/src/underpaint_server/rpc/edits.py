@@ -57,7 +57,7 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
 
     async def SubmitEdit(self, request: messages.SubmitEditRequest, context: Context) -> messages.SubmitEditResponse:
         """Not offered."""
-        raise MethodDisabled("this server has no operations; use StreamEdit, or Edit with a request_id")
+        raise MethodDisabled("edits are no operations here; use StreamEdit, or Edit with a request_id")
 
     async def ComputeMask(self, request: messages.ComputeMaskRequest, context: Context) -> messages.ComputeMaskResponse:
         """Only DiffEdit's mask."""
