@@ -21,9 +21,9 @@ from underpaint_server.jobs import (
     Stored,
 )
 from underpaint_server.rpc import answers, fitting, images
-from underpaint_server.rpc.convert import EditDraft, Named, edit_draft, invert_draft
+from underpaint_server.rpc.convert import edit_draft, invert_draft
+from underpaint_server.rpc.drafts import EditDraft, Injected, Named, Start
 from underpaint_server.rpc.names import inversion_digest
-from underpaint_server.rpc.sources import Injected, Start
 
 NAME = "0123456789abcdef" * 4
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)

@@ -1,6 +1,7 @@
 """One file per method, all of them generators of rows; and the tables that name them.
 
-Adding a method: its options in ``jobs``, its rows in ``plans``, its file here, its line below.
+Adding a method: its options in ``jobs``, its rows in ``plans``, its file here, its line below; then its lines in
+the tables of what it needs beforehand (``engine.methods``) and of its messages (``rpc.methods``).
 """
 
 from collections.abc import Callable, Mapping

@@ -14,42 +14,25 @@ from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 
 from underpaint_server.jobs import (
     Array,
-    ContentInjection,
-    DdimConvention,
-    DdimEdit,
-    DdimInversion,
-    DiffEdit,
-    DisentangledEdit,
-    EdictEdit,
-    EdictInversion,
     Edited,
     EditJob,
-    EditMethod,
     Generated,
-    Interpolation,
-    InversionOptions,
     Masked,
     MaskJob,
     Notice,
     Photo,
     Preview,
     Priority,
-    SdEdit,
     Usage,
 )
 from underpaint_server.rpc import images
-from underpaint_server.rpc.convert import SAMPLERS
+from underpaint_server.rpc.drafts import Start
 from underpaint_server.rpc.fitting import Fitting
+from underpaint_server.rpc.methods import method_of
 from underpaint_server.rpc.names import inversion_name, model_name
+from underpaint_server.rpc.parameters import parameters
 from underpaint_server.rpc.snapshots import duration, timestamp
-from underpaint_server.rpc.sources import Injected, Start
 from underpaint_server.stores.inversions import Entry
-
-_CONVENTIONS = {
-    DdimConvention.TARGET: inversion_service_pb2.DDIM_CONVENTION_TARGET,
-    DdimConvention.CURRENT: inversion_service_pb2.DDIM_CONVENTION_CURRENT,
-}
-_INTERPOLATIONS = {way: edit_service_pb2.Interpolation.Value(f"INTERPOLATION_{way.name}") for way in Interpolation}
 
 
 def edited(
@@ -95,9 +78,10 @@ def resolved(job: EditJob | MaskJob, start: Start, media_type: str, priority: Pr
         priority=types_pb2.Priority.Value(f"PRIORITY_{priority.name}"),
     )
     _set_source(request, start)
-    _set_method(request, job.method)
-    if start.content is not None:
-        _set_content(request.content_injection, start.content)
+    method = method_of(job.method)
+    method.write(request, job.method)
+    if method.write_content is not None and start.content is not None:
+        method.write_content(request, start.content)
     return request
 
 
@@ -117,23 +101,6 @@ def inversion(identifier: str, entry: Entry, fitted: Fitting | None = None) -> i
         expire_time=timestamp(entry.expire_time.timestamp()),
         fitting=fitting(fitted or Fitting(**entry.fitting)),
     )
-
-
-def parameters(options: InversionOptions) -> inversion_service_pb2.InversionParameters:
-    """Inversion parameters with nothing left to default."""
-    message = inversion_service_pb2.InversionParameters(
-        steps=options.num_inference_steps,
-        strength=options.strength,
-        guidance_scale=options.guidance_scale,
-        source_prompt=options.source_prompt,
-    )
-    match options.method:
-        case EdictInversion(mixing_coefficient=mixing):
-            message.edict.mixing_weight = mixing
-        case DdimInversion(convention=convention, features=features):
-            message.ddim.convention = _CONVENTIONS[convention]
-            message.ddim.features.extend(features)
-    return message
 
 
 def fitting(record: Fitting) -> types_pb2.Fitting:
@@ -194,50 +161,3 @@ def _set_source(request: edit_service_pb2.EditRequest, start: Start) -> None:
                 request.inversion_parameters.CopyFrom(parameters(start.inversion))
         case _:
             request.inversion = inversion_name(start.name)
-
-
-def _set_method(request: edit_service_pb2.EditRequest, method: EditMethod) -> None:
-    match method:
-        case SdEdit(strength=strength, num_inference_steps=steps):
-            request.sdedit.strength, request.sdedit.steps = strength, steps
-        case DiffEdit(mask=None):
-            request.diffedit.threshold = method.threshold
-            request.diffedit.samples = method.samples
-            request.diffedit.mask_strength = method.mask_strength
-            request.diffedit.reference_prompt = method.reference_prompt
-        case DiffEdit(mask=mask) if mask is not None:
-            request.diffedit.mask.CopyFrom(images.encode(mask))
-        case ContentInjection():
-            request.content_injection.CopyFrom(_injection(method))
-        case DisentangledEdit() as mixed:
-            request.disentangled.given.values.extend(mixed.weights)
-            request.disentangled.scale = 1
-            request.disentangled.sampler = SAMPLERS[mixed.sampler]
-            if request.WhichOneof("source") != "generated":  # which says these two itself
-                request.disentangled.source_prompt = mixed.source_prompt
-                request.disentangled.steps = len(mixed.weights)
-        case EdictEdit():
-            request.edict.SetInParent()
-        case DdimEdit():
-            request.ddim.SetInParent()
-
-
-def _injection(method: ContentInjection) -> edit_service_pb2.ContentInjectionEdit:
-    return edit_service_pb2.ContentInjectionEdit(
-        weight=method.weight,
-        calibration=method.calibration,
-        region=None if method.region is None else images.encode(method.region),
-        injection_end=method.injection_end,
-        every=method.every,
-        boosting_start=method.boosting_start,
-        interpolation=_INTERPOLATIONS[method.interpolation],
-        sites=method.sites,
-    )
-
-
-def _set_content(message: edit_service_pb2.ContentInjectionEdit, content: Injected) -> None:
-    if content.name:
-        message.inversion = inversion_name(content.name)
-        return
-    assert isinstance(content.source, Photo)  # what is stored has a name
-    message.image.CopyFrom(images.encode(content.source.pixels))

@@ -12,11 +12,12 @@ from underpaint_server.jobs import (
     Photo,
     Stored,
 )
-from underpaint_server.rpc.convert import EditDraft, Named, check_injection
+from underpaint_server.rpc.drafts import EditDraft, Injected, Named, Start
 from underpaint_server.rpc.fitting import Fitting
 from underpaint_server.rpc.front import Front
+from underpaint_server.rpc.methods.injection import check_injection
 from underpaint_server.rpc.names import inversion_digest
-from underpaint_server.rpc.sources import Injected, Start, mismatch, read_picture, stored
+from underpaint_server.rpc.sources import mismatch, read_picture, stored
 
 _IMAGE = "content_injection.image"
 _INVERSION = "content_injection.inversion"

@@ -11,9 +11,9 @@ from underpaint.v1 import types_pb2
 
 from underpaint_server.errors import LearningUnsupported
 from underpaint_server.jobs import Descent, Generated, LearnOptions, ModelInfo, Sampler, Search
-from underpaint_server.rpc.convert import sampler_of
 from underpaint_server.rpc.fields import Fields, float32
 from underpaint_server.rpc.names import is_request_id, model_name
+from underpaint_server.rpc.reading import sampler_of
 from underpaint_server.settings import Settings
 from underpaint_server.stores.directions import NAME
 

@@ -9,8 +9,8 @@ from underpaint.v1 import direction_service_pb2 as messages
 from underpaint_server.errors import StoreCorrupt, UnderpaintError
 from underpaint_server.jobs import Descent, LearnOptions, Phase, Progress, Search
 from underpaint_server.rpc import snapshots, status
-from underpaint_server.rpc.convert import SAMPLERS
 from underpaint_server.rpc.names import direction_name, model_name, operation_name
+from underpaint_server.rpc.reading import SAMPLERS
 from underpaint_server.stores.directions import Entry
 
 _METHODS: Final = {Descent: messages.LEARN_METHOD_GRADIENT, Search: messages.LEARN_METHOD_SEARCH}

@@ -1,7 +1,6 @@
 """What a job starts from: pixels or stored latents, fetched or decoded."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import structlog
 from PIL import Image
@@ -16,16 +15,9 @@ from underpaint_server.errors import (
     StoreUnavailable,
 )
 from underpaint_server.jobs import (
-    ContentInjection,
-    DdimEdit,
-    DdimInversion,
-    DiffEdit,
-    EdictEdit,
     EdictInversion,
-    EditMethod,
     Generated,
     Inversion,
-    InversionOptions,
     ModelInfo,
     Photo,
     Picture,
@@ -33,51 +25,15 @@ from underpaint_server.jobs import (
 )
 from underpaint_server.rpc import fitting as fittings
 from underpaint_server.rpc import images
-from underpaint_server.rpc.convert import EditDraft, Named, Upload
+from underpaint_server.rpc.drafts import EditDraft, Named, Start, Upload
 from underpaint_server.rpc.fitting import Fitting
 from underpaint_server.rpc.front import Front
+from underpaint_server.rpc.methods import method_of
 from underpaint_server.rpc.names import inversion_digest, inversion_name
+from underpaint_server.rpc.parameters import WAYS
 from underpaint_server.stores.inversions import Entry
 
 _log = structlog.get_logger()
-
-_KIND_OF: Mapping[type[EditMethod], type[EdictInversion | DdimInversion]] = {
-    EdictEdit: EdictInversion,
-    DdimEdit: DdimInversion,
-    DiffEdit: DdimInversion,
-    ContentInjection: DdimInversion,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Injected:
-    """The picture whose content an edit injects."""
-
-    source: Photo | Stored
-    inversion: InversionOptions
-    """How it is or was inverted."""
-    fitting: Fitting
-    name: str
-    """64 hexadecimal digits of the inversion, made or to be made; empty where it could not be stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The beginning of an edit."""
-
-    source: Photo | Stored | Generated
-    inversion: InversionOptions | None
-    """How the source is or was inverted; None where nothing is."""
-    fitting: Fitting
-    name: str = ""
-    """64 hexadecimal digits of the inversion, made or to be made; empty where there is none."""
-    content: Injected | None = None
-    """Where the method injects one."""
-
-    @property
-    def hit(self) -> bool:
-        """Whether the latents came from the store."""
-        return isinstance(self.source, Stored)
 
 
 async def start_of(front: Front, draft: EditDraft, *, use_store: bool = True) -> Start:
@@ -146,10 +102,11 @@ async def _from_store(front: Front, draft: EditDraft, name: str) -> Start:
     inversion, entry = await front.store.get(name)
     if inversion.model_digest != draft.model.digest:
         raise mismatch(name, f"was made by other weights than those of models/{draft.model.id}: invert again")
-    kind = _KIND_OF.get(type(draft.method))
+    wanted = method_of(draft.method).inversion
+    kind = None if wanted is None else WAYS[wanted].options
     if kind is not None and not isinstance(inversion.options.method, kind):
-        made, wanted = type(inversion.options.method).__name__, kind.__name__
-        raise FieldInvalid(FieldViolation("inversion", f"is a {made}; this method starts from a {wanted}"))
+        made = type(inversion.options.method).__name__
+        raise FieldInvalid(FieldViolation("inversion", f"is a {made}; this method starts from a {kind.__name__}"))
     if kind is EdictInversion and inversion.fingerprint != draft.model.fingerprint:
         raise mismatch(
             name,

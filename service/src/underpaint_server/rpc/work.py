@@ -16,10 +16,8 @@ from underpaint_server.engine.ticket import JobHandle
 from underpaint_server.errors import FieldInvalid, FieldViolation
 from underpaint_server.jobs import (
     Content,
-    ContentInjection,
     DiffEdit,
     Direction,
-    DisentangledEdit,
     Edited,
     EditJob,
     EditMethod,
@@ -33,12 +31,12 @@ from underpaint_server.jobs import (
     Usage,
 )
 from underpaint_server.rpc import answers, contents, convert, replay, sources
-from underpaint_server.rpc.convert import EditDraft, InvertDraft
+from underpaint_server.rpc.drafts import EditDraft, InvertDraft, Start
 from underpaint_server.rpc.fitting import Fitting
 from underpaint_server.rpc.flights import Flight
 from underpaint_server.rpc.front import Front
+from underpaint_server.rpc.methods import method_of, name_of
 from underpaint_server.rpc.names import direction_id, inversion_digest
-from underpaint_server.rpc.sources import Start
 from underpaint_server.stores.inversions import Entry
 
 
@@ -181,16 +179,13 @@ async def _direction(front: Front, request: edit_service_pb2.EditRequest) -> Dir
 
 async def _completed(front: Front, draft: EditDraft, start: Start) -> EditMethod:
     """The method with what only the source tells."""
-    match draft.method:
-        case DiffEdit() as method if draft.mask is not None:
-            return replace(method, mask=await sources.read_mask(front, draft.mask, start.fitting, "diffedit.mask"))
-        case ContentInjection() as method if draft.mask is not None:
-            region = await sources.read_mask(front, draft.mask, start.fitting, "content_injection.region")
-            return replace(method, region=region)
-        case DisentangledEdit(source_prompt="") as method if isinstance(start.source, Stored):
-            return replace(method, source_prompt=start.source.inversion.options.source_prompt)
-        case method:
-            return method
+    method, options = method_of(draft.method), draft.method
+    if draft.mask is not None:
+        path = f"{name_of(options)}.{method.mask}"
+        options = method.with_mask(options, await sources.read_mask(front, draft.mask, start.fitting, path))
+    if method.after is not None and isinstance(start.source, Stored):
+        options = method.after(options, start.source.inversion.options)
+    return options
 
 
 def _guidance(draft: EditDraft, start: Start) -> float:
