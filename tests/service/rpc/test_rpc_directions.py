@@ -3,6 +3,8 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import google_crc32c
@@ -16,9 +18,11 @@ from safetensors.numpy import load, save
 from support.front import MINI, SETTINGS, Wire, edit, encoded, merged, photo, picture, refused, started
 from underpaint.v1 import direction_service_pb2 as d
 from underpaint.v1 import edit_service_pb2, types_pb2
-from underpaint_server.errors import ModelLoading, NonFiniteLatents, QueueFull, WorkerRestarted
+from underpaint_server.errors import FieldInvalid, ModelLoading, NonFiniteLatents, QueueFull, WorkerRestarted
 from underpaint_server.jobs import Descent, DisentangledEdit, Generated, LearnJob, Photo, Priority, Sampler, Search
 from underpaint_server.rpc.convert import edit_draft
+from underpaint_server.rpc.fields import Fields
+from underpaint_server.stores import directions as files
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -147,6 +151,9 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "candidates out of range": (
         {"method": 2, "candidates": {"switch_steps": [1, 21], "late_weights": [3]}},
         ["candidates.switch_steps", "candidates.late_weights"],
+    ),
+    "candidates by the hundred thousand": (
+        {"method": 2, "candidates": {"late_weights": [0] * 200_000}}, ["candidates"],
     ),
     "too many candidates": (
         {"method": 2, "candidates": {"switch_steps": [1] * 9, "late_weights": [0] * 8}}, ["candidates"],
@@ -341,10 +348,19 @@ async def test_an_export_is_imported_as_it_was(wire: Wire) -> None:
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.ALREADY_EXISTS, "DIRECTION_EXISTS")
 
 
+def resealed(file: bytes, options: dict[str, Any] | None = None, **said: Any) -> bytes:
+    """The file saying something else, with a checksum that is right."""
+    entry = files.decode("x", file)
+    changed = replace(entry.direction.options, **(options or {}))
+    at = said.pop("create_time", entry.create_time)
+    return files.encode(replace(entry.direction, options=changed, **said), at)
+
+
 async def test_a_bad_file_is_not_stored(wire: Wire) -> None:
     learned = await learn(wire)
     file = await exported(wire, learned.name)
     weights, said = load(file)["weights"], '{"sha256": ""}'
+    west, east = (timezone(timedelta(hours=hours)) for hours in (-14, 14))
     bad = {
         "nothing": b"",
         "no safetensors": b"x" * 100,
@@ -355,6 +371,16 @@ async def test_a_bad_file_is_not_stored(wire: Wire) -> None:
         "other metadata": save({"weights": weights}, metadata={"underpaint": said}),
         "a list for an object": save({"weights": weights}, metadata={"underpaint": "[]"}),
         "too large": save({"weights": np.zeros(300_000, np.float32)}),
+        "a long prompt": resealed(file, {"source_prompt": "x" * 101}),
+        "much guidance": resealed(file, {"guidance_scale": 31.0}),
+        "backward guidance": resealed(file, {"guidance_scale": -1.0}),
+        "a long name": resealed(file, display_name="x" * 1001),
+        "a long model": resealed(file, model="x" * 1001),
+        "many losses": resealed(file, losses=(0.5,) * 1001),
+        "more examples than a field holds": resealed(file, example_count=2**40),
+        "fewer than none": resealed(file, example_count=-1),
+        "a time before all": resealed(file, create_time=datetime(1, 1, 1, tzinfo=east)),
+        "a time after all": resealed(file, create_time=datetime(9999, 12, 31, 23, tzinfo=west)),
     }
     for case, data in bad.items():
         refusal = await refused(importing(wire, {"header": {"name": "directions/x"}}, {"chunk": data}))
@@ -472,6 +498,13 @@ async def test_a_direction_that_does_not_fit_is_refused(wire: Wire) -> None:
     mask = edit_service_pb2.ComputeMaskRequest(edit=mixed(disentangled={"direction": learned.name}))
     assert (await refused(wire.edits.ComputeMask(mask))).paths == ["edit.method"]
     assert len(wire.engine.jobs) == jobs
+
+
+def test_a_wrong_number_of_steps_is_never_as_many_weights() -> None:
+    fields = Fields()
+    assert fields.count("steps", 2**31 - 1, 20, 50) == fields.count("steps", -1, 20, 50) == 20
+    with pytest.raises(FieldInvalid, match=r"2147483647 is outside 1 \.\. 50"):
+        fields.check()
 
 
 def test_weights_of_the_wire_are_the_weights_of_the_next_request() -> None:

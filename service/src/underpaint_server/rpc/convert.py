@@ -372,10 +372,10 @@ class _Edit:
 
     def _given(self, given: edit_service_pb2.MixingWeights, steps: int) -> tuple[float, ...]:
         path = "disentangled.given.values"
-        weights = tuple(float32(value) for value in given.values)
         most = self._settings.max_steps
+        weights = tuple(float32(value) for value in given.values[: most + 1])
         if len(weights) > most:
-            self._fields.wrong(path, f"{len(weights)} weights, more than {most}")
+            self._fields.wrong(path, f"{len(given.values)} weights, more than {most}")
             return ()
         if len(weights) != steps:
             self._fields.wrong(path, f"{len(weights)} weights for {steps} steps")
@@ -521,6 +521,8 @@ _INVERSIONS: Final[dict[str, _Inverter]] = {"edict": _edict, "ddim": _ddim}
 
 def _sites(fields: Fields, path: str, asked: Sequence[str], model: ModelInfo) -> tuple[str, ...]:
     """Feature sites in the order the network has them, so that no order makes another inversion."""
+    # One more than there are holds a wrong one or one twice; a message has room for millions.
+    asked = asked[: len(model.feature_sites) + 1]
     unknown = sorted(set(asked) - set(model.feature_sites))
     if unknown:
         fields.wrong(path, f"models/{model.id} has {', '.join(model.feature_sites)}, not {', '.join(unknown)}")

@@ -153,6 +153,10 @@ class _Learn:
     def _search(self) -> Search:
         fields, asked = self._fields, self._request.candidates
         usual = tuple(dict.fromkeys(round(share * self._steps) for share in _CANDIDATE_SHARES))
+        count = (len(asked.switch_steps) or len(usual)) * (len(asked.late_weights) or len(_CANDIDATE_WEIGHTS))
+        if count > MAX_CANDIDATES:
+            fields.wrong("candidates", f"{count} pairs are more than {MAX_CANDIDATES}")
+            return Search((), ())
         switch_steps = tuple(asked.switch_steps) or usual
         late_weights = tuple(map(float32, asked.late_weights)) or _CANDIDATE_WEIGHTS
         if not all(0 <= step <= self._steps for step in switch_steps):
@@ -160,8 +164,6 @@ class _Learn:
         low, high = _LATE_WEIGHTS
         if not all(low <= weight <= high for weight in late_weights):
             fields.wrong("candidates.late_weights", f"one is outside [{low:g}, {high:g}]")
-        if len(switch_steps) * len(late_weights) > MAX_CANDIDATES:
-            fields.wrong("candidates", f"{len(switch_steps)} x {len(late_weights)} are more than {MAX_CANDIDATES}")
         return Search(switch_steps, late_weights)
 
     def _examples(self, source_prompt: str) -> tuple[types_pb2.Image | Generated, ...]:
