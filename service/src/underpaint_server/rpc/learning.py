@@ -72,17 +72,17 @@ class _Learn:
 
     def draft(self) -> LearnDraft:
         request, fields, model = self._request, self._fields, self._model
-        self._check_ids()
-        options = self._options()
-        examples = self._examples(options.source_prompt)
-        display_name = fields.text("direction.display_name", request.direction.display_name, MAX_DISPLAY_CHARS)
-        fields.check()
-        if not model.content_features:
+        if not model.content_features:  # before the fields: some are wrong only because of this
             raise LearningUnsupported(
                 f"{model_name(model.id)} has no CLIP beside it, by which edits are judged: give the server one with"
                 " --clips",
                 metadata={"resource_name": model_name(model.id)},
             )
+        self._check_ids()
+        options = self._options()
+        examples = self._examples(options.source_prompt)
+        display_name = fields.text("direction.display_name", request.direction.display_name, MAX_DISPLAY_CHARS)
+        fields.check()
         return LearnDraft(
             operation=_operation_id(request.request_id),
             direction=request.direction_id or secrets.token_hex(8),
@@ -134,9 +134,10 @@ class _Learn:
         fields.known("method", request.method, messages.LearnMethod.DESCRIPTOR)
         default = messages.LEARN_METHOD_GRADIENT if self._model.gradients else messages.LEARN_METHOD_SEARCH
         if (request.method or default) == messages.LEARN_METHOD_SEARCH:
+            why = "" if request.method else f", and {self._model.id} has no gradients here"
             for field, _ in request.ListFields():
                 if field.name in _ONLY_GRADIENT:
-                    fields.wrong(field.name, "unused by a search")
+                    fields.wrong(field.name, f"unused by a search{why}")
             return self._search()
         if not self._model.gradients:
             fields.wrong("method", f"{self._model.id} has no gradients here; leave it out, or choose the search")
