@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(16, ge=2, le=256)
     """Rows of one forward pass at most."""
     max_running: int = Field(16, ge=1)
-    """Jobs that take part in passes at one time."""
+    """Jobs that take part in passes at one time; learning has its share of the passes and takes no place."""
     queue_capacity: int = Field(64, ge=0)
     """Jobs that may wait for a place among those."""
     max_image_bytes: int = Field(16 * _MIB, ge=1)

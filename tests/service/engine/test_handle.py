@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
-from support.jobs import disc, edict_options, edit_job, invert_job
+from support.jobs import disc, edict_options, edit_job, invert_job, learn_job
 from underpaint_server.backends.toy import SCALE, SHAPE
 from underpaint_server.engine.handle import EngineHandle
 from underpaint_server.engine.supervisor import EngineState
@@ -24,7 +24,7 @@ from underpaint_server.errors import (
     QueueFull,
     WorkerRestarted,
 )
-from underpaint_server.jobs import Inverted, Photo, Priority, SdEdit
+from underpaint_server.jobs import Descent, Inverted, Photo, Priority, SdEdit
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics
 
@@ -102,6 +102,18 @@ async def test_the_queue_is_bounded_ordered_and_knows_its_places(engine: EngineH
     await normal.result()
     with pytest.raises(Cancelled):
         await running[0].result()
+
+
+async def test_learning_takes_no_place_and_needs_none(engine: EngineHandle) -> None:
+    endless = learn_job("toy", PX, method=Descent(200, 0.05), iterations=200)
+    learning = [submit(engine, endless, Priority.LEARNING) for _ in range(3)]
+    running = [submit(engine, LONG), submit(engine, LONG)]
+    late = submit(engine, endless, Priority.LEARNING)
+    waiting = submit(engine, SHORT)
+    assert [job.queue_position for job in (*learning, *running, late, waiting)] == [0, 0, 0, 0, 0, 0, 1]
+    for job in (*learning, *running, late):
+        job.cancel()
+    assert isinstance(await waiting.result(), Inverted)
 
 
 async def test_a_crash_costs_the_jobs_inside_and_no_others(engine: EngineHandle) -> None:

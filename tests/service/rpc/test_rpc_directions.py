@@ -3,6 +3,9 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -16,9 +19,22 @@ from safetensors.numpy import load, save
 from support.front import MINI, SETTINGS, Wire, edit, encoded, merged, photo, picture, refused, started
 from underpaint.v1 import direction_service_pb2 as d
 from underpaint.v1 import edit_service_pb2, types_pb2
-from underpaint_server.errors import ModelLoading, NonFiniteLatents, QueueFull, WorkerRestarted
-from underpaint_server.jobs import Descent, DisentangledEdit, Generated, LearnJob, Photo, Priority, Sampler, Search
+from underpaint_server.errors import Draining, FieldInvalid, ModelLoading, NonFiniteLatents, QueueFull, WorkerRestarted
+from underpaint_server.jobs import (
+    Descent,
+    DisentangledEdit,
+    Generated,
+    LearnJob,
+    Phase,
+    Photo,
+    Priority,
+    Progress,
+    Sampler,
+    Search,
+)
 from underpaint_server.rpc.convert import edit_draft
+from underpaint_server.rpc.fields import Fields
+from underpaint_server.stores import directions as files
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -148,6 +164,9 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"method": 2, "candidates": {"switch_steps": [1, 21], "late_weights": [3]}},
         ["candidates.switch_steps", "candidates.late_weights"],
     ),
+    "candidates by the hundred thousand": (
+        {"method": 2, "candidates": {"late_weights": [0] * 200_000}}, ["candidates"],
+    ),
     "too many candidates": (
         {"method": 2, "candidates": {"switch_steps": [1] * 9, "late_weights": [0] * 8}}, ["candidates"],
     ),
@@ -183,6 +202,12 @@ async def test_a_model_that_cannot_learn_says_so(wire: Wire) -> None:
     unable = asked(direction={"model": "models/other"})
     refusal = await refused(wire.directions.LearnDirection(unable))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "LEARNING_UNSUPPORTED")
+    unable.optimization_steps = 5
+    assert (await refused(wire.directions.LearnDirection(unable))).reason == "LEARNING_UNSUPPORTED"
+    other = replace(wire.engine.models["other"], content_features="vae")
+    wire.engine.models = {**wire.engine.models, "other": other}
+    refusal = await refused(wire.directions.LearnDirection(unable))
+    assert (refusal.paths, "other has no gradients" in refusal.message) == (["optimization_steps"], True)
     unable.method = d.LEARN_METHOD_GRADIENT
     assert (await refused(wire.directions.LearnDirection(unable))).paths == ["method"]
     refusal = await refused(wire.directions.LearnDirection(asked(direction={"model": "models/none"})))
@@ -259,6 +284,52 @@ async def test_work_that_kills_engine_after_engine_is_given_up(wire: Wire) -> No
     operation = await ended(wire, operation.name)
     assert (operation.error.code, "3 times" in operation.error.message) == (13, True)
     assert len(wire.engine.handles) == 3
+
+
+async def test_an_engine_that_ends_takes_nothing_back_of_what_was_said_to_be_done(wire: Wire) -> None:
+    wire.engine.held = True
+    name = (await wire.directions.LearnDirection(asked())).operation.name
+    await wire.engine.submitted.wait()
+    wire.engine.handles[0].advance(Progress(Phase.OPTIMIZING, 1, 2, 0.75), 3)
+    before = await told(wire, name)
+    assert 0 < before.fraction < 1
+    wire.engine.handles[0].end(WorkerRestarted("gone"))
+    while len(wire.engine.handles) < 2:
+        await asyncio.sleep(0.01)
+    assert (await told(wire, name)).fraction == before.fraction
+
+
+async def told(wire: Wire, name: str) -> types_pb2.Progress:
+    operation, progress = await wire.operations.GetOperation(ops.GetOperationRequest(name=name)), types_pb2.Progress()
+    assert operation.metadata.Unpack(progress)
+    return progress
+
+
+async def test_a_server_that_stops_answers_those_who_wait(wire: Wire) -> None:
+    wire.engine.held = True
+    name = (await wire.directions.LearnDirection(asked())).operation.name
+    await wire.engine.submitted.wait()
+    waiting = asyncio.ensure_future(wire.operations.WaitOperation(ops.WaitOperationRequest(name=name)))
+    wire.engine.handles[0].end(Draining("this server is about to stop"))
+    await wire.front.learning.close()
+    assert not (await waiting).done
+
+
+async def test_a_damaged_operation_spoils_no_list_and_can_be_deleted(tmp_path: Path) -> None:
+    async with started(SETTINGS.model_copy(update={"store_url": tmp_path.as_uri()})) as wire:
+        names = [(await wire.directions.LearnDirection(asked())).operation.name for _ in range(2)]
+        for name in names:
+            await ended(wire, name)
+        done = tmp_path / names[0] / "done"
+        done.write_bytes(done.read_bytes()[:-1])
+        found = (await wire.operations.ListOperations(ops.ListOperationsRequest())).operations
+        assert {each.name: each.error.code for each in found} == {
+            names[0]: grpc.StatusCode.DATA_LOSS.value[0], names[1]: 0,
+        }  # fmt: skip
+        refusal = await refused(wire.operations.GetOperation(ops.GetOperationRequest(name=names[0])))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.DATA_LOSS, "STORE_CORRUPT")
+        assert f"{names[0]} is damaged" in refusal.message
+        await wire.operations.DeleteOperation(ops.DeleteOperationRequest(name=names[0]))
 
 
 async def test_a_cancelled_operation_has_the_status_cancelled_and_is_out_of_the_engine(wire: Wire) -> None:
@@ -341,10 +412,19 @@ async def test_an_export_is_imported_as_it_was(wire: Wire) -> None:
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.ALREADY_EXISTS, "DIRECTION_EXISTS")
 
 
+def resealed(file: bytes, options: dict[str, Any] | None = None, **said: Any) -> bytes:
+    """The file saying something else, with a checksum that is right."""
+    entry = files.decode("x", file)
+    changed = replace(entry.direction.options, **(options or {}))
+    at = said.pop("create_time", entry.create_time)
+    return files.encode(replace(entry.direction, options=changed, **said), at)
+
+
 async def test_a_bad_file_is_not_stored(wire: Wire) -> None:
     learned = await learn(wire)
     file = await exported(wire, learned.name)
     weights, said = load(file)["weights"], '{"sha256": ""}'
+    west, east = (timezone(timedelta(hours=hours)) for hours in (-14, 14))
     bad = {
         "nothing": b"",
         "no safetensors": b"x" * 100,
@@ -355,6 +435,16 @@ async def test_a_bad_file_is_not_stored(wire: Wire) -> None:
         "other metadata": save({"weights": weights}, metadata={"underpaint": said}),
         "a list for an object": save({"weights": weights}, metadata={"underpaint": "[]"}),
         "too large": save({"weights": np.zeros(300_000, np.float32)}),
+        "a long prompt": resealed(file, {"source_prompt": "x" * 101}),
+        "much guidance": resealed(file, {"guidance_scale": 31.0}),
+        "backward guidance": resealed(file, {"guidance_scale": -1.0}),
+        "a long name": resealed(file, display_name="x" * 1001),
+        "a long model": resealed(file, model="x" * 1001),
+        "many losses": resealed(file, losses=(0.5,) * 1001),
+        "more examples than a field holds": resealed(file, example_count=2**40),
+        "fewer than none": resealed(file, example_count=-1),
+        "a time before all": resealed(file, create_time=datetime(1, 1, 1, tzinfo=east)),
+        "a time after all": resealed(file, create_time=datetime(9999, 12, 31, 23, tzinfo=west)),
     }
     for case, data in bad.items():
         refusal = await refused(importing(wire, {"header": {"name": "directions/x"}}, {"chunk": data}))
@@ -472,6 +562,13 @@ async def test_a_direction_that_does_not_fit_is_refused(wire: Wire) -> None:
     mask = edit_service_pb2.ComputeMaskRequest(edit=mixed(disentangled={"direction": learned.name}))
     assert (await refused(wire.edits.ComputeMask(mask))).paths == ["edit.method"]
     assert len(wire.engine.jobs) == jobs
+
+
+def test_a_wrong_number_of_steps_is_never_as_many_weights() -> None:
+    fields = Fields()
+    assert fields.count("steps", 2**31 - 1, 20, 50) == fields.count("steps", -1, 20, 50) == 20
+    with pytest.raises(FieldInvalid, match=r"2147483647 is outside 1 \.\. 50"):
+        fields.check()
 
 
 def test_weights_of_the_wire_are_the_weights_of_the_next_request() -> None:

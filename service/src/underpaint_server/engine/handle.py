@@ -165,7 +165,7 @@ class EngineHandle:
         handle = JobHandle(next(self._ids), job, priority, now, deadline, preview_every, self._cancel, self._extend)
         ahead = [other for other in self._waiting if other.priority >= priority]
         self._check_deadline(handle, ahead, deadline_s)
-        if len(self._running) >= self._settings.max_running and len(self._waiting) >= self.queue_capacity:
+        if self._is_full() and priority is not Priority.LEARNING and len(self._waiting) >= self.queue_capacity:
             raise QueueFull(
                 f"{len(self._waiting)} jobs wait already; come back in a while", retry_after_s=self._retry_after_s()
             )
@@ -188,7 +188,7 @@ class EngineHandle:
 
     def _check_deadline(self, handle: JobHandle, ahead: list[JobHandle], deadline_s: float | None) -> None:
         """Refuse what cannot finish in time even at the best recent pace and if running jobs cost nothing."""
-        busy = len(self._running) >= self._settings.max_running
+        busy = self._is_full()
         rows = handle.rows_left + (sum(job.rows_left for job in ahead) if busy else 0)
         estimate_s = rows * self._pace.fast_row_s(time.monotonic())
         if deadline_s is not None and estimate_s > deadline_s:
@@ -207,8 +207,8 @@ class EngineHandle:
 
     def _dispatch(self) -> None:
         """Fill the engine's places from the head of the queue, and tell the rest where they stand."""
-        while self._waiting and len(self._running) < self._settings.max_running and self._is_ready():
-            job = self._waiting.pop(0)
+        while (job := self._next()) is not None:
+            self._waiting.remove(job)
             if not self._running:
                 self._pace.rest(time.monotonic())
             self._running[job.id] = job
@@ -217,8 +217,17 @@ class EngineHandle:
         for position, job in enumerate(self._waiting):
             job.move(position + 1)
 
-    def _is_ready(self) -> bool:
-        return self.state is EngineState.READY
+    def _next(self) -> JobHandle | None:
+        """The first in the queue that may go to the engine, if any."""
+        if self.state is not EngineState.READY:
+            return None
+        full = self._is_full()
+        return next((job for job in self._waiting if not full or job.priority is Priority.LEARNING), None)
+
+    def _is_full(self) -> bool:
+        """Whether all places are taken. Learning takes none: it lasts, and its share of the passes is its measure."""
+        placed = sum(job.priority is not Priority.LEARNING for job in self._running.values())
+        return placed >= self._settings.max_running
 
     def _cancel(self, job: JobHandle) -> None:
         """The callers are told at once; the engine's place is free when the engine says so."""

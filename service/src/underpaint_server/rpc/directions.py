@@ -20,7 +20,7 @@ from underpaint_server.errors import (
     RequestIdReused,
     StoreCorrupt,
 )
-from underpaint_server.jobs import Generated, Picture
+from underpaint_server.jobs import Direction, Generated, Picture
 from underpaint_server.rpc import outcomes, sources, work
 from underpaint_server.rpc.fields import Fields
 from underpaint_server.rpc.front import Front
@@ -99,15 +99,21 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         try:
             if header.display_name:
                 data = files.renamed(data, header.display_name)
-            steps = files.decode(name, data).direction.options.num_inference_steps
+            direction = files.decode(name, data).direction
         except StoreCorrupt as error:
             raise FieldInvalid(FieldViolation("chunk", error.message)) from error
-        if steps > self._front.settings.max_steps:
-            raise FieldInvalid(
-                FieldViolation("chunk", f"the file has {steps} steps, more than {self._front.settings.max_steps}")
-            )
+        self._check_file(direction)
         entry = await self._front.directions.create_from_file(name, data)
         return messages.ImportDirectionResponse(direction=outcomes.direction(entry))
+
+    def _check_file(self, direction: Direction) -> None:
+        """Raises FieldInvalid for what could not have been learned here, and so not be used."""
+        settings, options, fields = self._front.settings, direction.options, Fields()
+        if options.num_inference_steps > settings.max_steps:
+            fields.wrong("chunk", f"the file has {options.num_inference_steps} steps, more than {settings.max_steps}")
+        if max(len(options.source_prompt), len(options.target_prompt)) > settings.max_prompt_chars:
+            fields.wrong("chunk", f"the file has a prompt of more than {settings.max_prompt_chars} characters")
+        fields.check()
 
     # --- learning -------------------------------------------------------------------------------------------------
 

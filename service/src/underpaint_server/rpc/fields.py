@@ -44,9 +44,10 @@ class Fields:
         return number
 
     def count(self, path: str, value: int, default: int, limit: int) -> int:
-        """A whole number in 1 .. limit; 0 takes the default."""
+        """A whole number in 1 .. limit; 0 takes the default, and so does a wrong one: others may be as many as it."""
         if not 0 <= value <= limit:
             self.wrong(path, f"{value} is outside 1 .. {limit} (0 takes {default})")
+            return default
         return value or default
 
     def index(self, path: str, value: int, limit: int) -> int:

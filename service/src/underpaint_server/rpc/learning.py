@@ -72,17 +72,17 @@ class _Learn:
 
     def draft(self) -> LearnDraft:
         request, fields, model = self._request, self._fields, self._model
-        self._check_ids()
-        options = self._options()
-        examples = self._examples(options.source_prompt)
-        display_name = fields.text("direction.display_name", request.direction.display_name, MAX_DISPLAY_CHARS)
-        fields.check()
-        if not model.content_features:
+        if not model.content_features:  # before the fields: some are wrong only because of this
             raise LearningUnsupported(
                 f"{model_name(model.id)} has no CLIP beside it, by which edits are judged: give the server one with"
                 " --clips",
                 metadata={"resource_name": model_name(model.id)},
             )
+        self._check_ids()
+        options = self._options()
+        examples = self._examples(options.source_prompt)
+        display_name = fields.text("direction.display_name", request.direction.display_name, MAX_DISPLAY_CHARS)
+        fields.check()
         return LearnDraft(
             operation=_operation_id(request.request_id),
             direction=request.direction_id or secrets.token_hex(8),
@@ -134,9 +134,10 @@ class _Learn:
         fields.known("method", request.method, messages.LearnMethod.DESCRIPTOR)
         default = messages.LEARN_METHOD_GRADIENT if self._model.gradients else messages.LEARN_METHOD_SEARCH
         if (request.method or default) == messages.LEARN_METHOD_SEARCH:
+            why = "" if request.method else f", and {self._model.id} has no gradients here"
             for field, _ in request.ListFields():
                 if field.name in _ONLY_GRADIENT:
-                    fields.wrong(field.name, "unused by a search")
+                    fields.wrong(field.name, f"unused by a search{why}")
             return self._search()
         if not self._model.gradients:
             fields.wrong("method", f"{self._model.id} has no gradients here; leave it out, or choose the search")
@@ -153,6 +154,10 @@ class _Learn:
     def _search(self) -> Search:
         fields, asked = self._fields, self._request.candidates
         usual = tuple(dict.fromkeys(round(share * self._steps) for share in _CANDIDATE_SHARES))
+        count = (len(asked.switch_steps) or len(usual)) * (len(asked.late_weights) or len(_CANDIDATE_WEIGHTS))
+        if count > MAX_CANDIDATES:
+            fields.wrong("candidates", f"{count} pairs are more than {MAX_CANDIDATES}")
+            return Search((), ())
         switch_steps = tuple(asked.switch_steps) or usual
         late_weights = tuple(map(float32, asked.late_weights)) or _CANDIDATE_WEIGHTS
         if not all(0 <= step <= self._steps for step in switch_steps):
@@ -160,8 +165,6 @@ class _Learn:
         low, high = _LATE_WEIGHTS
         if not all(low <= weight <= high for weight in late_weights):
             fields.wrong("candidates.late_weights", f"one is outside [{low:g}, {high:g}]")
-        if len(switch_steps) * len(late_weights) > MAX_CANDIDATES:
-            fields.wrong("candidates", f"{len(switch_steps)} x {len(late_weights)} are more than {MAX_CANDIDATES}")
         return Search(switch_steps, late_weights)
 
     def _examples(self, source_prompt: str) -> tuple[types_pb2.Image | Generated, ...]:

@@ -58,6 +58,8 @@ class Manager:
         self._looking: asyncio.Task[None] | None = None
         self.taking = True
         """Whether operations are taken; False once the server is about to stop."""
+        self.closed = False
+        """Whether nothing ends here any more."""
         self.waiting = self.done = 0
         """Operations that nobody runs, and that have ended, at the last look."""
 
@@ -80,6 +82,8 @@ class Manager:
         if runs:
             await asyncio.wait([run.task for run in runs], timeout=_FLUSH_S)
         await asyncio.gather(*(run.stop(release=True) for run in runs))
+        self.closed = True
+        self._ended.set()
 
     def wake(self) -> None:
         """There is a new operation."""

@@ -9,13 +9,13 @@ from typing import Final
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 
-from underpaint_server.errors import FieldInvalid, FieldViolation, OperationRunning
+from underpaint_server.errors import FieldInvalid, FieldViolation, OperationRunning, StoreCorrupt
 from underpaint_server.jobs import Phase, Progress
 from underpaint_server.rpc import outcomes
 from underpaint_server.rpc.front import Front
 from underpaint_server.rpc.interceptors import Context
 from underpaint_server.rpc.inversions import page_size
-from underpaint_server.rpc.names import operation_id
+from underpaint_server.rpc.names import operation_id, operation_name
 from underpaint_server.stores.operations import Seen
 from underpaint_server.stores.paging import key_of, token_of
 
@@ -56,11 +56,15 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):  # type: ignore
     async def WaitOperation(
         self, request: operations_pb2.WaitOperationRequest, context: Context
     ) -> operations_pb2.Operation:
-        """The operation when it is done; as it is then when the timeout, or nearly the deadline, comes before."""
+        """The operation when it is done; as it is then when the timeout, nearly the deadline, or the server's end comes
+        before."""
         name, end = operation_id(request.name, "name"), _end_of(request, context)
         poll_s = _POLL_S
+        learning = self._front.learning
         while not (now := await operation(self._front, name)).done and (left_s := end - time.monotonic()) > 0:
-            await self._front.learning.some_end(min(left_s, poll_s))
+            if learning.closed:
+                break
+            await learning.some_end(min(left_s, poll_s))
             poll_s = min(2 * poll_s, _MAX_POLL_S)
         return now
 
@@ -81,7 +85,11 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):  # type: ignore
         return Empty()
 
     async def _of(self, seen: Seen) -> operations_pb2.Operation:
-        return await _message(self._front, seen)
+        """An operation of a list, which a damaged one does not spoil."""
+        try:
+            return await _message(self._front, seen)
+        except StoreCorrupt as error:
+            return outcomes.failed(seen.name, error, "")
 
 
 async def operation(front: Front, name: str) -> operations_pb2.Operation:
@@ -90,11 +98,18 @@ async def operation(front: Front, name: str) -> operations_pb2.Operation:
 
 
 async def _message(front: Front, seen: Seen) -> operations_pb2.Operation:
-    ended = await front.operations.outcome(seen.name) if seen.done_at is not None else None
-    if ended is not None:
-        return outcomes.parsed(ended)
-    here = front.learning.progress(seen.name)
-    return outcomes.unfinished(seen.name, *(here or await _stored_progress(front, seen)))
+    try:
+        ended = await front.operations.outcome(seen.name) if seen.done_at is not None else None
+        if ended is not None:
+            return outcomes.parsed(ended)
+        here = front.learning.progress(seen.name)
+        return outcomes.unfinished(seen.name, *(here or await _stored_progress(front, seen)))
+    except StoreCorrupt as error:
+        name = operation_name(seen.name)
+        raise StoreCorrupt(
+            f"{name} is damaged: cancel and delete it, and learn again ({error.message})",
+            metadata={"resource_name": name},
+        ) from error
 
 
 async def _stored_progress(front: Front, seen: Seen) -> tuple[Progress, float | None]:

@@ -52,6 +52,8 @@ class Reader:
     def sites(self, path: str, asked: Sequence[str]) -> tuple[str, ...]:
         """Feature sites in the order the network has them, so that no order makes another inversion."""
         model = self.model
+        # One more than there are holds a wrong one or one twice; a message has room for millions.
+        asked = asked[: len(model.feature_sites) + 1]
         unknown = sorted(set(asked) - set(model.feature_sites))
         if unknown:
             self.fields.wrong(path, f"models/{model.id} has {', '.join(model.feature_sites)}, not {', '.join(unknown)}")

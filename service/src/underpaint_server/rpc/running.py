@@ -93,6 +93,8 @@ class Run:
         self._state: LearnState | None = None
         self._handle: JobHandle | None = None
         self._total = 0
+        self._reached = 0.0
+        """Steps done at the furthest; an engine that ends takes some of them with it."""
         self._publishing = False
         self._began = (time.monotonic(), 0)
         self.task = asyncio.create_task(self._run())
@@ -117,12 +119,16 @@ class Run:
         if now is None or now.phase is Phase.QUEUED:
             phase = Phase.OPTIMIZING if done else Phase.QUEUED
             position = now.queue_position if now else 0
-            return Progress(phase, done, self._total, done / max(1, self._total), position, self._left_s(done)), loss
+            return Progress(phase, done, self._total, self._fraction(done), position, self._left_s(done)), loss
         chunk = min(self._parts.settings.learn_checkpoint_every, self._total - done)
         step = {Phase.OPTIMIZING: now.step, Phase.DENOISING: chunk, Phase.DECODING: chunk}.get(now.phase, 0)
         reached = done + now.fraction * chunk
-        fraction = min(1.0, reached / max(1, self._total))
+        fraction = self._fraction(reached)
         return Progress(Phase.OPTIMIZING, done + step, self._total, fraction, 0, self._left_s(reached)), loss
+
+    def _fraction(self, reached: float) -> float:
+        self._reached = max(self._reached, reached)
+        return min(1.0, self._reached / max(1, self._total))
 
     def _left_s(self, reached: float) -> float:
         began, first = self._began

@@ -38,6 +38,12 @@ _KEY: Final = "underpaint"
 _PREFIX_BYTES: Final = 8
 _READS_AT_ONCE: Final = 32
 _MAX_WEIGHT: Final = 1000.0
+_MAX_GUIDANCE: Final = 30.0
+_MAX_NUMBERS: Final = 1000
+"""Weights, losses or examples; far more than are ever learned with."""
+_MAX_NAME_CHARS: Final = 1000
+_TIMES: Final = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
+"""Outside these, not every library can tell a time in every time zone."""
 
 _log = structlog.get_logger()
 
@@ -230,8 +236,15 @@ def _check(record: _Record, direction: Direction) -> None:
         raise StoreCorrupt("the file has a number that is not finite, or a weight outside [-1000, 1000]")
     if not direction.options.source_prompt.strip() or not direction.options.target_prompt.strip():
         raise StoreCorrupt("the file lacks a prompt")
-    if record.create_time.tzinfo is None:
-        raise StoreCorrupt("the file's create_time has no time zone")
+    if record.create_time.tzinfo is None or not _TIMES[0] <= record.create_time < _TIMES[1]:
+        raise StoreCorrupt("the file's create_time has no time zone, or is outside the years 1970 .. 9998")
+    if not 0 <= direction.options.guidance_scale <= _MAX_GUIDANCE:
+        raise StoreCorrupt(f"the file's guidance_scale is outside [0, {_MAX_GUIDANCE:g}]")
+    if max(len(weights), len(record.losses), record.example_count) > _MAX_NUMBERS or record.example_count < 0:
+        raise StoreCorrupt(f"the file has a negative number of examples, or more than {_MAX_NUMBERS} of something")
+    names = record.display_name, record.model, record.model_digest, record.content_features, record.operation
+    if max(map(len, names)) > _MAX_NAME_CHARS:
+        raise StoreCorrupt(f"the file has a name of more than {_MAX_NAME_CHARS} characters")
 
 
 def _digest(values: dict[str, object], weights: "np.typing.NDArray[np.float32]") -> str:

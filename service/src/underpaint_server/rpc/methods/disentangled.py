@@ -81,9 +81,9 @@ def _weights(asked: Asked, steps: int) -> tuple[float, ...]:
 
 def _given(reader: Reader, given: MixingWeights, steps: int) -> tuple[float, ...]:
     path, fields, most = "disentangled.given.values", reader.fields, reader.limits.max_steps
-    weights = tuple(float32(value) for value in given.values)
+    weights = tuple(float32(value) for value in given.values[: most + 1])
     if len(weights) > most:
-        fields.wrong(path, f"{len(weights)} weights, more than {most}")
+        fields.wrong(path, f"{len(given.values)} weights, more than {most}")
         return ()
     if len(weights) != steps:
         fields.wrong(path, f"{len(weights)} weights for {steps} steps")
