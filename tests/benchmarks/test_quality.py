@@ -23,7 +23,7 @@ def test_a_quick_run_measures_every_method(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     content = json.loads((tmp_path / "results" / "quality.json").read_text())
-    edict, diffedit = (section["figures"] for section in content["sections"].values())
+    edict, diffedit, mixed, injected = (section["figures"] for section in content["sections"].values())
 
     trips = {m: [t["max_abs_error"] for t in edict["reconstruction"] if t["method"] == m] for m in ("EDICT", "DDIM")}
     assert len(trips["EDICT"]) == len(trips["DDIM"]) == 5
@@ -40,11 +40,27 @@ def test_a_quick_run_measures_every_method(tmp_path: Path) -> None:
     assert kept < changed
     assert all(m["iou"] > 0.7 for m in diffedit["masks"] if m["setting"] == "best possible")
 
+    learned = {item["method"]: item["direction"] for item in mixed["edits"] if item["kind"] == "background"}
+    assert learned["weight 1 everywhere"] < learned["full swap"]
+    assert len(mixed["losses"]) == 5
+    assert all(min(losses) < losses[0] for losses in mixed["losses"].values())
+    assert all(len(set(weights)) == 3 for weights in mixed["directions"].values())
+
+    by_setting = {}
+    for item in injected["drawn"]:
+        by_setting.setdefault(item["setting"], []).append(item)
+    assert {item["style"] for item in by_setting["the style picture itself"]} == {0.0}
+    assert max(item["content"] for item in by_setting["the content picture itself"]) < 1e-12
+    assert {item["inside"] for item in by_setting["slerp, 0"]} == {None}
+    assert {len(items) for items in by_setting.values()} == {5}
+    left, everywhere = (np.mean([i["inside"] for i in by_setting[m]]) for m in ("left half, 0.75", "slerp, 0.75"))
+    assert left > everywhere
+
     report = (tmp_path / "quality.md").read_text()
     assert "*EDICT comes back exactly*: holds here" in report
     assert "of too few cases to be sure" in report
-    assert report.count("### ") == 13
-    for sheet in ("quality-edits", "quality-diffedit"):
+    assert report.count("### ") == 20
+    for sheet in ("quality-edits", "quality-diffedit", "quality-disentangled", "quality-injection"):
         assert f"results/{sheet}.webp" in report
         assert np.asarray(Image.open(tmp_path / "results" / f"{sheet}.webp")).std() > 30
 
@@ -52,7 +68,7 @@ def test_a_quick_run_measures_every_method(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("clip",), "no method 'clip'; there are edict, diffedit"),
+        (("clip",), "no method 'clip'; there are edict, diffedit, disentangled, injection"),
         (("--model", "/nowhere"), "holds no model_index.json"),
         (("--models", "one=/nowhere"), "holds no model_index.json"),
         (("--models", "/nowhere"), "is not ID=DIR,ID=DIR"),

@@ -140,7 +140,7 @@ def test_what_is_learned_is_listed_carried_and_used(toy: LocalServer, folder: Pa
     copy = told(toy, folder, "direction", "boxes", "-o", "boxes.safetensors")["file"]
     assert load_file(folder / copy)["weights"].shape == (20,)
     assert told(toy, folder, "import", copy, "--name", "more-boxes")["etag"] == made["etag"]
-    edit = ("edit", "apple.png", "", "--method", "disentangled", "--direction", "more-boxes", "-o", "out.png")
+    edit = ("edit", "apple.png", "--method", "disentangled", "--direction", "more-boxes", "-o", "out.png")
     assert Image.open(folder / told(toy, folder, *edit)["image"]).size == (32, 32)
     assert shell(toy, folder, "direction", "more-boxes", "--delete").returncode == 0
     gone = shell(toy, folder, *edit)

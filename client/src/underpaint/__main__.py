@@ -82,7 +82,8 @@ def _edit(client: Client, options: argparse.Namespace) -> _report.Report:
     if options.mask_out:
         images.media_type_of(options.mask_out)  # a name that cannot be written is found before the work
     method = _method(options)
-    if options.target_prompt is None and not isinstance(method, ContentInjection):
+    learned = isinstance(method, Disentangled) and method.direction is not None  # which knows its own
+    if options.target_prompt is None and not (learned or isinstance(method, ContentInjection)):
         raise UsageError(f"target_prompt: what --method {options.method} is to draw")
     result = client.edit(options.source, options.target_prompt or "", method, progress=_bar(options), **work)
     files = {"image": result.save(output)}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def check(settings: CheckSettings) -> None:
     _say("ready after", f"{time.monotonic() - begin:.1f} s")
     for label, value in _proofs(backend, settings):
         _say(label, value)
-    model = f" --models {name}={settings.directory}" if settings.directory else ""
+    model = f" --models {quote(f'{name}={settings.directory}')}" if settings.directory else ""
     _say("serve it with", f"underpaint-server{model} --dtype {settings.dtype} --device {settings.device}")
 
 

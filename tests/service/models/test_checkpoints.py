@@ -111,3 +111,11 @@ def test_half_precision_files_are_taken_where_there_are_no_others(tmp_path: Path
 
 def test_trained_betas_are_taken_as_they_are() -> None:
     assert schedules.schedule({"trained_betas": [0.5, 0.5]}).alphas_cumprod == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    "config", [{"num_train_timesteps": 0}, {"beta_end": 5.0}, {"beta_start": -0.1}, {"trained_betas": []}]
+)
+def test_a_schedule_that_leads_nowhere_is_refused(config: dict[str, object]) -> None:
+    with pytest.raises(ModelNotReady, match="betas"):
+        schedules.schedule(config)

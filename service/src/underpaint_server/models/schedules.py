@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,8 +29,14 @@ def schedule(config: Mapping[str, Any]) -> Schedule:
     spacing = config.get("timestep_spacing", "leading")
     if spacing not in {s.value for s in Spacing}:
         raise ModelNotReady(f"scheduler: timestep_spacing '{spacing}' is none of {[s.value for s in Spacing]}")
+    alphas = tuple(_alphas_cumprod(config))
+    if not alphas or not all(1 > earlier > later > 0 for earlier, later in pairwise((*alphas, alphas[-1] / 2))):
+        raise ModelNotReady(
+            "scheduler: its betas lead to no levels, or to none that fall from 1 to 0; look at num_train_timesteps, "
+            "beta_start, beta_end and trained_betas"
+        )
     return Schedule(
-        alphas_cumprod=tuple(_alphas_cumprod(config)),
+        alphas_cumprod=alphas,
         spacing=Spacing(spacing),
         steps_offset=int(config.get("steps_offset", 0)),
         set_alpha_to_one=bool(config.get("set_alpha_to_one", True)),
