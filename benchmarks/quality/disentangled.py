@@ -26,8 +26,9 @@ ABOUT = (
     "optimiser steps; weights start as 1 for two fifths of the steps and 0 after). 'Switch only' is that start, "
     "not learned; 'full swap' follows the target prompt from the first step; 'weight 1 everywhere' is the photo "
     "brought back by its residuals. All of them bring the photo along by its residuals; SDEdit does not. The "
-    "direction is the cosine between the change of the picture and the change of the caption, to the judge, which "
-    "is also the CLIP that the weights were learned by: where learning gains on it, look at the other tables too."
+    "tables of success, errors and similarity are of the unseen pictures alone. The direction is the cosine "
+    "between the change of the picture and the change of the caption, to the judge, which is also the CLIP that "
+    "the weights were learned by: where learning gains on it, look at the other tables too."
 )
 
 

@@ -170,8 +170,8 @@ async def test_a_server_that_is_killed_is_gone_on_from_by_the_next_one(tmp_path:
             assert (await client.get_direction("square")) == made
         assert iterations(second, "operation taken") == [before.step]
         assert iterations(second)[0] == before.step + 2
+        await eventually(lambda: parts(tmp_path, learning) == {"request", "done"})
     assert same(made, reference)
-    assert parts(tmp_path, learning) == {"request", "done"}
 
 
 async def test_a_server_that_stops_passes_on_what_it_learns(tmp_path: Path, reference: Direction) -> None:
@@ -241,8 +241,8 @@ async def test_an_owner_that_was_frozen_wakes_up_and_does_no_harm(tmp_path: Path
                 assert await client.get_direction("square") == made
             assert iterations(two, "operation taken")[0] >= 4
             assert not said(one, "operation ended")
+            await eventually(lambda: parts(tmp_path, learning) == {"request", "done"})
     assert same(made, reference)
-    assert parts(tmp_path, learning) == {"request", "done"}
 
 
 async def _cancelled(learning: AsyncLearning, store: Path, running: LocalServer) -> None:

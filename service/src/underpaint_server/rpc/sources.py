@@ -105,8 +105,8 @@ async def _from_store(front: Front, draft: EditDraft, name: str) -> Start:
     wanted = method_of(draft.method).inversion
     kind = None if wanted is None else WAYS[wanted].options
     if kind is not None and not isinstance(inversion.options.method, kind):
-        made = type(inversion.options.method).__name__
-        raise FieldInvalid(FieldViolation("inversion", f"is a {made}; this method starts from a {kind.__name__}"))
+        made, needed = ("EDICT" if way is EdictInversion else "DDIM" for way in (type(inversion.options.method), kind))
+        raise FieldInvalid(FieldViolation("inversion", f"was made by {made}; this method starts from one by {needed}"))
     if kind is EdictInversion and inversion.fingerprint != draft.model.fingerprint:
         raise mismatch(
             name,
