@@ -31,8 +31,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_there_is_something_to_type() -> None:
-    assert len(PYTHON) == 3
-    assert len(SHELL) == 7
+    """Or the tests below would pass over a README that they cannot read any more."""
+    assert len(PYTHON) >= 3
+    assert len(SHELL) >= 5
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=["client", "learning", "stubs"])
