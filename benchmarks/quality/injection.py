@@ -1,7 +1,7 @@
 """Content injection: how much of the content arrives and how much of the style stays, over the strength of the mix."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import mean
 from typing import Any
@@ -111,7 +111,7 @@ def _with_change(made: Sequence[Drawn]) -> Iterator[Drawn]:
         change = np.abs(item.picture.astype(float) - plain[item.model, item.pair])
         total = change.sum()
         inside = float(change[:, : change.shape[1] // 2].sum() / total) if total else None
-        yield Drawn(item.model, item.setting, item.pair, item.content, item.style, inside, item.picture)
+        yield replace(item, inside=inside)
 
 
 # --- distances ----------------------------------------------------------------------------------------------------

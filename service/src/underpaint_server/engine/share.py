@@ -15,7 +15,7 @@ class Share:
     @property
     def is_open(self) -> bool:
         """Whether learning may have a part in the next pass although others wait."""
-        return self._learning_s <= self._limit * self._total_s and self._limit > 0
+        return self._learning_s <= self._limit * self._total_s
 
     def spend(self, duration_s: float, learning: float) -> None:
         """A pass took ``duration_s`` while others waited; ``learning`` of it, 0 to 1, was for learning."""
