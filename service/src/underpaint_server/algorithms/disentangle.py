@@ -125,11 +125,10 @@ def backward(mixing: Mixing, run: _Run, weights: Sequence[float], by_latents: Te
     by_weights = [0.0] * len(weights)
     for i, (noisy, clean) in reversed(list(enumerate(_steps(mixing)))):
         a, b = coefficients(noisy, clean)
-        if is_heun(mixing.sampler, i):
+        if is_heun(mixing.sampler, i):  # the first step: nobody asks for the derivative by its start
             assert run.probe is not None
             ahead, by_weights[i] = yield from _pull(mixing, run.probe, clean, weights[i], by_x * (b / 2))
             by_pred[i] = by_pred[i] + by_x * (b / 2) + ahead * b
-            by_x = by_x + ahead
         else:
             for j, share in enumerate(multistep_weights(mixing.sampler, i)):
                 by_pred[i - j] = by_pred[i - j] + share * b * by_x
