@@ -19,7 +19,7 @@ from underpaint_server.settings import EMBEDDED_MODEL
 
 from benchmarks import cases
 from benchmarks.quality import diffedit, disentangled, edict, injection
-from benchmarks.quality.bench import Bench
+from benchmarks.quality.bench import UNCONDITIONAL, Bench
 from benchmarks.quality.judge import Judge
 from benchmarks.quality.section import Section, write
 from benchmarks.report import console
@@ -52,14 +52,17 @@ def main() -> None:
     chosen = cases.load(args.cases or (1 if args.quick else None))
     steps = args.steps or (QUICK_STEPS if args.quick else STEPS)
     begin = time.monotonic()
-    models = ",".join(f"{name}={place}" for name, place in places.items())
+    served = places | ({UNCONDITIONAL: args.unconditional} if args.unconditional else {})
+    models = ",".join(f"{name}={place}" for name, place in served.items())
     # A quick run does not wait until the server has measured whether it must pin exact jobs.
     pinning = "pinned" if args.quick else "auto"
     with (
         LocalServer(models=models, dtype=args.dtype, exact_batching=pinning) as server,
         Client(server.target, timeout=3600) as client,
     ):
-        bench = Bench(client, places, args.dtype, chosen, Judge(args.judge), steps, 3 if args.quick else 10, args.quick)
+        samples = 3 if args.quick else 10
+        judge = Judge(args.judge)
+        bench = Bench(client, places, args.unconditional, args.dtype, chosen, judge, steps, samples, args.quick)
         about = _about(bench)
         sections = [METHODS[name](bench) for name in args.names or METHODS]
     for section in sections:
@@ -79,7 +82,8 @@ def _chosen_models(args: argparse.Namespace) -> dict[str, Path]:
 
 def _about(bench: Bench) -> str:
     digests = {model.name.removeprefix("models/"): model.digest for model in bench.client.models()}
-    models = ", ".join(f"{name} (weights {digests[name][:12]})" for name in bench.models)
+    served = [UNCONDITIONAL] if bench.unconditional else []
+    models = ", ".join(f"{name} (weights {digests[name][:12]})" for name in [*bench.models, *served])
     return ABOUT.format(count=len(bench.cases), dtype=bench.dtype, models=models, judge=bench.judge.digest[:12])
 
 
@@ -94,6 +98,11 @@ def _arguments() -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", type=_place, default=underpaint_mini.MODEL, metavar="DIR", help="other weights")
     which.add_argument("--models", type=_places, metavar="ID=DIR,ID=DIR", help="several, compared side by side")
+    ddpm = underpaint_mini.DDPM
+    parser.add_argument(
+        "--unconditional", type=_place, default=ddpm if ddpm.is_dir() else None, metavar="DIR",
+        help="a DDPM, for content injection; the embedded one by default",
+    )  # fmt: skip
     parser.add_argument("--judge", type=Path, default=underpaint_mini.CLIP, metavar="DIR", help="another CLIP")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report; default benchmarks")

@@ -13,9 +13,12 @@ from benchmarks.cases import KINDS, Case
 from benchmarks.quality.judge import Judge
 from benchmarks.report import console
 
+S = TypeVar("S")
 T = TypeVar("T")
 BESIDE = 8
 """Requests at one time: it changes the time this takes, not the answers."""
+UNCONDITIONAL = "unconditional"
+"""Id of the DDPM on the server, which reads no text."""
 SHOWN = 4
 """Cases of each kind on a contact sheet."""
 
@@ -27,6 +30,8 @@ class Bench:
     client: Client
     places: dict[str, Path]
     """Model id on the server -> its pipeline directory."""
+    unconditional: Path | None
+    """Directory of the model that the server has as :data:`UNCONDITIONAL`."""
     dtype: str
     cases: list[Case]
     judge: Judge
@@ -55,20 +60,21 @@ class Bench:
         return [case for kind in KINDS for case in [c for c in self.cases if c.kind == kind][:SHOWN]]
 
     def each(self, what: str, ask: Callable[[str, Case], T]) -> list[T]:
-        """``ask(model, case)`` for every model and case, several at a time, with a bar; answers in that order."""
-        return self.all_of(what, [(model, case) for model in self.models for case in self.cases], ask)
+        """``ask(model, case)`` for every model and case; answers in that order."""
+        pairs = [(model, case) for model in self.models for case in self.cases]
+        return self.all_of(what, pairs, lambda pair: ask(*pair))
 
-    def all_of(self, what: str, pairs: Sequence[tuple[str, Case]], ask: Callable[[str, Case], T]) -> list[T]:
-        """:meth:`each` over chosen pairs."""
+    def all_of(self, what: str, items: Sequence[S], ask: Callable[[S], T]) -> list[T]:
+        """``ask`` of every item, several at a time, with a bar; answers in the items' order."""
         with bar() as drawn, ThreadPoolExecutor(BESIDE) as threads:
-            task = drawn.add_task(what, total=len(pairs))
+            task = drawn.add_task(what, total=len(items))
 
-            def one(pair: tuple[str, Case]) -> T:
-                answer = ask(*pair)
+            def one(item: S) -> T:
+                answer = ask(item)
                 drawn.advance(task)
                 return answer
 
-            return list(threads.map(one, pairs))
+            return list(threads.map(one, items))
 
 
 def bar() -> Progress:

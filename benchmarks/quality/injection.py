@@ -11,25 +11,29 @@ from numpy.typing import NDArray
 from PIL import Image
 from underpaint import ContentInjection
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, pixels
 from benchmarks.quality import edits, figures
-from benchmarks.quality.bench import Bench
+from benchmarks.quality.bench import UNCONDITIONAL, Bench
 from benchmarks.quality.section import Section, Sheet
 from benchmarks.report import Table
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STRONG = 0.75
 LERP, CALIBRATED, REGION = "lerp, 0.75", "calibrated, 0.75", "left half, 0.75"
+PATTERNED = ("striped", "dotted")
+"""Backgrounds that the embedded unconditional model never saw."""
 SOURCE, CONTENT = "the style picture itself", "the content picture itself"
 PIXELS = NDArray[np.float64]
+CELLS = 16
 ABOUT = (
-    "{pairs} pairs of composites: the style picture is drawn again with the content picture's activations mixed into "
+    "Pairs of composites: the style picture is drawn again with the content picture's activations mixed into "
     "the network's middle block at every step ({steps} steps, injected down to 40 % of the noise schedule, guidance 1, "
-    "empty prompts). Distances are taken from the picture to its two sources. Content is where the edges are: 1 minus "
-    "the correlation of the two pictures' gradient magnitudes, smoothed; it does not see colour. Style is the colours: "
-    "the difference of the means and standard deviations of the channels. Both are 0 for equal pictures; rows of the "
-    "two sources themselves give the scale. The paper's setting is an unconditional network on pixels; a latent "
-    "network's middle block is small, and its skip connections carry most of a picture past it."
+    "empty prompts). Distances are taken from the picture to its two sources, at the model's size. Content is where "
+    "the edges are: 1 minus the correlation of the two pictures' gradient magnitudes, smoothed; it does not see "
+    "colour. Style is the colours: the difference of the means and standard deviations of the channels. Both are 0 for "
+    "equal pictures; rows of the two sources themselves give the scale. The paper's setting, where its claims are to "
+    "be judged, is an unconditional network on pixels{unconditional}. A latent network's middle block is small, and "
+    "its skip connections carry most of a picture past it."
 )
 
 
@@ -53,25 +57,45 @@ class Drawn:
         return {name: value for name, value in asdict(self).items() if name != "picture"}
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What one model is to draw."""
+
+    model: str
+    style: Case
+    content: Case
+
+
 def study(bench: Bench) -> Section:
     """The curve over the weight, then each option at one weight."""
-    partners = _partners(bench.cases)
+    pairs = [pair for model in _models(bench) for pair in _pairs(bench, model)]
     made: list[Drawn] = []
     for name, method in _settings().items():
-        made += bench.each(f"content injection, {name}", partial(_draw, bench, partners, name, method))
-    made = [*_sources(bench, partners), *_with_change(made)]
+        made += bench.all_of(f"content injection, {name}", pairs, partial(_draw, bench, name, method))
+    made = [*_sources(pairs, made), *_with_change(made)]
+    models = _models(bench)
+    latents = f", here {UNCONDITIONAL}" if UNCONDITIONAL in models else ", of which none was given"
     return Section(
         title="Content injection",
-        about=ABOUT.format(**bench.counts, pairs=len(bench.cases)),
-        tables=(_table(bench, made),),
-        sheets=tuple(_sheets(bench, partners, made)),
+        about=ABOUT.format(**bench.counts, unconditional=latents),
+        tables=tuple(_table(models, model, made) for model in models),
+        sheets=tuple(_sheets(bench, pairs, made)),
         figures={"drawn": [item.plain() for item in made]},
     )
 
 
-def _partners(cases: Sequence[Case]) -> dict[str, Case]:
-    """Each style picture's content: the case half way round, of another kind."""
-    return {case.name: cases[(number + len(cases) // 2) % len(cases)] for number, case in enumerate(cases)}
+def _models(bench: Bench) -> tuple[str, ...]:
+    """The compared models, and the unconditional one."""
+    return (*bench.models, *([UNCONDITIONAL] if bench.unconditional else []))
+
+
+def _pairs(bench: Bench, model: str) -> list[Pair]:
+    """Each style picture's content is the case half way round, of another kind."""
+    cases = bench.cases
+    if model == UNCONDITIONAL:
+        cases = [case for case in cases if not any(word in case.source_prompt for word in PATTERNED)]
+    half = len(cases) // 2
+    return [Pair(model, case, cases[(number + half) % len(cases)]) for number, case in enumerate(cases)]
 
 
 def _settings() -> dict[str, dict[str, Any]]:
@@ -85,23 +109,30 @@ def _settings() -> dict[str, dict[str, Any]]:
     }
 
 
-def _draw(bench: Bench, partners: dict[str, Case], name: str, options: dict[str, Any], model: str, case: Case) -> Drawn:
-    method = ContentInjection(content=partners[case.name].photo, steps=bench.steps, **options)
-    answer = bench.client.edit(case.photo, "", method, guidance_scale=1.0, seed=edits.SEED, model=model)
-    return _drawn(model, name, case, partners[case.name], edits.at_case_size(answer.image, case))
+def _draw(bench: Bench, name: str, options: dict[str, Any], pair: Pair) -> Drawn:
+    method = ContentInjection(content=pair.content.photo, steps=bench.steps, **options)
+    answer = bench.client.edit(pair.style.photo, "", method, guidance_scale=1.0, seed=edits.SEED, model=pair.model)
+    return _drawn(name, pair, pixels(answer.image))
 
 
-def _sources(bench: Bench, partners: dict[str, Case]) -> Iterator[Drawn]:
-    for model in bench.models:
-        for case in bench.cases:
-            content = partners[case.name]
-            yield _drawn(model, SOURCE, case, content, case.source)
-            yield _drawn(model, CONTENT, case, content, content.source)
+def _sources(pairs: Sequence[Pair], made: Sequence[Drawn]) -> Iterator[Drawn]:
+    """Both pictures of every pair, of the size that the model draws."""
+    sizes = {item.model: item.picture.shape for item in made}
+    for pair in pairs:
+        for name, case in ((SOURCE, pair.style), (CONTENT, pair.content)):
+            yield _drawn(name, pair, _sized(case.source, sizes[pair.model]))
 
 
-def _drawn(model: str, name: str, case: Case, content: Case, picture: edits.Pixels) -> Drawn:
-    from_content, from_style = _content_distance(picture, content.source), _style_distance(picture, case.source)
-    return Drawn(model, name, case.name, from_content, from_style, None, picture)
+def _drawn(name: str, pair: Pair, picture: edits.Pixels) -> Drawn:
+    content, style = (_sized(case.source, picture.shape) for case in (pair.content, pair.style))
+    distances = _content_distance(picture, content), _style_distance(picture, style)
+    return Drawn(pair.model, name, pair.style.name, *distances, None, picture)
+
+
+def _sized(picture: edits.Pixels, shape: tuple[int, ...]) -> edits.Pixels:
+    """As the server resizes."""
+    image = Image.fromarray(picture)
+    return pixels(image.resize((shape[1], shape[0]), Image.Resampling.LANCZOS))
 
 
 def _with_change(made: Sequence[Drawn]) -> Iterator[Drawn]:
@@ -125,11 +156,11 @@ def _content_distance(one: edits.Pixels, other: edits.Pixels) -> float:
 
 
 def _edges(picture: edits.Pixels) -> PIXELS:
-    """Gradient magnitude, averaged over 4 x 4 pixels."""
+    """Gradient magnitude, averaged over a sixteenth of the picture each way."""
     down, across = np.gradient(picture.astype(float) / 255, axis=(0, 1))
     size = np.sqrt(down**2 + across**2).sum(-1)
-    height, width = size.shape
-    smoothed: PIXELS = size.reshape(height // 4, 4, width // 4, 4).mean((1, 3))
+    down_by, across_by = (length // CELLS for length in size.shape)
+    smoothed: PIXELS = size.reshape(CELLS, down_by, CELLS, across_by).mean((1, 3))
     return smoothed
 
 
@@ -141,28 +172,22 @@ def _style_distance(one: edits.Pixels, other: edits.Pixels) -> float:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def _table(bench: Bench, made: Sequence[Drawn]) -> Table:
+def _table(models: Sequence[str], model: str, made: Sequence[Drawn]) -> Table:
     rows = []
     for name in (SOURCE, *_settings(), CONTENT):
-        row = []
-        for model in bench.models:
-            mine = [item for item in made if (item.model, item.setting) == (model, name)]
-            changed = [item.inside for item in mine if item.inside is not None]
-            row += [
-                figures.mean_error([item.content for item in mine], 3),
-                figures.mean_error([item.style for item in mine], 3),
-                figures.mean_error(changed) if changed else "-",
-            ]
-        rows.append((name, *row))
-    columns = tuple(
-        figures.of(bench.models, model) + what
-        for model in bench.models
-        for what in ("distance from the content", "distance from the style", "change in the left half")
-    )
-    notes = [figures.of(bench.models, model) + claim for model in bench.models for claim in _claims(made, model)]
-    return Table(
-        "Distance from content and from style", ("", *columns), tuple(rows), ("Mean ± standard error.", *notes)
-    )
+        mine = [item for item in made if (item.model, item.setting) == (model, name)]
+        changed = [item.inside for item in mine if item.inside is not None]
+        rows.append((
+            name,
+            figures.mean_error([item.content for item in mine], 3),
+            figures.mean_error([item.style for item in mine], 3),
+            figures.mean_error(changed) if changed else "-",
+        ))  # fmt: skip
+    caption = f"{figures.of(models, model)}Distance from content and from style"
+    columns = ("", "distance from the content", "distance from the style", "change in the left half")
+    count = sum(item.model == model and item.setting == SOURCE for item in made)
+    note = f"Mean ± standard error of {count} pairs."
+    return Table(caption, columns, tuple(rows), (note, *_claims(made, model)))
 
 
 def _claims(made: Sequence[Drawn], model: str) -> Iterator[str]:
@@ -187,14 +212,19 @@ def _claims(made: Sequence[Drawn], model: str) -> Iterator[str]:
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
-def _sheets(bench: Bench, partners: dict[str, Case], made: Sequence[Drawn]) -> Iterator[Sheet]:
+def _sheets(bench: Bench, pairs: Sequence[Pair], made: Sequence[Drawn]) -> Iterator[Sheet]:
     pictures = {(item.model, item.pair, item.setting): item.picture for item in made}
-    names = list(_settings())
-    for model in bench.models:
-        rows = [
-            (case.source, partners[case.name].source, *(pictures[model, case.name, name] for name in names))
-            for case in bench.shown
-        ]
-        heads = ("style", "content", *(f"{weight:g}" for weight in WEIGHTS), "lerp", "calibrated", "left half")
-        suffix = f"-{model}" if len(bench.models) > 1 else ""
+    shown = {case.name for case in bench.shown}
+    names = (SOURCE, CONTENT, *_settings())
+    heads = ("style", "content", *(f"{weight:g}" for weight in WEIGHTS), "lerp", "calibrated", "left half")
+    models = _models(bench)
+    for model in models:
+        mine = [pair for pair in pairs if pair.model == model and pair.style.name in shown]
+        rows = [tuple(_large(pictures[model, pair.style.name, name]) for name in names) for pair in mine]
+        suffix = f"-{model}" if len(models) > 1 else ""
         yield Sheet(f"quality-injection{suffix}", heads, tuple(rows), abreast=1)
+
+
+def _large(picture: edits.Pixels) -> edits.Pixels:
+    """Twice the size if it is small: pixels are to be seen as they are."""
+    return picture.repeat(2, 0).repeat(2, 1) if len(picture) < 64 else picture

@@ -27,13 +27,13 @@ def schedule() -> Any:
 
 
 def build(px: int = 32) -> Any:
-    """Four resolutions; attention at the two deepest. The larger network begins with fewer channels."""
+    """Four resolutions, most channels where they cost least; attention at the two deepest."""
     return UNet2DModel(
         sample_size=px,
         in_channels=3,
         out_channels=3,
         layers_per_block=1,
-        block_out_channels=(48, 96, 128, 160) if px == 32 else (32, 64, 128, 160),
+        block_out_channels=(32, 64, 128, 160),
         norm_num_groups=16,
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),

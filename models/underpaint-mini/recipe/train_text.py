@@ -102,16 +102,20 @@ class Contrast:
         self.nouns = tokens([sentence([-1, -1, i, -1, -1, -1]) for i in range(len(NOUNS))]).to(device)
 
     def loss(self, seen: Tensor, facts: Tensor, read: Any, rng: torch.Generator) -> Tensor:
-        """``seen`` (n, d) are scaled unit vectors of pictures or facts; ``read`` turns ids into unit vectors."""
-        n, said = len(facts), leave_out(facts, rng)
-        captions = torch.cat([said, with_one_wrong(said, rng)])
+        """``seen`` (n, d) are scaled unit vectors of facts; ``read`` turns ids into unit vectors."""
+        said = leave_out(facts, rng)
+        nouns = functional.cross_entropy(near(seen, read(self.nouns)), facts[:, NOUN].to(self.device))
+        return self.both_ways(seen, facts, torch.cat([said, with_one_wrong(said, rng)]), read) + nouns
+
+    def both_ways(self, seen: Tensor, facts: Tensor, captions: Tensor, read: Any) -> Tensor:
+        """``seen`` against ``captions``, the first ``n`` its own; a caption true of another's facts is no rival."""
+        n = len(facts)
         text = read(self.tokens([sentence(row) for row in captions.tolist()]).to(self.device))
         own = torch.arange(n, device=self.device)
         also_true = describes(captions.to(self.device), facts.to(self.device))
         also_true[own, own] = False
         logits = near(seen, text).masked_fill(also_true, float("-inf"))
-        nouns = functional.cross_entropy(near(seen, read(self.nouns)), facts[:, NOUN].to(self.device))
-        return functional.cross_entropy(logits, own) + functional.cross_entropy(logits[:, :n].T, own) + nouns
+        return functional.cross_entropy(logits, own) + functional.cross_entropy(logits[:, :n].T, own)
 
 
 class Reading:

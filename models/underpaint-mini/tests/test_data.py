@@ -121,6 +121,26 @@ def test_changes_of_the_picture_keep_its_size_range_and_background(composer: Com
     torch.testing.assert_close(still, images, atol=1e-5, rtol=0)
 
 
+def test_a_spliced_picture_is_half_another_of_its_style(composer: Composer) -> None:
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 8, 8)
+    style = torch.tensor([0, 1, 0, 2, 1, 0])
+    spliced = augment.splice(images, style, 4, torch.Generator().manual_seed(0))
+    kept, other = spliced[:, 0, 0, 0].long(), spliced[:, 0, -1, -1].long()
+    assert kept.tolist() == [0, 1, 2, 3]
+    assert torch.equal(style[other], style[:4])
+    assert (other[:3] != kept[:3]).all()
+    assert other[3] == 3, "alone in its style"
+    assert (spliced != images[:4]).flatten(1).float().mean(1).tolist() == [0.5, 0.5, 0.5, 0.0]
+
+
+def test_a_held_out_style_of_a_noun_is_not_known(composer: Composer) -> None:
+    known = composer.known_styles()
+    seen = composer.facts(composer.draw(2000, torch.Generator().manual_seed(0)))
+    hidden = composer.facts(composer.draw(200, torch.Generator().manual_seed(0), composer.held_out))
+    assert known[seen[:, NOUN], seen[:, STYLE]].all()
+    assert not known[hidden[:, NOUN], hidden[:, STYLE]].any()
+
+
 def test_scenes_are_selected_row_by_row(composer: Composer) -> None:
     scenes = composer.draw(8, dice())
     rows = torch.tensor([5, 2])

@@ -1,4 +1,4 @@
-"""Weights of underpaint-mini as files: a small Stable Diffusion pipeline directory and its CLIP."""
+"""Weights of underpaint-mini as files: a small Stable Diffusion pipeline directory, its CLIP, and a DDPM beside it."""
 
 from pathlib import Path
 
@@ -6,4 +6,7 @@ MODEL = Path(__file__).parent / "model"
 """A diffusers ``StableDiffusionPipeline`` directory."""
 
 CLIP = Path(__file__).parent / "clip"
-"""A transformers ``CLIPModel`` directory with its tokenizer."""
+"""The directory of a transformers CLIP with its tokenizer."""
+
+DDPM = Path(__file__).parent / "ddpm"
+"""A diffusers ``DDPMPipeline`` directory: an unconditional model of small pictures."""

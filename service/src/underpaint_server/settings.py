@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     """Address of the Prometheus port (/metrics); port 0 takes a free one."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
     """Models as ID=DIRECTORY, separated by commas, the default first; ID= alone, or nothing at all, is the embedded
-    underpaint-mini."""
+    underpaint-mini, and ID=underpaint-mini-ddpm the embedded model without text."""
     clips: Annotated[tuple[str, ...], NoDecode] = ()
     """CLIPs that directions are learned by, as ID=DIRECTORY of a transformers CLIPModel, separated by commas. A folder
     named clip in or beside a model is found without."""

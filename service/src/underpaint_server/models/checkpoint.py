@@ -15,12 +15,17 @@ _READ = ("*.json", "*.txt", "*.safetensors")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
+EMBEDDED = {"": "model", "underpaint-mini": "model", "underpaint-mini-ddpm": "ddpm"}
+"""What the distribution underpaint-mini holds, by the name it is served by."""
+
+
 def resolve(place: str, allow_network: bool) -> Path:
-    """The directory of a checkpoint named by a directory or, where the network is allowed, by a hub id; "" is embedded.
+    """The directory of a checkpoint named by a directory, by a name of :data:`EMBEDDED` or, where the network is
+    allowed, by a hub id.
 
     Raises :class:`ModelNotReady`, saying what to do, when there is no pipeline directory with safetensors.
     """
-    directory = Path(place) if place else embedded()
+    directory = embedded(place) if place in EMBEDDED else Path(place)
     if not directory.is_dir():
         if not allow_network:
             raise ModelNotReady(f"'{place}' is no directory here; a hub id is fetched only with --allow-network")
@@ -49,12 +54,12 @@ def check_weights(folder: Path) -> None:
     raise ModelNotReady(f"'{folder}' must hold safetensors: {hint}")
 
 
-def embedded() -> Path:
-    """The directory of underpaint-mini, from the distribution of that name."""
+def embedded(name: str = "") -> Path:
+    """The directory of an embedded model, from the distribution underpaint-mini."""
     spec = find_spec("underpaint_mini")
     if spec is None or spec.origin is None:
         raise ModelNotReady("the embedded model is not installed: pip install underpaint-mini, or name a model")
-    return Path(spec.origin).parent / "model"
+    return Path(spec.origin).parent / EMBEDDED[name]
 
 
 def clip(directory: Path, place: str) -> Path | None:
