@@ -47,6 +47,15 @@ def test_a_users_checkpoint_is_described_and_proved(directory: Path, capsys: pyt
     assert "the autoencoder alone comes back at" in err, "random weights must be warned of"
 
 
+def test_a_path_that_no_setting_can_name_is_not_proposed(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "mine,new"
+    place.symlink_to(directory, target_is_directory=True)
+    assert main(CheckSettings(directory=str(place), max_batch_size=4)) == 0
+    assert "without a comma" in said(capsys.readouterr().out)["serve it with"]
+
+
 def test_the_command_takes_the_servers_flags(directory: Path) -> None:
     ended = command(str(directory), "--dtype", "bfloat16", "--exact-batching=pinned", "--exact-batch-class", "3")
     assert ended.returncode == 0, ended.stderr

@@ -121,7 +121,7 @@ def test_changes_of_the_picture_keep_its_size_range_and_background(composer: Com
     torch.testing.assert_close(still, images, atol=1e-5, rtol=0)
 
 
-def test_a_spliced_picture_is_half_another_of_its_style(composer: Composer) -> None:
+def test_a_spliced_picture_is_half_another_of_its_style() -> None:
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 8, 8)
     style = torch.tensor([0, 1, 0, 2, 1, 0])
     spliced = augment.splice(images, style, 4, torch.Generator().manual_seed(0))

@@ -89,8 +89,14 @@ def check(settings: CheckSettings) -> None:
     _say("ready after", f"{time.monotonic() - begin:.1f} s")
     for label, value in _proofs(backend, settings):
         _say(label, value)
+    _say("serve it with", _command(name, settings))
+
+
+def _command(name: str, settings: CheckSettings) -> str:
+    if "," in settings.directory:
+        return "a path without a comma, which separates models: rename the directory"
     model = f" --models {quote(f'{name}={settings.directory}')}" if settings.directory else ""
-    _say("serve it with", f"underpaint-server{model} --dtype {settings.dtype} --device {settings.device}")
+    return f"underpaint-server{model} --dtype {settings.dtype} --device {settings.device}"
 
 
 # --- what it is -------------------------------------------------------------------------------------------------

@@ -60,6 +60,12 @@ def bad(directory: Path, **scheduler: object) -> Path:
     return directory
 
 
+def resized(directory: Path, size: object) -> Path:
+    file = directory / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": size}))
+    return directory
+
+
 def renamed(directory: Path, pipeline: str | None) -> Path:
     file = directory / "model_index.json"
     index = json.loads(file.read_text())
@@ -84,6 +90,8 @@ def renamed(directory: Path, pipeline: str | None) -> Path:
         (lambda d, t: checkpoints.build_ddpm(t / "learned", out_channels=6), "learned variances"),
         (lambda d, t: checkpoints.build_ddpm(t / "classes", num_class_embeds=4), "class label"),
         (lambda d, t: checkpoints.build_ddpm(t / "sizeless", sample_size=None), "sample_size"),
+        (lambda d, t: resized(checkpoints.build_ddpm(t / "words"), "large"), "sample_size is 'large'"),
+        (lambda d, t: resized(checkpoints.build_ddpm(t / "three"), [8, 8, 8]), "sample_size is"),
         (lambda d, t: checkpoints.without(checkpoints.build_ddpm(t / "x"), "scheduler/*.json"), "scheduler_config"),
         (lambda d, t: checkpoints.without(checkpoints.build_ddpm(t / "x"), "unet/*.json"), "unet' cannot be read"),
         (lambda d, t: checkpoints.without(checkpoints.build_ddpm(t / "x"), "unet/*.safetensors"), "safetensors"),

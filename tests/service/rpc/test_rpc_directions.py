@@ -221,6 +221,14 @@ async def test_an_id_is_given_once(idle: Wire) -> None:
     assert refusal.details["ResourceInfo"].resource_name == "directions/joy"
 
 
+async def test_of_calls_at_the_same_moment_one_gets_the_id(idle: Wire) -> None:
+    calls = [idle.directions.LearnDirection(asked(direction_id="joy", seed=seed)) for seed in range(3)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    refusals = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert [refusal.code() for refusal in refusals] == [grpc.StatusCode.ALREADY_EXISTS] * 2
+    assert len((await idle.operations.ListOperations(ops.ListOperationsRequest(name="operations"))).operations) == 1
+
+
 async def test_no_more_operations_wait_than_may(idle: Wire) -> None:
     first = (await idle.directions.LearnDirection(asked())).operation
     for _ in range(2):

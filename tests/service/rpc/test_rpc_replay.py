@@ -32,6 +32,13 @@ async def test_a_repeat_gets_the_first_answer(wire: Wire) -> None:
     assert wire.metric("underpaint_idempotent_replays_total", result="replayed") == 1
 
 
+async def test_an_id_is_the_same_in_capitals(wire: Wire) -> None:
+    name = str(uuid4())
+    first = await wire.edits.Edit(edit(request_id=name))
+    assert await wire.edits.Edit(edit(request_id=name.upper())) == first
+    assert len(wire.engine.jobs) == 1
+
+
 async def test_without_an_id_nothing_is_a_repeat(wire: Wire) -> None:
     await wire.edits.Edit(edit("sdedit", seed=1))
     await wire.edits.Edit(edit("sdedit", seed=1))

@@ -94,5 +94,7 @@ def _check(unet: UNet2DModel, directory: Path) -> None:
         )
     if config.num_class_embeds is not None or config.class_embed_type is not None:
         raise ModelNotReady(f"'{directory}': the U-Net wants a class label; only unconditional ones are supported")
-    if config.sample_size is None:
-        raise ModelNotReady(f"'{directory}': the U-Net's sample_size is not set, so its native size is unknown")
+    size = config.sample_size
+    sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else [size]
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ModelNotReady(f"'{directory}': the U-Net's sample_size is {size!r}, so its native size is unknown")

@@ -2,6 +2,7 @@
 
 # ruff: noqa: N802, ARG002 (methods and their arguments are the contract's)
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from typing import Final
@@ -41,6 +42,7 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
 
     def __init__(self, front: Front) -> None:
         self._front = front
+        self._accepting = asyncio.Lock()
 
     async def LearnDirection(
         self, request: messages.LearnDirectionRequest, context: Context
@@ -130,7 +132,6 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
     async def _start(
         self, request: messages.LearnDirectionRequest, draft: LearnDraft, digest: str
     ) -> operations_pb2.Operation:
-        await self._check_place(draft)
         photos = [await self._picture(each, draft) for each in draft.examples if not isinstance(each, Generated)]
         task = Task(
             model=draft.model.id,
@@ -142,10 +143,15 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
             request_id=request.request_id,
             fingerprint=digest,
         )
-        if not await self._front.operations.create(draft.operation, task, photos):
-            known = await self._again(draft, digest)  # the same request came by another way at the same moment
-            assert known is not None
-            return known
+        async with self._accepting:  # two calls at the same moment must not both find the place free
+            known = await self._again(draft, digest)
+            if known is not None:
+                return known
+            await self._check_place(draft)
+            if not await self._front.operations.create(draft.operation, task, photos):
+                known = await self._again(draft, digest)  # the same request came by another server
+                assert known is not None
+                return known
         self._front.learning.wake()
         return await operation(self._front, draft.operation)
 

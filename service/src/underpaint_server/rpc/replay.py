@@ -55,6 +55,7 @@ class Replay:
             return Flight(run, deadline)
         if not is_request_id(request_id):
             raise FieldInvalid(FieldViolation("request_id", "not a UUID of version 4"))
+        request_id = request_id.lower()
         self._expire()
         seen = self._seen.get(request_id)
         if seen is not None and seen.flight.open:
@@ -105,7 +106,10 @@ class Replay:
 
 
 def fingerprint(kind: str, request: Message) -> bytes:
-    """A digest of what is asked for; equal for equal requests."""
+    """A digest of what is asked for; equal for equal requests, whatever their id and however it is written."""
+    payload = type(request)()
+    payload.CopyFrom(request)
+    payload.ClearField("request_id")
     digest = hashlib.sha256(kind.encode())
-    digest.update(request.SerializeToString(deterministic=True))
+    digest.update(payload.SerializeToString(deterministic=True))
     return digest.digest()
