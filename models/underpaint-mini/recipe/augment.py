@@ -45,15 +45,19 @@ def weather(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return torch.where(pick < 0.35, blurred, images) + strength * noise
 
 
-def splice(images: torch.Tensor, style: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor:
-    """The first ``n`` images, each with its right or its lower half from another of all images of the same style.
+def splice(
+    images: torch.Tensor, style: torch.Tensor, n: int, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``n`` of the images, each with its right or its lower half from another of the same style; and their styles.
 
     Neither names what is shown, and together they still show the style: a judge that reads these knows styles by how
     they are drawn, not by heart. ``style`` (images,) is on the CPU. An image alone in its style stays whole.
     """
-    same = (style[:n, None] == style).fill_diagonal_(False).float() + 1e-9 * torch.eye(n, len(style))
+    picked = torch.randperm(len(images), generator=rng)[:n]
+    same = (style[picked, None] == style).float()
+    same[torch.arange(n), picked] = 1e-9
     other = images[torch.multinomial(same, 1, generator=rng)[:, 0].to(images.device)]
-    spliced, half = images[:n].clone(), images.shape[-1] // 2
+    spliced, half = images[picked.to(images.device)], images.shape[-1] // 2
     spliced[::2, :, :, half:] = other[::2, :, :, half:]
     spliced[1::2, :, half:] = other[1::2, :, half:]
-    return spliced
+    return spliced, style[picked]

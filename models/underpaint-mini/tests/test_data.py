@@ -8,6 +8,7 @@ from recipe.captions import BACKGROUND, COLOUR, NOUN, PATTERN, STYLE, UNSAID, de
 from recipe.data import Composer, Scenes
 from recipe.prepare import dominant_hue, nearest_colour
 from recipe.sprites import Ragged, Sprites, turn_hue
+from recipe.train_clip import More
 from recipe.train_text import with_one_wrong
 from recipe.vocabulary import BACKGROUNDS, COLOURS, HUES, NOUNS, STYLES, name_colour, noun
 
@@ -124,13 +125,15 @@ def test_changes_of_the_picture_keep_its_size_range_and_background(composer: Com
 def test_a_spliced_picture_is_half_another_of_its_style() -> None:
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 8, 8)
     style = torch.tensor([0, 1, 0, 2, 1, 0])
-    spliced = augment.splice(images, style, 4, torch.Generator().manual_seed(0))
+    spliced, told = augment.splice(images, style, 6, torch.Generator().manual_seed(0))
     kept, other = spliced[:, 0, 0, 0].long(), spliced[:, 0, -1, -1].long()
-    assert kept.tolist() == [0, 1, 2, 3]
-    assert torch.equal(style[other], style[:4])
-    assert (other[:3] != kept[:3]).all()
-    assert other[3] == 3, "alone in its style"
-    assert (spliced != images[:4]).flatten(1).float().mean(1).tolist() == [0.5, 0.5, 0.5, 0.0]
+    assert sorted(kept.tolist()) == list(range(6))
+    assert torch.equal(style[kept], told)
+    assert torch.equal(style[other], told)
+    assert ((other != kept) | (kept == 3)).all(), "only the fourth is alone in its style"
+    assert (spliced == kept[:, None, None, None]).flatten(1).float().mean(1).tolist() == [
+        1.0 if place == 3 else 0.5 for place in kept.tolist()
+    ]
 
 
 def test_a_held_out_style_of_a_noun_is_not_known(composer: Composer) -> None:
@@ -139,6 +142,15 @@ def test_a_held_out_style_of_a_noun_is_not_known(composer: Composer) -> None:
     hidden = composer.facts(composer.draw(200, torch.Generator().manual_seed(0), composer.held_out))
     assert known[seen[:, NOUN], seen[:, STYLE]].all()
     assert not known[hidden[:, NOUN], hidden[:, STYLE]].any()
+
+
+def test_more_pictures_have_a_style_without_a_noun_or_a_noun_without_a_style(more: More) -> None:
+    facts = more.composer.facts(more.draw(40, torch.Generator().manual_seed(0)))
+    unnamed, unstyled = facts[:20], facts[20:]
+    assert (unnamed[:, NOUN] == UNSAID).all()
+    assert (unnamed[:, STYLE] >= 0).all()
+    assert (unstyled[:, NOUN] >= 0).all()
+    assert (unstyled[:, STYLE] == UNSAID).all()
 
 
 def test_scenes_are_selected_row_by_row(composer: Composer) -> None:
