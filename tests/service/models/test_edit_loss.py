@@ -1,5 +1,7 @@
 """What directions are learned by: CLIPs and features of two kinds, and a loss that is finite where it is flat."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import (
     CLIPConfig,
+    CLIPImageProcessor,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
@@ -76,6 +79,19 @@ def test_both_kinds_of_clip_see_and_read(directory: Path) -> None:
     assert torch.equal(clip.text_embeds(["a " * 50])[0], clip.text_embeds(["a " * 14])[0]), "what is too long is cut"
 
 
+def test_pictures_are_normalised_as_the_clip_was_trained(directory: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(directory, folder)
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean, "image_std": std}))
+    clip, images = Clip.load(folder, device=CPU), functional.avg_pool2d(pictures(), 3)[..., :16].repeat(1, 1, 2, 2)
+    given = CLIPImageProcessor(do_resize=False, do_center_crop=False, do_rescale=False, image_mean=mean, image_std=std)(
+        list((images + 1) / 2), return_tensors="pt", input_data_format="channels_first"
+    ).pixel_values
+    wanted = clip.model.visual_projection(clip.model.vision_model(given).pooler_output)
+    torch.testing.assert_close(clip.image_embeds(images), functional.normalize(wanted, dim=-1))
+
+
 def test_what_is_no_clip_is_refused(directory: Path, tmp_path: Path) -> None:
     CLIPTextModel(TEXT).save_pretrained(tmp_path)
     CLIPTokenizer.from_pretrained(directory).save_pretrained(tmp_path)
@@ -94,6 +110,16 @@ def test_an_unchanged_picture_has_a_finite_gradient(directory: Path) -> None:
     assert scored.content == 0
     assert scored.gradient.isfinite().all()
     assert scored.gradient.abs().max() > 0
+
+
+def test_the_content_loss_is_in_units_of_each_layers_own_size(directory: Path) -> None:
+    clip, (one, two) = Clip.load(directory, device=CPU), pictures(2)
+    row = Score(one, two, "a red heart", "a blue heart", 0.5, gradient=False)
+    ours, theirs = edges(one[None]), edges(two[None])
+    wanted = sum(float((a - b).abs().mean() / b.abs().mean()) for a, b in zip(ours, theirs, strict=True))
+    for scale in (1.0, 100.0):
+        (scored,) = EditLoss("vae", clip, lambda x, s=scale: [s * part for part in edges(x)]).scores([row])  # type: ignore[misc]
+        assert scored.content == pytest.approx(wanted, rel=1e-5)
 
 
 def test_each_row_is_scored_by_itself(directory: Path) -> None:

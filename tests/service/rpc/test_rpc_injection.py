@@ -224,6 +224,10 @@ async def test_features_of_an_inversion_are_sites_of_the_model(wire: Wire) -> No
     refusal = await refused(wire.inversions.Invert(request))
     assert refusal.paths == ["parameters.ddim.features"]
     assert "mid, up_0, up_1" in refusal.message
+    del parameters.ddim.features[:]
+    parameters.ddim.features.extend(f"nose{number}" for number in range(5000))
+    request = inversion_service_pb2.InvertRequest(image=OTHER, parameters=parameters)
+    assert len((await refused(wire.inversions.Invert(request))).message) < 300, "no long answer to a wrong question"
 
 
 # --- models that read no text ------------------------------------------------------------------------------------

@@ -93,8 +93,6 @@ def _predict(mixing: Mixing, latents: Tensor, level: Level, weight: float) -> St
 
 
 def _mixed(mixing: Mixing, weight: float) -> Tensor:
-    if weight in (0.0, 1.0):  # to the bit, which a product and a sum would not be
-        return mixing.source_embeds if weight else mixing.target_embeds
     return weight * mixing.source_embeds + (1 - weight) * mixing.target_embeds
 
 
