@@ -1,6 +1,6 @@
 """Train the unconditional pixel model: ``python -m recipe.train_ddpm --work work --seconds 7200``.
 
-A ``DDPMPipeline`` of faces, animals and things at 32x32 px (``--px 64`` for twice that, at four times the cost), in
+A ``DDPMPipeline`` of faces, hearts, animals and plain things at 32x32 px (``--px 64`` for twice that, at four times the cost), in
 their own colours on plain backgrounds. Its mid block is three halvings down, and a quarter of the samples lose the deep
 skips, so that h-space edits and content injection have something to hold. Writes ``work/ddpm``.
 """
@@ -16,9 +16,17 @@ from recipe import training
 from recipe.data import PX, Composer, placement
 from recipe.diffusion import NoiseLoss, SkipDropper
 from recipe.sprites import Sprites
-from recipe.vocabulary import ANIMALS, FACES, FOOD, HEARTS, OBJECTS
+from recipe.vocabulary import FACES, HEARTS
 
-NAMES = frozenset(" ".join([FACES, ANIMALS, FOOD, OBJECTS, HEARTS]).split())
+HEADS = """bear cat-face cow-face dog-face fox frog hamster horse-face koala lion monkey-face mouse-face panda pig-face
+rabbit-face tiger-face unicorn wolf dragon-face front-facing-baby-chick owl"""
+BODIES = "penguin turtle octopus duck fish dolphin tropical-fish butterfly lady-beetle elephant"
+THINGS = """green-apple red-apple tangerine lemon peach pear tomato watermelon strawberry cherries doughnut cookie
+mushroom full-moon crescent-moon star sun fire droplet rose sunflower tulip evergreen-tree balloon soccer-ball basketball
+baseball volleyball tennis crown bell light-bulb gem-stone wrapped-gift alarm-clock game-die umbrella house automobile bus
+rocket t-shirt"""
+NAMES = frozenset(" ".join([FACES, HEARTS, HEADS, BODIES, THINGS]).split())
+"""Of one clear shape each: of all names, a network of this size and training draws blobs."""
 
 
 def schedule() -> Any:

@@ -11,7 +11,7 @@ from recipe.data import Composer
 from recipe.diffusion import DROP_SKIPS, NoiseLoss, SkipDropper
 from recipe.export import sums
 from recipe.judge import Judge
-from recipe.train_clip import Looking, More
+from recipe.train_clip import Looking, More, Taught
 from recipe.train_clip import build as build_clip
 from recipe.train_ddpm import build as build_ddpm
 from recipe.train_text import Pair, Reading, text_encoder
@@ -153,13 +153,14 @@ def test_a_clip_trained_on_a_batch_recognises_it(
     torch.manual_seed(0)
     text = build_text(tokens)
     fixed = weights(text)
-    trainer = Trainer(build_clip(text), options(tmp_path, steps=25, rate=1e-3, warmup=5, averaging=0.5))
+    trainer = Trainer(Taught(build_clip(text)), options(tmp_path, steps=25, rate=1e-3, warmup=5, averaging=0.5))
     before, after = learned(Looking(composer, more, tokens, 16), trainer)
     assert after < 0.7 * before
-    towers = (trainer.average.text_model, trainer.average.text_projection)
+    clip: Any = trainer.average.get_submodule("clip")
+    towers = (clip.text_model, clip.text_projection)
     assert torch.equal(torch.cat([weights(tower) for tower in towers]), fixed), "the text tower stays as it is"
     scenes = composer.draw(20, torch.Generator().manual_seed(0))
-    found = Judge(trainer.average, tokens).recognise(composer.images(scenes), composer.facts(scenes))
+    found = Judge(clip, tokens).recognise(composer.images(scenes), composer.facts(scenes))
     assert found["style"].total == found["background"].total == 20
     assert all(0 <= result.share <= 1 for result in found.values())
 
