@@ -1,8 +1,8 @@
 """Train the unconditional pixel model: ``python -m recipe.train_ddpm --work work --seconds 7200``.
 
-A ``DDPMPipeline`` of faces, hearts, animals and plain things at 32x32 px (``--px 64`` for twice that, at four times the cost), in
-their own colours on plain backgrounds. Its mid block is three halvings down, and a quarter of the samples lose the deep
-skips, so that h-space edits and content injection have something to hold. Writes ``work/ddpm``.
+A ``DDPMPipeline`` of faces, hearts, animals and plain things at 32x32 px (``--px 64`` for twice that, at four times the
+cost), in their own colours on plain backgrounds. Its mid block is three halvings down, and a quarter of the samples
+lose the deep skips, so that h-space edits and content injection have something to hold. Writes ``work/ddpm``.
 """
 
 from dataclasses import replace
@@ -22,9 +22,9 @@ HEADS = """bear cat-face cow-face dog-face fox frog hamster horse-face koala lio
 rabbit-face tiger-face unicorn wolf dragon-face front-facing-baby-chick owl"""
 BODIES = "penguin turtle octopus duck fish dolphin tropical-fish butterfly lady-beetle elephant"
 THINGS = """green-apple red-apple tangerine lemon peach pear tomato watermelon strawberry cherries doughnut cookie
-mushroom full-moon crescent-moon star sun fire droplet rose sunflower tulip evergreen-tree balloon soccer-ball basketball
-baseball volleyball tennis crown bell light-bulb gem-stone wrapped-gift alarm-clock game-die umbrella house automobile bus
-rocket t-shirt"""
+mushroom full-moon crescent-moon star sun fire droplet rose sunflower tulip evergreen-tree balloon soccer-ball
+basketball baseball volleyball tennis crown bell light-bulb gem-stone wrapped-gift alarm-clock game-die umbrella house
+automobile bus rocket t-shirt"""
 NAMES = frozenset(" ".join([FACES, HEARTS, HEADS, BODIES, THINGS]).split())
 """Of one clear shape each: of all names, a network of this size and training draws blobs."""
 
