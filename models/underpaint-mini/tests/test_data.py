@@ -8,7 +8,7 @@ from recipe.captions import BACKGROUND, COLOUR, NOUN, PATTERN, STYLE, UNSAID, de
 from recipe.data import Composer, Scenes
 from recipe.prepare import dominant_hue, nearest_colour
 from recipe.sprites import Ragged, Sprites, turn_hue
-from recipe.train_clip import More
+from recipe.train_clip import PALETTE, More
 from recipe.train_text import with_one_wrong
 from recipe.vocabulary import BACKGROUNDS, COLOURS, HUES, NOUNS, STYLES, name_colour, noun
 
@@ -134,6 +134,18 @@ def test_a_spliced_picture_is_half_another_of_its_style() -> None:
     assert (spliced == kept[:, None, None, None]).flatten(1).float().mean(1).tolist() == [
         1.0 if place == 3 else 0.5 for place in kept.tolist()
     ]
+
+
+def test_a_palette_is_shares_of_colours_and_of_steps() -> None:
+    images = torch.full((2, 3, 8, 8), -1.0)
+    images[0, 0, :, 4:] = 1.0
+    found = augment.palette(images)
+    assert found.shape == (2, PALETTE)
+    shares = found.square().split([216, 15, 15, 15], dim=1)
+    assert all(torch.allclose(part.sum(1), torch.ones(2)) for part in shares)
+    assert shares[0][0].nonzero()[:, 0].tolist() == [0, 5 * 36]
+    assert shares[1][0, -1] == pytest.approx(1 / 7), "one step of seven across"
+    assert shares[2][0, 0] == 1, "and none down"
 
 
 def test_a_held_out_style_of_a_noun_is_not_known(composer: Composer) -> None:
