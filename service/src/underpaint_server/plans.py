@@ -4,7 +4,8 @@ Admission, backlog, progress and deadlines all count with these numbers. A contr
 holds the rows it yields against its plan. ``n`` is the number of used steps, guidance doubles a row.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from underpaint_server.jobs import (
@@ -27,7 +28,6 @@ from underpaint_server.jobs import (
     Sampler,
     SdEdit,
     Search,
-    Stored,
 )
 
 
@@ -69,7 +69,8 @@ def plan(job: Job) -> Plan:
             inverting = _invert(job.options) if job.inversion is None else ()
             return inverting + (_regenerate(job.options, job.options.guidance_scale) if job.verify else ())
         case EditJob():
-            return _source(job) + _edit(job)
+            costs = _METHODS[type(job.method)]
+            return costs.source(job) + costs.edit(job)
         case MaskJob():
             return _drawing(job.source, job.guidance_scale) + _mask(job.method)
         case LearnJob():
@@ -124,22 +125,34 @@ def _drawing(source: object, guidance_scale: float) -> Plan:
     return (Stage(Phase.INVERTING, source.num_inference_steps, guided(guidance_scale)),)
 
 
-def _source(job: EditJob) -> Plan:
-    if isinstance(job.method, DisentangledEdit):
-        return _anchor(job.method, job.guidance_scale) if isinstance(job.source, Photo | Stored) else ()
-    if isinstance(job.method, ContentInjection):
-        return _source_and_content(job)
-    starts_from_noise = isinstance(job.method, DdimEdit | EdictEdit)
+# --- from the source to latents -------------------------------------------------------------------------------------
+
+
+def _encoded(job: EditJob) -> Plan:
+    """A photo is inverted; a drawing starts from the noise that it is drawn from."""
+    return _invert(job.inversion) if isinstance(job.source, Photo) and job.inversion is not None else ()
+
+
+def _drawn(job: EditJob) -> Plan:
+    """A drawing is drawn first."""
+    return _drawing(job.source, job.guidance_scale) or _encoded(job)
+
+
+def _drawn_and_encoded(job: EditJob) -> Plan:
+    """A drawing is drawn, and then inverted as a photo is: one phase."""
+    drawing = _drawing(job.source, job.guidance_scale)
+    if not drawing or job.inversion is None:
+        return drawing or _encoded(job)
+    (drawn,), (encoded,) = drawing, _invert(job.inversion)
+    return (Stage(Phase.INVERTING, 1, drawn.rows + encoded.rows),)
+
+
+def _anchored(job: EditJob) -> Plan:
+    """What a real picture's residuals cost."""
     if isinstance(job.source, Generated):
-        drawing = () if starts_from_noise else _drawing(job.source, job.guidance_scale)
-        if isinstance(job.method, DiffEdit) and job.inversion is not None:
-            # Drawing and encoding are both on the way from a source to latents: one phase.
-            (drawn,), (encoded,) = drawing, _invert(job.inversion)
-            return (Stage(Phase.INVERTING, 1, drawn.rows + encoded.rows),)
-        return drawing
-    if isinstance(job.source, Photo) and job.inversion is not None:
-        return _invert(job.inversion)
-    return ()
+        return ()
+    (drawn,) = _disentangled(job)
+    return (replace(drawn, phase=Phase.INVERTING),)
 
 
 def _source_and_content(job: EditJob) -> Plan:
@@ -154,8 +167,13 @@ def _source_and_content(job: EditJob) -> Plan:
     return (Stage(Phase.INVERTING, steps, 0, extra),)
 
 
-def _inject(job: EditJob, method: ContentInjection) -> Plan:
+# --- the edit itself ------------------------------------------------------------------------------------------------
+
+
+def _inject(job: EditJob) -> Plan:
     """A plain prediction a step; where content is injected a mapped one too, and a calibrated one if that is on."""
+    method = job.method
+    assert isinstance(method, ContentInjection)
     assert job.inversion is not None
     n = used_steps(job.inversion.num_inference_steps, job.inversion.strength)
     each, injected = guided(job.guidance_scale), injected_steps(method, job.inversion)
@@ -163,25 +181,55 @@ def _inject(job: EditJob, method: ContentInjection) -> Plan:
     return (Stage(Phase.DENOISING, n, each, tuple(more if k in injected else 0 for k in range(n, 0, -1))),)
 
 
-def _edit(job: EditJob) -> Plan:
-    each = guided(job.guidance_scale)
-    match job.method:
-        case SdEdit(strength=strength, num_inference_steps=steps):
-            return (Stage(Phase.DENOISING, used_steps(steps, strength), each),)
-        case DiffEdit() as method:
-            assert job.inversion is not None
-            masking = _mask(method) if method.mask is None else ()
-            return masking + _regenerate(job.inversion, job.guidance_scale)
-        case DisentangledEdit(weights=weights, sampler=sampler):
-            return (Stage(Phase.DENOISING, 1, evaluations(len(weights), sampler) * each),)
-        case ContentInjection() as method:
-            return _inject(job, method)
-        case DdimEdit() | EdictEdit():
-            if isinstance(job.source, Generated):
-                pair = 2 if isinstance(job.method, EdictEdit) else 1
-                return (Stage(Phase.DENOISING, job.source.num_inference_steps, each * pair),)
-            assert job.inversion is not None
-            return _regenerate(job.inversion, job.guidance_scale)
+def _from_latents(job: EditJob) -> Plan:
+    if isinstance(job.source, Generated):
+        rows = guided(job.guidance_scale) * (2 if isinstance(job.method, EdictEdit) else 1)
+        return (Stage(Phase.DENOISING, job.source.num_inference_steps, rows),)
+    assert job.inversion is not None
+    return _regenerate(job.inversion, job.guidance_scale)
+
+
+def _masked(job: EditJob) -> Plan:
+    method = job.method
+    assert isinstance(method, DiffEdit)
+    assert job.inversion is not None
+    masking = _mask(method) if method.mask is None else ()
+    return masking + _regenerate(job.inversion, job.guidance_scale)
+
+
+def _noised(job: EditJob) -> Plan:
+    method = job.method
+    assert isinstance(method, SdEdit)
+    steps = used_steps(method.num_inference_steps, method.strength)
+    return (Stage(Phase.DENOISING, steps, guided(job.guidance_scale)),)
+
+
+def _disentangled(job: EditJob) -> Plan:
+    method = job.method
+    assert isinstance(method, DisentangledEdit)
+    rows = evaluations(len(method.weights), method.sampler) * guided(job.guidance_scale)
+    return (Stage(Phase.DENOISING, 1, rows),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """The stages of one method, before its edit and of it."""
+
+    source: Callable[[EditJob], Plan]
+    edit: Callable[[EditJob], Plan]
+
+
+_METHODS: Mapping[type, _Costs] = {
+    SdEdit: _Costs(_drawn, _noised),
+    DdimEdit: _Costs(_encoded, _from_latents),
+    EdictEdit: _Costs(_encoded, _from_latents),
+    DiffEdit: _Costs(_drawn_and_encoded, _masked),
+    DisentangledEdit: _Costs(_anchored, _disentangled),
+    ContentInjection: _Costs(_source_and_content, _inject),
+}
+
+
+# --- masks and learning ---------------------------------------------------------------------------------------------
 
 
 def _mask(method: DiffEdit) -> Plan:
@@ -191,12 +239,6 @@ def _mask(method: DiffEdit) -> Plan:
 def evaluations(steps: int, sampler: Sampler) -> int:
     """Guided predictions of one drawing of a picture."""
     return steps + 1 if sampler is Sampler.PLMS else steps
-
-
-def _anchor(method: DisentangledEdit, guidance_scale: float) -> Plan:
-    """What a real picture's residuals cost."""
-    rows = evaluations(len(method.weights), method.sampler) * guided(guidance_scale)
-    return (Stage(Phase.INVERTING, 1, rows),)
 
 
 def _learn(job: LearnJob) -> Plan:
