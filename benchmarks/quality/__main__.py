@@ -64,12 +64,13 @@ def main() -> None:
         judge = Judge(args.judge)
         bench = Bench(client, places, args.unconditional, args.dtype, chosen, judge, steps, samples, args.quick)
         about = _about(bench)
-        sections = [METHODS[name](bench) for name in args.names or METHODS]
-    for section in sections:
-        for table in section.tables:
-            table.show()
-            console.print(*(f"• {escape(note)}" for note in table.notes), sep="\n")
-    report = write(folder, about, sections, quick=args.quick)
+        for name in args.names or METHODS:
+            section = METHODS[name](bench)
+            for table in section.tables:
+                table.show()
+                console.print(*(f"• {escape(note)}" for note in table.notes), sep="\n")
+            # At once: hours may lie between the first section and the last.
+            report = write(folder, about, name, section, list(METHODS), quick=args.quick)
     console.print(f"{report}, {time.monotonic() - begin:.0f} s")
 
 
@@ -82,8 +83,7 @@ def _chosen_models(args: argparse.Namespace) -> dict[str, Path]:
 
 def _about(bench: Bench) -> str:
     digests = {model.name.removeprefix("models/"): model.digest for model in bench.client.models()}
-    served = [UNCONDITIONAL] if bench.unconditional else []
-    models = ", ".join(f"{name} (weights {digests[name][:12]})" for name in [*bench.models, *served])
+    models = ", ".join(f"{name} (weights {digests[name][:12]})" for name in bench.models)
     return ABOUT.format(count=len(bench.cases), dtype=bench.dtype, models=models, judge=bench.judge.digest[:12])
 
 

@@ -74,10 +74,13 @@ def study(bench: Bench) -> Section:
         made += bench.all_of(f"content injection, {name}", pairs, partial(_draw, bench, name, method))
     made = [*_sources(pairs, made), *_with_change(made)]
     models = _models(bench)
-    latents = f", here {UNCONDITIONAL}" if UNCONDITIONAL in models else ", of which none was given"
+    digests = {model.name: model.digest for model in bench.client.models()}
+    own = ", of which none was given"
+    if UNCONDITIONAL in models:
+        own = f", here '{UNCONDITIONAL}' (weights {digests[f'models/{UNCONDITIONAL}'][:12]})"
     return Section(
         title="Content injection",
-        about=ABOUT.format(**bench.counts, unconditional=latents),
+        about=ABOUT.format(**bench.counts, unconditional=own),
         tables=tuple(_table(models, model, made) for model in models),
         sheets=tuple(_sheets(bench, pairs, made)),
         figures={"drawn": [item.plain() for item in made]},

@@ -1,6 +1,7 @@
 """What one method's file returns, and how all of them become one report."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.report import Table, machine, measured_on
 
+FILE = "quality.json"
 _GAP = 2
 _HEAD = 14
 
@@ -60,23 +62,39 @@ class Section:
         return "\n\n".join([f"## {self.title}", self.about, *(table.markdown() for table in self.tables), *seen])
 
 
-def write(folder: Path, about: str, sections: list[Section], *, quick: bool) -> Path:
-    """``quality.md`` in ``folder``; its numbers and sheets in ``folder/results``. The report's path."""
+def write(folder: Path, about: str, name: str, section: Section, order: Sequence[str], *, quick: bool) -> Path:
+    """``quality.md`` in ``folder``; its numbers and sheets in ``folder/results``. The report's path.
+
+    ``name`` is the section's in ``order``. The others stay as an earlier run of the same cases, weights and machine
+    wrote them; what another kind of run wrote goes.
+    """
     results = folder / "results"
     results.mkdir(parents=True, exist_ok=True)
-    for section in sections:
-        for sheet in section.sheets:
-            sheet.paper().save(results / f"{sheet.name}.webp", quality=85, method=6)
-    parts = ["# Quality", about, measured_on(quick), *(section.markdown("results") for section in sections)]
+    for sheet in section.sheets:
+        sheet.paper().save(results / f"{sheet.name}.webp", quality=85, method=6)
+    head = {"about": about, "machine": machine(), "quick": quick}
+    known = {**_earlier(results / FILE, head), name: _stored(section)}
+    sections = {each: known[each] for each in order if each in known}
+    (results / FILE).write_text(json.dumps({**head, "sections": sections}, indent=1) + "\n")
     report = folder / "quality.md"
-    report.write_text("\n\n".join(parts) + "\n")
-    content = {
-        "machine": machine(),
-        "quick": quick,
-        "sections": {
-            section.title: {"tables": [asdict(table) for table in section.tables], "figures": section.figures}
-            for section in sections
-        },
-    }
-    (results / "quality.json").write_text(json.dumps(content, indent=1) + "\n")
+    texts = ["# Quality", about, measured_on(quick), *(each["markdown"] for each in sections.values())]
+    report.write_text("\n\n".join(texts) + "\n")
     return report
+
+
+def _stored(section: Section) -> dict[str, Any]:
+    tables = [asdict(table) for table in section.tables]
+    return {"markdown": section.markdown("results"), "tables": tables, "figures": section.figures}
+
+
+def _earlier(file: Path, head: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a file with the same head, whatever day it was written."""
+    content = json.loads(file.read_text()) if file.exists() else {}
+    if not content or any(_dateless(content[key]) != _dateless(value) for key, value in head.items()):
+        return {}
+    sections: dict[str, Any] = content["sections"]
+    return sections
+
+
+def _dateless(value: Any) -> Any:
+    return {key: said for key, said in value.items() if key != "date"} if isinstance(value, dict) else value

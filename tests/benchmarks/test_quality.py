@@ -16,6 +16,7 @@ from underpaint_server.settings import Settings
 from benchmarks import cases
 from benchmarks.quality import figures, unencoded
 from benchmarks.quality.__main__ import main
+from benchmarks.quality.section import Section, write
 
 
 def test_a_quick_run_measures_every_method(tmp_path: Path) -> None:
@@ -46,23 +47,41 @@ def test_a_quick_run_measures_every_method(tmp_path: Path) -> None:
     assert all(min(losses) < losses[0] for losses in mixed["losses"].values())
     assert all(len(set(weights)) == 3 for weights in mixed["directions"].values())
 
-    by_setting = {}
-    for item in injected["drawn"]:
-        by_setting.setdefault(item["setting"], []).append(item)
-    assert {item["style"] for item in by_setting["the style picture itself"]} == {0.0}
-    assert max(item["content"] for item in by_setting["the content picture itself"]) < 1e-12
-    assert {item["inside"] for item in by_setting["slerp, 0"]} == {None}
-    assert {len(items) for items in by_setting.values()} == {5}
-    left, everywhere = (np.mean([i["inside"] for i in by_setting[m]]) for m in ("left half, 0.75", "slerp, 0.75"))
-    assert left > everywhere
+    for model, pairs in (("underpaint-mini", 5), ("unconditional", 4)):
+        by_setting = {}
+        for item in injected["drawn"]:
+            if item["model"] == model:
+                by_setting.setdefault(item["setting"], []).append(item)
+        assert {len(items) for items in by_setting.values()} == {pairs}
+        assert {item["style"] for item in by_setting["the style picture itself"]} == {0.0}
+        assert max(item["content"] for item in by_setting["the content picture itself"]) < 1e-12
+        assert {item["inside"] for item in by_setting["slerp, 0"]} == {None}
+        left, everywhere = (np.mean([i["inside"] for i in by_setting[m]]) for m in ("left half, 0.75", "slerp, 0.75"))
+        assert left > everywhere
 
     report = (tmp_path / "quality.md").read_text()
     assert "*EDICT comes back exactly*: holds here" in report
     assert "of too few cases to be sure" in report
-    assert report.count("### ") == 20
-    for sheet in ("quality-edits", "quality-diffedit", "quality-disentangled", "quality-injection"):
+    assert report.count("### ") == 21
+    injections = ("quality-injection-underpaint-mini", "quality-injection-unconditional")
+    for sheet in ("quality-edits", "quality-diffedit", "quality-disentangled", *injections):
         assert f"results/{sheet}.webp" in report
         assert np.asarray(Image.open(tmp_path / "results" / f"{sheet}.webp")).std() > 30
+
+
+def section(text: str, value: int) -> Section:
+    return Section(title=text, about=f"About {text}.", tables=(), sheets=(), figures={"value": value})
+
+
+def test_a_later_run_of_one_method_keeps_what_was_written_of_the_others(tmp_path: Path) -> None:
+    order = ["first", "second"]
+    write(tmp_path, "Same weights.", "second", section("Two", 1), order, quick=True)
+    write(tmp_path, "Same weights.", "first", section("One", 1), order, quick=True)
+    report = write(tmp_path, "Same weights.", "second", section("Two", 2), order, quick=True).read_text()
+    assert 0 < report.index("## One") < report.index("## Two")
+    content = json.loads((tmp_path / "results" / "quality.json").read_text())
+    assert [part["figures"]["value"] for part in content["sections"].values()] == [1, 2]
+    assert "## One" not in write(tmp_path, "Other weights.", "second", section("Two", 3), order, quick=True).read_text()
 
 
 @pytest.mark.parametrize(

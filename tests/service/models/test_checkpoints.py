@@ -50,8 +50,13 @@ def test_the_digest_names_the_contents(directory: Path, tmp_path: Path) -> None:
     assert checkpoint.digest(other) != checkpoint.digest(directory)
 
 
-def test_the_embedded_model_is_found() -> None:
-    assert (checkpoint.resolve("", allow_network=False) / "unet").is_dir()
+@pytest.mark.parametrize(
+    ("name", "size", "reads"), [("", 64, True), ("underpaint-mini", 64, True), ("underpaint-mini-ddpm", 32, False)]
+)
+def test_the_embedded_models_are_found(name: str, size: int, reads: bool) -> None:
+    info = load(name, "mini", Settings()).facts.info
+    assert (info.width, info.height, info.prompt_tokens > 0) == (size, size, reads)
+    assert ("content_injection" in info.methods, "diffedit" in info.methods) == (True, reads)
 
 
 def bad(directory: Path, **scheduler: object) -> Path:
