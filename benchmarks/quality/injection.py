@@ -196,8 +196,12 @@ def _claims(made: Sequence[Drawn], model: str) -> Iterator[str]:
     def gains(figure: str, better: str, worse: str) -> list[float]:
         return [getattr(of[worse][pair], figure) - getattr(of[better][pair], figure) for pair in of[better]]
 
-    none, strong, full = (f"slerp, {weight:g}" for weight in (WEIGHTS[0], STRONG, WEIGHTS[-1]))
+    none, mild, _, strong, full = (f"slerp, {weight:g}" for weight in WEIGHTS)
+    yield figures.claim(
+        "Weight 0.25 brings the picture nearer to the content than weight 0", gains("content", mild, none)
+    )
     yield figures.claim("Weight 1 brings the picture nearer to the content than weight 0", gains("content", full, none))
+    yield figures.claim("The style stays as near at weight 0.25 as at weight 0", gains("style", mild, none))
     yield figures.claim("The style stays as near at weight 0.75 as at weight 0", gains("style", strong, none))
     yield figures.claim("Slerp keeps the style better than lerp", gains("style", strong, LERP))
     yield figures.claim("Calibration keeps the style better", gains("style", CALIBRATED, strong))
