@@ -52,7 +52,7 @@ def main() -> None:
     chosen = cases.load(args.cases or (1 if args.quick else None))
     steps = args.steps or (QUICK_STEPS if args.quick else STEPS)
     begin = time.monotonic()
-    served = places | ({UNCONDITIONAL: args.unconditional} if args.unconditional else {})
+    served = {**places, UNCONDITIONAL: args.unconditional}
     models = ",".join(f"{name}={place}" for name, place in served.items())
     # A quick run does not wait until the server has measured whether it must pin exact jobs.
     pinning = "pinned" if args.quick else "auto"
@@ -62,7 +62,7 @@ def main() -> None:
     ):
         samples = 3 if args.quick else 10
         judge = Judge(args.judge)
-        bench = Bench(client, places, args.unconditional, args.dtype, chosen, judge, steps, samples, args.quick)
+        bench = Bench(client, places, args.dtype, chosen, judge, steps, samples, args.quick)
         about = _about(bench)
         for name in args.names or METHODS:
             section = METHODS[name](bench)
@@ -98,9 +98,8 @@ def _arguments() -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", type=_place, default=underpaint_mini.MODEL, metavar="DIR", help="other weights")
     which.add_argument("--models", type=_places, metavar="ID=DIR,ID=DIR", help="several, compared side by side")
-    ddpm = underpaint_mini.DDPM
     parser.add_argument(
-        "--unconditional", type=_place, default=ddpm if ddpm.is_dir() else None, metavar="DIR",
+        "--unconditional", type=_place, default=underpaint_mini.DDPM, metavar="DIR",
         help="a DDPM, for content injection; the embedded one by default",
     )  # fmt: skip
     parser.add_argument("--judge", type=Path, default=underpaint_mini.CLIP, metavar="DIR", help="another CLIP")
@@ -123,9 +122,13 @@ def _place(text: str) -> Path:
 
 def _places(text: str) -> dict[str, Path]:
     pairs = [part.partition("=") for part in text.split(",")]
-    wrong = [name for name, _, place in pairs if not re.fullmatch(r"[\w.-]+", name) or not place]
+    wrong = [
+        name for name, _, place in pairs if not re.fullmatch(r"[\w.-]+", name) or name == UNCONDITIONAL or not place
+    ]
     if wrong or len({name for name, _, _ in pairs}) < len(pairs):
-        raise argparse.ArgumentTypeError(f"'{text}' is not ID=DIR,ID=DIR with different ids of letters and digits")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not ID=DIR,ID=DIR with different ids of letters and digits, '{UNCONDITIONAL}' excepted"
+        )
     return {name: _place(place) for name, _, place in pairs}
 
 

@@ -30,8 +30,6 @@ class Bench:
     client: Client
     places: dict[str, Path]
     """Model id on the server -> its pipeline directory."""
-    unconditional: Path | None
-    """Directory of the model that the server has as :data:`UNCONDITIONAL`."""
     dtype: str
     cases: list[Case]
     judge: Judge

@@ -74,9 +74,7 @@ def study(bench: Bench) -> Section:
     made = [*_sources(pairs, made), *_with_change(made)]
     models = _models(bench)
     digests = {model.name: model.digest for model in bench.client.models()}
-    own = ", of which none was given"
-    if UNCONDITIONAL in models:
-        own = f", here '{UNCONDITIONAL}' (weights {digests[f'models/{UNCONDITIONAL}'][:12]})"
+    own = f", here '{UNCONDITIONAL}' (weights {digests[f'models/{UNCONDITIONAL}'][:12]})"
     return Section(
         title="Content injection",
         about=ABOUT.format(**bench.counts, unconditional=own),
@@ -88,7 +86,7 @@ def study(bench: Bench) -> Section:
 
 def _models(bench: Bench) -> tuple[str, ...]:
     """The compared models, and the unconditional one."""
-    return (*bench.models, *([UNCONDITIONAL] if bench.unconditional else []))
+    return (*bench.models, UNCONDITIONAL)
 
 
 def _pairs(bench: Bench, model: str) -> list[Pair]:
@@ -225,8 +223,7 @@ def _sheets(bench: Bench, pairs: Sequence[Pair], made: Sequence[Drawn]) -> Itera
     for model in models:
         mine = [pair for pair in pairs if pair.model == model and pair.style.name in shown]
         rows = [tuple(_large(pictures[model, pair.style.name, name]) for name in names) for pair in mine]
-        suffix = f"-{model}" if len(models) > 1 else ""
-        yield Sheet(f"quality-injection{suffix}", heads, tuple(rows), abreast=1)
+        yield Sheet(f"quality-injection-{model}", heads, tuple(rows), abreast=1)
 
 
 def _large(picture: edits.Pixels) -> edits.Pixels:

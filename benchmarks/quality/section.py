@@ -90,7 +90,7 @@ def _stored(section: Section) -> dict[str, Any]:
 def _earlier(file: Path, head: dict[str, Any]) -> dict[str, Any]:
     """The sections of a file with the same head, whatever day it was written."""
     content = json.loads(file.read_text()) if file.exists() else {}
-    if not content or any(_dateless(content[key]) != _dateless(value) for key, value in head.items()):
+    if not content or any(_dateless(content.get(key)) != _dateless(value) for key, value in head.items()):
         return {}
     sections: dict[str, Any] = content["sections"]
     return sections

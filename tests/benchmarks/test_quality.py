@@ -81,6 +81,8 @@ def test_a_later_run_of_one_method_keeps_what_was_written_of_the_others(tmp_path
     assert 0 < report.index("## One") < report.index("## Two")
     content = json.loads((tmp_path / "results" / "quality.json").read_text())
     assert [part["figures"]["value"] for part in content["sections"].values()] == [1, 2]
+    (tmp_path / "results" / "quality.json").write_text('{"machine": {}, "sections": {"first": {}}}')
+    assert "## One" not in write(tmp_path, "Same weights.", "second", section("Two", 2), order, quick=True).read_text()
     assert "## One" not in write(tmp_path, "Other weights.", "second", section("Two", 3), order, quick=True).read_text()
 
 
@@ -91,6 +93,7 @@ def test_a_later_run_of_one_method_keeps_what_was_written_of_the_others(tmp_path
         (("--model", "/nowhere"), "holds no model_index.json"),
         (("--models", "one=/nowhere"), "holds no model_index.json"),
         (("--models", "/nowhere"), "is not ID=DIR,ID=DIR"),
+        (("--models", "unconditional=/nowhere"), "is not ID=DIR,ID=DIR"),
     ],
 )
 def test_what_cannot_be_judged_is_said_at_once(

@@ -35,6 +35,7 @@ from underpaint_server.jobs import (
 from underpaint_server.rpc.convert import edit_draft
 from underpaint_server.rpc.fields import Fields
 from underpaint_server.stores import directions as files
+from underpaint_server.stores.operations import Seen
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -221,7 +222,15 @@ async def test_an_id_is_given_once(idle: Wire) -> None:
     assert refusal.details["ResourceInfo"].resource_name == "directions/joy"
 
 
-async def test_of_calls_at_the_same_moment_one_gets_the_id(idle: Wire) -> None:
+async def test_of_calls_at_the_same_moment_one_gets_the_id(idle: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = idle.front.operations.scan
+
+    async def slow() -> dict[str, Seen]:
+        found = await scan()
+        await asyncio.sleep(0.05)  # a store far away: the others look before this one has written
+        return found
+
+    monkeypatch.setattr(idle.front.operations, "scan", slow)
     calls = [idle.directions.LearnDirection(asked(direction_id="joy", seed=seed)) for seed in range(3)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     refusals = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]

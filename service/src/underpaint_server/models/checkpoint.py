@@ -54,7 +54,7 @@ def check_weights(folder: Path) -> None:
     raise ModelNotReady(f"'{folder}' must hold safetensors: {hint}")
 
 
-def embedded(name: str = "") -> Path:
+def embedded(name: str) -> Path:
     """The directory of an embedded model, from the distribution underpaint-mini."""
     spec = find_spec("underpaint_mini")
     if spec is None or spec.origin is None:
