@@ -46,6 +46,22 @@ def weather(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return torch.where(pick < 0.35, blurred, images) + strength * noise
 
 
+def cover(images: torch.Tensor, rng: torch.Generator, share: float = 0.4, most: int = 24) -> torch.Tensor:
+    """A rectangle of up to ``most`` pixels a side of a ``share`` of the images in one random colour.
+
+    A judge that must do without any one part of an icon learns all of them. ``rng`` is on the images' device.
+    """
+    n, _, height, width = images.shape
+    u = torch.rand(8, n, 1, 1, generator=rng, device=images.device)
+    y, x = torch.arange(height, device=images.device)[:, None], torch.arange(width, device=images.device)
+    covered = (u[0] < share) & _within(y, u[1] * height, u[2] * most) & _within(x, u[3] * width, u[4] * most)
+    return torch.where(covered[:, None], u[5:].transpose(0, 1) * 2 - 1, images)
+
+
+def _within(at: torch.Tensor, middle: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    return (at - middle).abs() * 2 < length
+
+
 def splice(
     images: torch.Tensor, style: torch.Tensor, n: int, rng: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,9 +41,14 @@ def sentence(facts: list[int]) -> str:
 
 def leave_out(facts: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Facts (n, 6) with parts unsaid at random, as in training; a pattern goes with its background."""
-    said = torch.rand(facts.shape, generator=rng) < SAID_SHARES
+    return torch.where(said_parts(len(facts), rng), facts, UNSAID)
+
+
+def said_parts(n: int, rng: torch.Generator) -> torch.Tensor:
+    """Which parts (n, 6) captions say."""
+    said = torch.rand(n, len(PARTS), generator=rng) < SAID_SHARES
     said[:, PATTERN] = said[:, BACKGROUND]
-    return torch.where(said, facts, UNSAID)
+    return said
 
 
 def describes(said: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from recipe.captions import BACKGROUND, COLOUR, NOUN, PARTS, STYLE, UNSAID, Tokens, sentence
+from recipe.captions import BACKGROUND, COLOUR, NOUN, PARTS, STYLE, TONE, UNSAID, Tokens, sentence
 
-JUDGED: dict[str, int] = {"noun": NOUN, "style": STYLE, "colour": COLOUR, "background": BACKGROUND}
+JUDGED: dict[str, int] = {"noun": NOUN, "style": STYLE, "colour": COLOUR, "background": BACKGROUND, "tone": TONE}
 CHUNK = 512
 
 
@@ -58,9 +58,10 @@ class Judge:
 
     @torch.no_grad()
     def recognise(self, images: torch.Tensor, facts: torch.Tensor) -> dict[str, Recognised]:
-        """For each attribute, how often the true word's caption is nearest among all words of that attribute."""
+        """For each attribute that a picture has, how often its true word makes the nearest caption among all words."""
         seen = self.pictures(images)
-        return {name: self._recognise(seen, facts, part) for name, part in JUDGED.items()}
+        shown = {name: part for name, part in JUDGED.items() if (facts[:, part] != UNSAID).any()}
+        return {name: self._recognise(seen, facts, part) for name, part in shown.items()}
 
     def _recognise(self, seen: torch.Tensor, facts: torch.Tensor, part: int) -> Recognised:
         rows = facts[:, part] != UNSAID

@@ -41,6 +41,10 @@ class Ragged:
         """One member of each of ``rows`` (n,), chosen by ``u`` (n,) in [0, 1)."""
         return self.table[rows, (u * self.counts[rows]).long()]
 
+    def members(self) -> torch.Tensor:
+        """The members of all lists, one after another."""
+        return self.table[torch.arange(self.table.shape[1]) < self.counts[:, None]]
+
 
 @dataclass(frozen=True, slots=True)
 class Index:

@@ -105,12 +105,16 @@ class Contrast:
         """``seen`` (n, d) are scaled unit vectors of facts; ``read`` turns ids into unit vectors."""
         said = leave_out(facts, rng)
         nouns = functional.cross_entropy(near(seen, read(self.nouns)), facts[:, NOUN].to(self.device))
-        return self.both_ways(seen, facts, torch.cat([said, with_one_wrong(said, rng)]), read) + nouns
+        captions = torch.cat([said, with_one_wrong(said, rng)])
+        return self.both_ways(seen, facts, captions, read(self.ids(captions))) + nouns
 
-    def both_ways(self, seen: Tensor, facts: Tensor, captions: Tensor, read: Any) -> Tensor:
-        """``seen`` against ``captions``, the first ``n`` its own; a caption true of another's facts is no rival."""
+    def ids(self, captions: Tensor) -> Tensor:
+        """Token ids of captions given as codes (n, 6)."""
+        return self.tokens([sentence(row) for row in captions.tolist()]).to(self.device)
+
+    def both_ways(self, seen: Tensor, facts: Tensor, captions: Tensor, text: Tensor) -> Tensor:
+        """``seen`` against ``captions``' vectors, the first ``n`` its own; one true of another's facts is no rival."""
         n = len(facts)
-        text = read(self.tokens([sentence(row) for row in captions.tolist()]).to(self.device))
         own = torch.arange(n, device=self.device)
         also_true = describes(captions.to(self.device), facts.to(self.device))
         also_true[own, own] = False

@@ -15,6 +15,7 @@ from recipe.sprites import Sprites
 from recipe.train_clip import More
 from recipe.vocabulary import PLAIN_NAMES, STYLES
 
+TONES = ("", "-light-skin-tone", "-dark-skin-tone")
 SHAPES = ('<circle cx="8" cy="8" r="7"', '<rect x="2" y="4" width="12" height="8"', '<path d="M8 1 15 15H1Z"')
 NAMES = ["red-apple", "black-heart", *PLAIN_NAMES[:8]]
 
@@ -24,7 +25,7 @@ def icons(style: int) -> dict[str, object]:
     colours = ["#d02020", "#20a040", "#777"]
     drawn = {n: f'{SHAPES[(i + style) % 3]} fill="{colours[i % 3]}"/>' for i, n in enumerate(NAMES)}
     drawn |= dict.fromkeys(("compass", "flag-spain", "boy-light"), f'{SHAPES[style % 3]} fill="currentColor"/>')
-    drawn |= {f"thumbs-up{tone}": f'{SHAPES[style % 3]} fill="#fc0"/>' for tone in ("", "-dark-skin-tone")}
+    drawn |= {f"thumbs-up{tone}": f'{SHAPES[style % 3]} fill="#fc0"/>' for tone in TONES}
     bodies = {name: {"body": body} for name, body in drawn.items()}
     return {"icons": bodies, "aliases": {"camel": {"parent": "bat"}}, "width": 16, "height": 16}
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from recipe import augment
-from recipe.captions import BACKGROUND, COLOUR, NOUN, PATTERN, STYLE, UNSAID, describes, leave_out, sentence
+from recipe.captions import BACKGROUND, COLOUR, NOUN, PATTERN, STYLE, TONE, UNSAID, describes, leave_out, sentence
 from recipe.data import Composer, Scenes
 from recipe.prepare import dominant_hue, nearest_colour
 from recipe.sprites import Ragged, Sprites, turn_hue
 from recipe.train_clip import PALETTE, More
 from recipe.train_text import with_one_wrong
+from recipe.twins import Twins
 from recipe.vocabulary import BACKGROUNDS, COLOURS, HUES, NOUNS, STYLES, name_colour, noun
 
 
@@ -89,6 +90,23 @@ def _colours(groups: torch.Tensor) -> int:
     return sum(len(set(group[:, COLOUR].tolist())) for group in groups)
 
 
+def test_twins_differ_in_one_thing_said_and_in_nothing_else(composer: Composer) -> None:
+    scenes, part = Twins(composer).draw(200, dice())
+    source, target = composer.facts(scenes).chunk(2)
+    assert torch.bincount(part).tolist() == [40] * 5
+    changed = source != target
+    assert changed[torch.arange(200), part].all()
+    assert (changed.sum(1) == 1).all()
+    first, second = scenes[:200], scenes[200:]
+    assert torch.equal(first.theta, second.theta)
+    assert torch.equal(first.phase, second.phase)
+    sprites = composer.sprites
+    pairs = {(sprites.name[i], sprites.style[i]) for i in scenes.sprite.tolist()}
+    assert not pairs & sprites.held_out_pairs
+    tones = composer.facts(scenes)[torch.cat([part, part]) == TONE, TONE]
+    assert len(tones.unique()) == 2, "the set's own yellow is no tone"
+
+
 def test_facts_become_the_caption() -> None:
     red, apple = COLOURS.index("red"), NOUNS.index("apple")
     glossy, blue = list(STYLES).index("glossy"), list(BACKGROUNDS).index("blue")
@@ -120,6 +138,19 @@ def test_changes_of_the_picture_keep_its_size_range_and_background(composer: Com
     assert torch.equal(warped.where(behind, torch.zeros(())), images.where(behind, torch.zeros(())))
     still = composer.render(augment.warp(scenes, dice(), turn=0, stretch=0), augment.tint(32, dice(), 0, 0, 0))[0]
     torch.testing.assert_close(still, images, atol=1e-5, rtol=0)
+
+
+def test_a_covered_picture_is_itself_outside_one_rectangle_of_one_colour() -> None:
+    images = torch.rand(200, 3, 16, 16, generator=dice())
+    covered = augment.cover(images, dice(1), share=0.5, most=12)
+    hidden = (covered != images).any(1)
+    assert 0.35 < hidden.flatten(1).any(1).float().mean() < 0.5
+    for image, where in zip(covered, hidden, strict=True):
+        rows, columns = where.any(1).nonzero()[:, 0], where.any(0).nonzero()[:, 0]
+        if len(rows):
+            block = image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].flatten(1)
+            assert (block == block[:, :1]).all()
+            assert max(len(rows), len(columns)) <= 12
 
 
 def test_a_spliced_picture_is_half_another_of_its_style() -> None:
