@@ -46,6 +46,16 @@ def weather(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return torch.where(pick < 0.35, blurred, images) + strength * noise
 
 
+def repaint(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Every image in other colours: its channels mixed at random, for half of them its brightness alone, drawn in two.
+
+    What is left is shape, the one thing that all drawings of a name share. ``rng`` is on the images' device.
+    """
+    u = torch.randn(len(images), 3, 5, generator=rng, device=images.device)
+    mix = torch.where(u[:, :1, 3:4] > 0, u[:, :, :3], u[:, :, :1] * GREY.to(images.device) * 2)
+    return (torch.einsum("nij,njhw->nihw", mix, images) + 0.3 * u[:, :, 4, None, None]).clamp(-1, 1)
+
+
 def cover(images: torch.Tensor, rng: torch.Generator, share: float = 0.4, most: int = 24) -> torch.Tensor:
     """A rectangle of up to ``most`` pixels a side of a ``share`` of the images in one random colour.
 

@@ -154,7 +154,7 @@ def test_a_clip_trained_on_a_batch_recognises_it(
     text = build_text(tokens)
     fixed = weights(text)
     trainer = Trainer(Taught(build_clip(text)), options(tmp_path, steps=25, rate=1e-3, warmup=5, averaging=0.5))
-    before, after = learned(Looking(composer, more, tokens, 16), trainer)
+    before, after = learned(Looking(composer, more, tokens, 32), trainer)
     assert after < 0.7 * before
     clip: Any = trainer.average.get_submodule("clip")
     towers = (clip.text_model, clip.text_projection)
