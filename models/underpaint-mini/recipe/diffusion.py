@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 DROP_SKIPS = 0.25
-GAMMA = 5.0
+GAMMA, MOST = 5.0, 20.0
 SKIPS = "res_hidden_states_tuple"
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -42,12 +42,17 @@ class SkipDropper:
 
 
 class NoiseLoss:
-    """Squared error of the predicted noise at a random timestep, weighted by min-SNR."""
+    """Squared error of the predicted noise at a random timestep, weighted by the signal-to-noise ratio.
+
+    Little noise weighs less (min-SNR; Hang et al., ICCV 2023). Much noise weighs more, up to ``MOST`` times: there the
+    error of the noise is small although that of the picture is large, and what is drawn is decided there. In between
+    it is the error of v = sqrt(alpha) noise - sqrt(1 - alpha) clean (Salimans and Ho, ICLR 2022).
+    """
 
     def __init__(self, alphas_cumprod: torch.Tensor, device: torch.device) -> None:
         self._alphas = alphas_cumprod.to(device)
         snr = self._alphas / (1 - self._alphas)
-        self._weight = snr.clamp_max(GAMMA) / snr
+        self._weight = snr.clamp_max(GAMMA) / snr * (1 + 1 / snr).clamp_max(MOST)
 
     def __call__(self, denoise: Denoiser, clean: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """``clean`` (n, c, h, w) on the device of ``rng``; ``denoise(noisy, timesteps)`` predicts the noise."""
