@@ -153,6 +153,20 @@ def test_a_covered_picture_is_itself_outside_one_rectangle_of_one_colour() -> No
             assert max(len(rows), len(columns)) <= 12
 
 
+def test_a_repainted_picture_keeps_its_regions_in_other_colours() -> None:
+    images = torch.rand(200, 3, 1, 2, generator=dice())[..., [0, 0, 1, 1]] * 1.6 - 0.8
+    repainted = augment.repaint(images, dice(1))
+    assert repainted.shape == images.shape
+    assert repainted.abs().max() <= 1
+    assert torch.equal(repainted[..., 0], repainted[..., 1])
+    assert torch.equal(repainted[..., 2], repainted[..., 3])
+    assert (repainted - images).abs().flatten(1).amax(1).min() > 0.05
+    alike = images - torch.einsum("c,nchw->nhw", augment.GREY, images)[:, None]
+    level = augment.repaint(alike * 0.2, dice(1))
+    flat = (level[..., 0] - level[..., 2]).abs().flatten(1).amax(1) < 1e-5
+    assert 0.4 < flat.float().mean() < 0.6, "half of them show brightness alone"
+
+
 def test_a_spliced_picture_is_half_another_of_its_style() -> None:
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 8, 8)
     style = torch.tensor([0, 1, 0, 2, 1, 0])
