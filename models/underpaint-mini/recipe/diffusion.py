@@ -42,7 +42,7 @@ class SkipDropper:
 
 
 class NoiseLoss:
-    """Squared error of the predicted noise at a random timestep, weighted by the signal-to-noise ratio.
+    """Squared error of the predicted noise at random timesteps, weighted by the signal-to-noise ratio.
 
     Little noise weighs less (min-SNR; Hang et al., ICCV 2023). Much noise weighs more, up to ``MOST`` times: there the
     error of the noise is small although that of the picture is large, and what is drawn is decided there. In between
@@ -56,9 +56,15 @@ class NoiseLoss:
 
     def __call__(self, denoise: Denoiser, clean: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """``clean`` (n, c, h, w) on the device of ``rng``; ``denoise(noisy, timesteps)`` predicts the noise."""
-        timesteps = torch.randint(len(self._alphas), (len(clean),), generator=rng, device=clean.device)
+        timesteps = self._timesteps(len(clean), rng)
         noise = torch.randn(clean.shape, generator=rng, device=clean.device)
         alpha = self._alphas[timesteps][:, None, None, None]
         predicted = denoise(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, timesteps)
         error = functional.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3))
         return (error * self._weight[timesteps]).mean()
+
+    def _timesteps(self, n: int, rng: torch.Generator) -> torch.Tensor:
+        """One from each ``n``-th part of the schedule, so that batches differ less (Kingma et al., NeurIPS 2021)."""
+        within = torch.rand(n, generator=rng, device=rng.device)
+        share = (torch.arange(n, device=rng.device) + within) / n
+        return (share * len(self._alphas)).long().clamp_max(len(self._alphas) - 1)

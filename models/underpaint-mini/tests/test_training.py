@@ -20,6 +20,7 @@ from recipe.train_unet import Bank, settle_conditioning
 from recipe.train_unet import build as build_unet
 from recipe.train_vae import Reconstruction, build, psnr, whiten
 from recipe.training import Dice, Options, Trainer
+from recipe.whitening import Whitening
 from torch import nn
 from transformers import AutoModel, CLIPTextModel
 
@@ -203,6 +204,38 @@ def test_latents_are_encoded_once_and_anew_for_another_autoencoder(composer: Com
     other = Bank(work, composer, 8)
     torch.testing.assert_close(other.latents - first.latents, torch.ones_like(first.latents), atol=0.01, rtol=0)
     assert torch.equal(other.facts, first.facts)
+
+
+def test_whitened_states_change_what_a_unet_learns_from_and_not_what_it_computes() -> None:
+    torch.manual_seed(0)
+    unet = build_unet()
+    strong = torch.cat([torch.full((8,), 3.0), torch.full((184,), 0.2)])
+    states = torch.randn(4096, 192) * strong
+    whitening = Whitening(states)
+    seen, context, t = torch.randn(2, 4, 16, 16), states[:64].reshape(2, 32, 192), torch.tensor([10, 900])
+    with torch.no_grad():
+        plain = unet(seen, t, context).sample
+        whitening.enter(unet)
+        torch.testing.assert_close(unet(seen, t, whitening(context)).sample, plain, atol=1e-5, rtol=1e-4)
+        assert (unet(seen, t, context).sample - plain).abs().max() > 1e-3
+        whitening.leave(unet)
+        torch.testing.assert_close(unet(seen, t, context).sample, plain, atol=1e-5, rtol=1e-4)
+    power = whitening(states).square().mean(0)
+    assert power.max() / power.min() < 1.6, "225 before"
+
+
+def test_the_timesteps_of_a_batch_cover_the_schedule() -> None:
+    seen: list[torch.Tensor] = []
+
+    def denoise(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(t)
+        return noisy
+
+    loss, rng = NoiseLoss(torch.linspace(0.99, 0.01, 1000), CPU), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        loss(denoise, torch.zeros(10, 1, 1, 1), rng)
+    assert all((t // 100).tolist() == list(range(10)) for t in seen)
+    assert len(set(torch.cat(seen).tolist())) > 150
 
 
 @pytest.mark.parametrize("kind", ["conditional", "unconditional"])
