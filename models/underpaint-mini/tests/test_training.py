@@ -1,6 +1,7 @@
 """The loop, the tokenizer, the losses' parts and the export's arithmetic."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from recipe.captions import TOKENS, Tokens, caption_words
 from recipe.data import Composer
 from recipe.diffusion import DROP_SKIPS, NoiseLoss, SkipDropper
-from recipe.export import sums
+from recipe.export import sums, tidy
 from recipe.judge import Judge
 from recipe.train_clip import Looking, More, Taught
 from recipe.train_clip import build as build_clip
@@ -287,6 +288,15 @@ def test_a_new_autoencoders_loss_reaches_every_weight(composer: Composer) -> Non
     vae = build()
     torch.autograd.backward(Reconstruction(composer, 4)(vae, Dice.at(0, 1, CPU)))
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in vae.parameters())
+
+
+def test_exported_configurations_tell_no_folder(tmp_path: Path) -> None:
+    tower = {"hidden_size": 192, "_name_or_path": "work/text"}
+    (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "work", "text_config": tower}))
+    (tmp_path / "vocab.json").write_text("[1]")
+    tidy(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"text_config": {"hidden_size": 192}}
+    assert (tmp_path / "vocab.json").read_text() == "[1]"
 
 
 def test_too_large_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
