@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     """Models as ID=DIRECTORY, separated by commas, the default first; ID= alone, or nothing at all, is the embedded
     underpaint-mini, and ID=underpaint-mini-ddpm the embedded model without text."""
     clips: Annotated[tuple[str, ...], NoDecode] = ()
-    """CLIPs that directions are learned by, as ID=DIRECTORY of a transformers CLIPModel, separated by commas. A folder
-    named clip in or beside a model is found without."""
+    """CLIPs that directions are learned by, as ID=DIRECTORY of a transformers CLIPModel or VisionTextDualEncoderModel,
+    separated by commas. A folder named clip in or beside a model is found without."""
     vgg: str = ""
     """VGG16's weights as safetensors, with torchvision's names: learned directions then keep the content by them, as in
     the paper. Empty takes the model's own autoencoder."""
