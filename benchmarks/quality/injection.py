@@ -18,8 +18,9 @@ from benchmarks.quality.section import Section, Sheet
 from benchmarks.report import Table
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-STRONG = 0.75
-LERP, CALIBRATED, REGION = "lerp, 0.75", "calibrated, 0.75", "left half, 0.75"
+MILD, STRONG = 0.25, 0.75
+LERP, REGION = f"lerp, {MILD:g}", f"left half, {MILD:g}"
+CALIBRATED, CALIBRATED_STRONG = (f"calibrated, {weight:g}" for weight in (MILD, STRONG))
 SOURCE, CONTENT = "the style picture itself", "the content picture itself"
 PIXELS = NDArray[np.float64]
 CELLS = 16
@@ -66,7 +67,7 @@ class Pair:
 
 
 def study(bench: Bench) -> Section:
-    """The curve over the weight, then each option at one weight."""
+    """The curve over the weight, then each option at a mild weight, and calibration at a strong one."""
     pairs = [pair for model in _models(bench) for pair in _pairs(bench, model)]
     made: list[Drawn] = []
     for name, method in _settings().items():
@@ -101,9 +102,10 @@ def _settings() -> dict[str, dict[str, Any]]:
     left[:, :32] = 255
     curve = {f"slerp, {weight:g}": {"weight": weight} for weight in WEIGHTS}
     return curve | {
-        LERP: {"weight": STRONG, "interpolation": "lerp"},
-        CALIBRATED: {"weight": STRONG, "calibration": 0.5},
-        REGION: {"weight": STRONG, "region": Image.fromarray(left)},
+        LERP: {"weight": MILD, "interpolation": "lerp"},
+        CALIBRATED: {"weight": MILD, "calibration": 0.5},
+        REGION: {"weight": MILD, "region": Image.fromarray(left)},
+        CALIBRATED_STRONG: {"weight": STRONG, "calibration": 0.5},
     }
 
 
@@ -201,9 +203,11 @@ def _claims(made: Sequence[Drawn], model: str) -> Iterator[str]:
     yield figures.claim("Weight 1 brings the picture nearer to the content than weight 0", gains("content", full, none))
     yield figures.claim("The style stays as near at weight 0.25 as at weight 0", gains("style", mild, none))
     yield figures.claim("The style stays as near at weight 0.75 as at weight 0", gains("style", strong, none))
-    yield figures.claim("Slerp keeps the style better than lerp", gains("style", strong, LERP))
-    yield figures.claim("Calibration keeps the style better", gains("style", CALIBRATED, strong))
-    yield figures.claim("Calibration brings more of the content", gains("content", CALIBRATED, strong))
+    yield figures.claim("Slerp keeps the style better than lerp", gains("style", mild, LERP))
+    for weight, without, calibrated in ((MILD, mild, CALIBRATED), (STRONG, strong, CALIBRATED_STRONG)):
+        at = f"at weight {weight:g}"
+        yield figures.claim(f"Calibration keeps the style better {at}", gains("style", calibrated, without))
+        yield figures.claim(f"Calibration brings more of the content {at}", gains("content", calibrated, without))
     share = [item.inside - 0.5 for item in of[REGION].values() if item.inside is not None]
     if share:
         yield figures.claim("A region keeps most of the change inside itself", share, unit=" of the change")
@@ -218,7 +222,7 @@ def _sheets(bench: Bench, pairs: Sequence[Pair], made: Sequence[Drawn]) -> Itera
     pictures = {(item.model, item.pair, item.setting): item.picture for item in made}
     shown = {case.name for case in bench.shown}
     names = (SOURCE, CONTENT, *_settings())
-    heads = ("style", "content", *(f"{weight:g}" for weight in WEIGHTS), "lerp", "calibrated", "left half")
+    heads = ("style", "content", *(name.removeprefix("slerp, ") for name in _settings()))
     models = _models(bench)
     for model in models:
         mine = [pair for pair in pairs if pair.model == model and pair.style.name in shown]
