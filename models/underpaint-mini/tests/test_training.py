@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from recipe.train_text import Pair, Reading, text_encoder
 from recipe.train_text import build as build_text
 from recipe.train_unet import Bank, settle_conditioning
 from recipe.train_unet import build as build_unet
+from recipe.train_unet import main as train_unet
 from recipe.train_vae import Reconstruction, build, psnr, whiten
 from recipe.training import Dice, Options, Trainer
 from recipe.whitening import Whitening
@@ -223,6 +225,22 @@ def test_whitened_states_change_what_a_unet_learns_from_and_not_what_it_computes
         torch.testing.assert_close(unet(seen, t, context).sample, plain, atol=1e-5, rtol=1e-4)
     power = whitening(states).square().mean(0)
     assert power.max() / power.min() < 1.6, "225 before"
+
+
+def test_a_finished_unet_is_written_alike_whatever_the_bank(
+    work: Path, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    shutil.copytree(work, tmp_path, dirs_exist_ok=True)
+    build().save_pretrained(tmp_path / "vae")
+    build_text(tokens).save_pretrained(tmp_path / "text")
+    command = ["train_unet", "--work", str(tmp_path), "--steps", "1", "--batch", "2", "--dtype", "float32"]
+    written = []
+    for bank in ("8", "12"):
+        monkeypatch.setattr("sys.argv", [*command, "--bank", bank])
+        train_unet()
+        written.append((tmp_path / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
+    assert written[0] == written[1]
 
 
 def test_the_timesteps_of_a_batch_cover_the_schedule() -> None:
