@@ -1,8 +1,9 @@
 #!/bin/sh
-# Train, export and judge everything: recipe/run_all.sh WORK OUT [SECONDS]
+# Train, export and judge everything: [FIRST=DIR] recipe/run_all.sh WORK OUT [SECONDS]
 #
-# WORK holds sprites.npz (recipe.prepare); SECONDS bounds the training, 400 unless said. Stages that do not need each
-# other share one GPU; on a CPU they take turns. Run again, it resumes where it was stopped.
+# WORK holds sprites.npz (recipe.prepare); SECONDS bounds the training, 400 unless said; DIR is an earlier export to
+# compare with. Stages that do not need each other share one GPU; on a CPU they take turns. Run again, it resumes where
+# it was stopped.
 set -eu
 work=$1 out=$2 total=${3:-400}
 python=${PYTHON:-python3}
@@ -24,7 +25,7 @@ stage() { # stage NAME PERCENT MODULE [OPTION...]
 }
 
 # What needs nothing runs first, what needs the autoencoder and the CLIP after them. Shares are of the time on a GPU,
-# where the first line's stages run together and so do the second line's; on a CPU all five add up to the whole.
+# where the first line's stages run together and so do the second line's; on a CPU all six add up to the whole.
 if $gpu; then
     stage vae 25 train_vae & vae=$!
     stage text 15 train_text & text=$!

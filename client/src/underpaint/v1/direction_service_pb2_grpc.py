@@ -52,8 +52,8 @@ class DirectionServiceServicer(object):
     """
 
     def LearnDirection(self, request, context):
-        """Learns a direction from one image and two prompts; minutes, so always an operation. It outlives the call, the engine
-        and, with a store that does, the server: follow it with google.longrunning.Operations.
+        """Learns a direction from 1 to 16 pictures and two prompts; minutes, so always an operation. It outlives the call, the
+        engine and, with a store that does, the server: follow it with google.longrunning.Operations.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,8 +34,8 @@ class DirectionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DirectionServiceAsyncStub: ...
     LearnDirection: _grpc.UnaryUnaryMultiCallable[_direction_service_pb2.LearnDirectionRequest, _direction_service_pb2.LearnDirectionResponse]
-    """Learns a direction from one image and two prompts; minutes, so always an operation. It outlives the call, the engine
-    and, with a store that does, the server: follow it with google.longrunning.Operations.
+    """Learns a direction from 1 to 16 pictures and two prompts; minutes, so always an operation. It outlives the call, the
+    engine and, with a store that does, the server: follow it with google.longrunning.Operations.
     """
     GetDirection: _grpc.UnaryUnaryMultiCallable[_direction_service_pb2.GetDirectionRequest, _direction_service_pb2.GetDirectionResponse]
     """Reads one."""
@@ -54,8 +54,8 @@ class DirectionServiceAsyncStub(DirectionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     LearnDirection: _aio.UnaryUnaryMultiCallable[_direction_service_pb2.LearnDirectionRequest, _direction_service_pb2.LearnDirectionResponse]  # type: ignore[assignment]
-    """Learns a direction from one image and two prompts; minutes, so always an operation. It outlives the call, the engine
-    and, with a store that does, the server: follow it with google.longrunning.Operations.
+    """Learns a direction from 1 to 16 pictures and two prompts; minutes, so always an operation. It outlives the call, the
+    engine and, with a store that does, the server: follow it with google.longrunning.Operations.
     """
     GetDirection: _aio.UnaryUnaryMultiCallable[_direction_service_pb2.GetDirectionRequest, _direction_service_pb2.GetDirectionResponse]  # type: ignore[assignment]
     """Reads one."""
@@ -77,8 +77,8 @@ class DirectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _direction_service_pb2.LearnDirectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_direction_service_pb2.LearnDirectionResponse, _abc.Awaitable[_direction_service_pb2.LearnDirectionResponse]]:
-        """Learns a direction from one image and two prompts; minutes, so always an operation. It outlives the call, the engine
-        and, with a store that does, the server: follow it with google.longrunning.Operations.
+        """Learns a direction from 1 to 16 pictures and two prompts; minutes, so always an operation. It outlives the call, the
+        engine and, with a store that does, the server: follow it with google.longrunning.Operations.
         """
 
     @_abc_1.abstractmethod

@@ -87,7 +87,7 @@ class EditRequest(_message.Message):
     output_media_type: _builtins.str
     """Media type of the result; empty takes image/png."""
     priority: _types_pb2.Priority.ValueType
-    """Order within the tenant."""
+    """Order among the waiting."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
         """A real image; it is inverted first unless the store has that inversion."""

@@ -252,7 +252,7 @@ class InvertRequest(_message.Message):
     verify: _builtins.bool
     """Also run the round trip and report its error."""
     priority: _types_pb2.Priority.ValueType
-    """Order within the tenant."""
+    """Order among the waiting."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
         """The image."""

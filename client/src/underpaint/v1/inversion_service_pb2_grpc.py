@@ -73,7 +73,7 @@ class InversionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListInversions(self, request, context):
-        """Lists the caller's inversions, newest first.
+        """Lists the server's inversions, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class InversionServiceStub:
     GetInversion: _grpc.UnaryUnaryMultiCallable[_inversion_service_pb2.GetInversionRequest, _inversion_service_pb2.GetInversionResponse]
     """Reads one inversion's metadata and refreshes nothing."""
     ListInversions: _grpc.UnaryUnaryMultiCallable[_inversion_service_pb2.ListInversionsRequest, _inversion_service_pb2.ListInversionsResponse]
-    """Lists the caller's inversions, newest first."""
+    """Lists the server's inversions, newest first."""
     DeleteInversion: _grpc.UnaryUnaryMultiCallable[_inversion_service_pb2.DeleteInversionRequest, _inversion_service_pb2.DeleteInversionResponse]
     """Deletes one; NOT_FOUND when absent unless allow_missing."""
     ExportInversion: _grpc.UnaryStreamMultiCallable[_inversion_service_pb2.ExportInversionRequest, _inversion_service_pb2.ExportInversionResponse]
@@ -58,7 +58,7 @@ class InversionServiceAsyncStub(InversionServiceStub):
     GetInversion: _aio.UnaryUnaryMultiCallable[_inversion_service_pb2.GetInversionRequest, _inversion_service_pb2.GetInversionResponse]  # type: ignore[assignment]
     """Reads one inversion's metadata and refreshes nothing."""
     ListInversions: _aio.UnaryUnaryMultiCallable[_inversion_service_pb2.ListInversionsRequest, _inversion_service_pb2.ListInversionsResponse]  # type: ignore[assignment]
-    """Lists the caller's inversions, newest first."""
+    """Lists the server's inversions, newest first."""
     DeleteInversion: _aio.UnaryUnaryMultiCallable[_inversion_service_pb2.DeleteInversionRequest, _inversion_service_pb2.DeleteInversionResponse]  # type: ignore[assignment]
     """Deletes one; NOT_FOUND when absent unless allow_missing."""
     ExportInversion: _aio.UnaryStreamMultiCallable[_inversion_service_pb2.ExportInversionRequest, _inversion_service_pb2.ExportInversionResponse]  # type: ignore[assignment]
@@ -97,7 +97,7 @@ class InversionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inversion_service_pb2.ListInversionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inversion_service_pb2.ListInversionsResponse, _abc.Awaitable[_inversion_service_pb2.ListInversionsResponse]]:
-        """Lists the caller's inversions, newest first."""
+        """Lists the server's inversions, newest first."""
 
     @_abc_1.abstractmethod
     def DeleteInversion(

@@ -145,7 +145,7 @@ class Limits(_message.Message):
     max_steps: _builtins.int
     """Steps of a schedule."""
     max_batch_size: _builtins.int
-    """Requests in one step's batch."""
+    """Rows of one forward pass; a request often has several."""
     max_prompt_chars: _builtins.int
     """Characters of a prompt; what the tokenizer cuts is reported, not hidden."""
     size_multiple: _builtins.int

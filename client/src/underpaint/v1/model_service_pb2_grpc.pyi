@@ -38,9 +38,9 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
     """Lists them."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.LoadModelRequest, _model_service_pb2.LoadModelResponse]
-    """Loads one; needs the admin role."""
+    """Loads one."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]
-    """Drains and unloads one; needs the admin role."""
+    """Drains and unloads one."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -52,9 +52,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists them."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.LoadModelRequest, _model_service_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Loads one; needs the admin role."""
+    """Loads one."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Drains and unloads one; needs the admin role."""
+    """Drains and unloads one."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """ModelService says what this server can do, and lets an administrator change it."""
@@ -81,7 +81,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.LoadModelResponse, _abc.Awaitable[_model_service_pb2.LoadModelResponse]]:
-        """Loads one; needs the admin role."""
+        """Loads one."""
 
     @_abc_1.abstractmethod
     def UnloadModel(
@@ -89,6 +89,6 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnloadModelResponse, _abc.Awaitable[_model_service_pb2.UnloadModelResponse]]:
-        """Drains and unloads one; needs the admin role."""
+        """Drains and unloads one."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

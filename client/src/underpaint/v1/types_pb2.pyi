@@ -99,7 +99,7 @@ class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.Val
     """A person is waiting."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
-    """Priority orders work within one tenant."""
+    """Priority orders the work that waits."""
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """Server's default, PRIORITY_NORMAL."""

@@ -158,7 +158,7 @@ class Metrics:
         self._step_seconds.labels(model, _rows_bucket(rows + padding)).observe(duration_s)
 
     def on_batch_split(self, *, model: str, reason: str) -> None:
-        """Rows that waited together had to go in several passes: ``shape``, ``oom``, ``deadline`` or ``full``."""
+        """A pass was split into smaller ones: after an ``error``, or for want of memory (``oom``)."""
         self._splits.labels(model, reason).inc()
 
     def on_cancel_latency(self, *, model: str, seconds: float) -> None:
@@ -166,7 +166,7 @@ class Metrics:
         self._cancel_latency.labels(model).observe(seconds)
 
     def on_engine_restart(self, *, reason: str) -> None:
-        """The engine process was replaced: ``crash``, ``stall`` or ``oom``."""
+        """The engine process was replaced after a ``crash`` or a ``stall``."""
         self._restarts.labels(reason).inc()
 
     def on_model_loaded(self, *, info: ModelInfo, seconds: float) -> None:
@@ -274,7 +274,7 @@ class Metrics:
         # and fixed, all are there from the start.
         for counter, values in (
             (self._replays, ("joined", "replayed")),
-            (self._restarts, ("crash", "stall", "oom")),
+            (self._restarts, ("crash", "stall")),
             (self._store_requests, ("hit", "miss", "joined", "expired")),
             (self._evictions, ("ttl", "bytes")),
         ):
