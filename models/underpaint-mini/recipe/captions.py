@@ -44,9 +44,11 @@ def leave_out(facts: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return torch.where(said_parts(len(facts), rng), facts, UNSAID)
 
 
-def said_parts(n: int, rng: torch.Generator) -> torch.Tensor:
-    """Which parts (n, 6) captions say."""
+def said_parts(n: int, rng: torch.Generator, always: torch.Tensor | None = None) -> torch.Tensor:
+    """Which parts (n, 6) captions say; each says its part of ``always`` (n,)."""
     said = torch.rand(n, len(PARTS), generator=rng) < SAID_SHARES
+    if always is not None:
+        said[torch.arange(n), always] = True
     said[:, PATTERN] = said[:, BACKGROUND]
     return said
 

@@ -8,6 +8,7 @@ set -eu
 work=$1 out=$2 total=${3:-400}
 python=${PYTHON:-python3}
 here=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$work"
 export PYTHONPATH="$here" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -15,30 +16,32 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
     export OMP_NUM_THREADS=4
 else
     gpu=false
-    export OMP_WAIT_POLICY=PASSIVE
 fi
 
 stage() { # stage NAME PERCENT MODULE [OPTION...]
     name=$1 seconds=$((total * $2 / 100)) module=$3
     shift 3
-    "$python" -m "recipe.$module" --work "$work" --name "$name" --seconds "$seconds" "$@" >>"$work/$name.log" 2>&1
+    "$python" -m "recipe.$module" --work "$work" --name "$name" --seconds $((seconds > 0 ? seconds : 1)) "$@" \
+        >>"$work/$name.log" 2>&1 || { echo "recipe.$module failed:" && tail -n 5 "$work/$name.log"; exit 1; } >&2
 }
 
-# What needs nothing runs first, what needs the autoencoder and the CLIP after them. Shares are of the time on a GPU,
-# where the first line's stages run together and so do the second line's; on a CPU all six add up to the whole.
+all() { # all JOB...: wait for each to end, and fail if one did
+    failed=0
+    for job; do wait "$job" || failed=1; done
+    return $failed
+}
+
+# What needs nothing runs first, what needs the autoencoder and the text tower after them. Shares are of the time: on a GPU
+# the first two stages run together and so do the other four; on a CPU all six add up to the whole.
 if $gpu; then
     stage vae 25 train_vae & vae=$!
     stage text 15 train_text & text=$!
-    wait $vae
-    wait $text
+    all $vae $text
     stage unet 70 train_unet & unet=$!
     stage clip 60 train_clip & clip=$!
     stage judge 60 train_clip --seed 1 & judge=$!
     stage ddpm 60 train_ddpm & ddpm=$!
-    wait $unet
-    wait $clip
-    wait $judge
-    wait $ddpm
+    all $unet $clip $judge $ddpm
 else
     stage vae 8 train_vae
     stage text 2 train_text
@@ -48,4 +51,5 @@ else
     stage ddpm 15 train_ddpm
 fi
 "$python" -m recipe.export --work "$work" --out "$out"
-"$python" -m recipe.evaluate --work "$work" --model new="$out" ${FIRST:+--model first="$FIRST"} | tee "$work/figures.md"
+"$python" -m recipe.evaluate --work "$work" ${FIRST:+--model first="$FIRST"} --model new="$out" >"$work/figures.md"
+cat "$work/figures.md"

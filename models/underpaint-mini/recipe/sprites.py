@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from recipe.files import needed
 from recipe.vocabulary import COLOURS, HUES
 
 HELD_OUT_SHARE = 0.04
@@ -79,6 +80,11 @@ class Sprites:
         """uint8 (n, 4, 72, 72)."""
         self._pair = list(zip(self.name, self.style, strict=True))
         self.held_out_pairs = self._hold_out()
+
+    @classmethod
+    def of(cls, work: Path, name: str = "sprites") -> "Sprites":
+        """Those of a work folder; ends the program if they were not prepared."""
+        return cls(needed(work / f"{name}.npz", "prepare"))
 
     def __len__(self) -> int:
         return len(self.name)

@@ -80,7 +80,7 @@ def main() -> None:
     args = parser.parse_args()
     options = training.options(args)
     torch.manual_seed(options.seed)
-    composer = Composer(Sprites(options.work / "sprites.npz"), options.device)
+    composer = Composer(Sprites.of(options.work), options.device)
     trainer = training.Trainer(build(args.px).to(memory_format=torch.channels_last), options)
     unet: Any = trainer.fit(Denoising(composer, trainer.model, options.batch))
     DDPMPipeline(unet, schedule()).save_pretrained(options.work / options.name)

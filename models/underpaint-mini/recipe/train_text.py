@@ -45,7 +45,7 @@ def build(tokens: Tokens) -> Any:
 
 def text_encoder(towers: Any) -> Any:
     """The tower without its projection: what conditions the U-Net."""
-    text = CLIPTextModel(getattr(towers.config, "text_config", towers.config))
+    text = CLIPTextModel(towers.config)
     source = {key.removeprefix("text_model."): value for key, value in towers.text_model.state_dict().items()}
     text.load_state_dict({key: source[key.removeprefix("text_model.")] for key in text.state_dict()})
     return text
@@ -144,13 +144,13 @@ def read(text: Any, ids: Tensor) -> Tensor:
 
 def main() -> None:
     """Train the text tower."""
-    parser = training.arguments(__doc__, "text", batch=(128, 512), rate=1e-3)
+    parser = training.arguments(__doc__, "text", batch=(128, 512), rate=1e-3, multiple=2 * GROUPS)
     options = training.options(parser.parse_args(), weight_decay=0.05, averaging=0.995)
     torch.manual_seed(options.seed)
     if not (options.work / "tokenizer").exists():
         train_tokenizer(options.work / "tokenizer")
     tokens = Tokens(options.work / "tokenizer")
-    composer = Composer(Sprites(options.work / "sprites.npz"), options.device)
+    composer = Composer(Sprites.of(options.work), options.device)
     trainer = training.Trainer(Pair(build(tokens)), options)
     pair: Any = trainer.fit(Reading(composer, tokens, options.batch))
     pair.text.save_pretrained(options.work / options.name)

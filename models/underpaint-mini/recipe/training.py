@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipe.files import write_whole
+
 CALIBRATION_STEPS = 2
 
 
@@ -20,7 +22,7 @@ class Options:
     """How long and how fast to train."""
 
     name: str
-    """The checkpoint is ``work/NAME.pt``."""
+    """Of the checkpoint, ``work/NAME.pt``, and of what is written in the end, ``work/NAME``."""
     work: Path
     device: torch.device
     batch: int
@@ -37,6 +39,11 @@ class Options:
     report_every_s: float = 20.0
     save_every_s: float = 60.0
 
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state of the training is kept."""
+        return self.work / f"{self.name}.pt"
+
 
 @dataclass(frozen=True, slots=True)
 class Dice:
@@ -47,36 +54,53 @@ class Dice:
 
     @classmethod
     def at(cls, seed: int, step: int, device: torch.device) -> "Dice":
-        """The dice of a step, whatever was drawn before it."""
+        """The dice of a step, whatever was drawn before it; on the CPU, too, their numbers have nothing in common."""
         number = seed * 1_000_003 + step
-        return cls(torch.Generator().manual_seed(number), torch.Generator(device).manual_seed(number))
+        return cls(torch.Generator().manual_seed(number), torch.Generator(device).manual_seed(number + 2**31))
 
 
 Loss = Callable[[nn.Module, Dice], torch.Tensor]
 
 
-def arguments(description: str | None, name: str, batch: tuple[int, int], rate: float) -> argparse.ArgumentParser:
-    """The arguments that every trainer takes; ``batch`` is the default on the CPU and on a GPU."""
+def arguments(
+    description: str | None, name: str, batch: tuple[int, int], rate: float, multiple: int = 1
+) -> argparse.ArgumentParser:
+    """The arguments that every trainer takes.
+
+    ``batch`` is the default on the CPU and on a GPU; others have to be a multiple of ``multiple``.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--seconds", type=float, help="training ends after this time, or at --steps")
+    parser.add_argument("--steps", type=_above_zero(int))
+    parser.add_argument("--seconds", type=_above_zero(float), help="training ends after this time, or at --steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default=name, help="of the checkpoint and of what is written")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["auto", "bfloat16", "float32"], default="auto", help="auto: the faster")
-    parser.add_argument("--batch", type=int, help=f"default {batch[0]} on the CPU, {batch[1]} on a GPU")
-    parser.add_argument("--rate", type=float, default=rate)
-    parser.set_defaults(batches=batch)
+    parser.add_argument("--batch", type=_above_zero(int), help=f"default {batch[0]} on the CPU, {batch[1]} on a GPU")
+    parser.add_argument("--rate", type=_above_zero(float), default=rate)
+    parser.set_defaults(batches=batch, multiple=multiple)
     return parser
 
 
+def _above_zero(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        value = kind(text)
+        if value <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return number
+
+
 def options(args: argparse.Namespace, **more: Any) -> Options:
-    """Options from parsed arguments; ends the program if neither --steps nor --seconds is given."""
+    """Options from parsed arguments; ends the program without --steps and --seconds, and at a batch that cannot be."""
     if args.steps is None and args.seconds is None:
         raise SystemExit("say --steps or --seconds")
     device = torch.device(args.device)
     batch = args.batch or args.batches[device.type != "cpu"]
+    if batch % args.multiple:
+        raise SystemExit(f"--batch {batch} is not a multiple of {args.multiple}")
     given = {key: getattr(args, key) for key in ("name", "work", "rate", "steps", "seconds", "seed", "dtype")}
     return Options(device=device, batch=batch, **given, **more)
 
@@ -93,12 +117,12 @@ class Trainer:
             self.model.parameters(), lr=options.rate, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
         )
         self.step, self.spent_s, self.dtype = 0, 0.0, ""
-        self._file = options.work / f"{options.name}.pt"
         self._load()
 
     def fit(self, loss: Loss, report: Callable[[nn.Module], str] | None = None) -> nn.Module:
         """Train until the options' end and return the averaged model; ``report`` of it is printed now and then."""
-        self.dtype = self.dtype or self._choose_dtype(loss)
+        if not self.dtype or self.options.dtype != "auto":
+            self.dtype = self._choose_dtype(loss)
         before, begin, first = self.spent_s, time.monotonic(), self.step
         reported = saved = begin
         while self.progress < 1:
@@ -141,6 +165,7 @@ class Trainer:
 
     def _backward(self, loss: Loss, dtype: str, step: int) -> torch.Tensor:
         device = self.options.device
+        torch.manual_seed(self.options.seed * 1_000_003 + step + 2**30)  # for layers that draw by themselves: DropPath
         self.optimiser.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
             value = loss(self.model, Dice.at(self.options.seed, step, device))
@@ -169,16 +194,14 @@ class Trainer:
             return report(self.average) if report else ""
 
     def _save(self) -> None:
-        """Write the checkpoint whole or not at all."""
         state = {part: getattr(self, part).state_dict() for part in ("model", "average", "optimiser")}
         state |= {"step": self.step, "spent_s": self.spent_s, "dtype": self.dtype}
-        torch.save(state, self._file.with_suffix(".new"))
-        self._file.with_suffix(".new").rename(self._file)
+        write_whole(state, self.options.checkpoint)
 
     def _load(self) -> None:
-        if not self._file.exists():
+        if not self.options.checkpoint.exists():
             return
-        state = torch.load(self._file, map_location=self.options.device)
+        state = torch.load(self.options.checkpoint, map_location=self.options.device)
         for part in ("model", "average", "optimiser"):
             getattr(self, part).load_state_dict(state[part])
         self.step, self.spent_s, self.dtype = state["step"], state["spent_s"], state["dtype"]

@@ -35,7 +35,10 @@ class Families:
 
 
 class Twins:
-    """Draws pairs of training scenes: one place, one background, and another word for one part."""
+    """Draws pairs of training scenes: one place, one background, and another word for one part.
+
+    Each is warped by itself when it is rendered for training, so that a change is no matter of equal pixels.
+    """
 
     def __init__(self, composer: Composer) -> None:
         self.composer = composer

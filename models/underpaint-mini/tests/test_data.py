@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 import torch
 from recipe import augment
-from recipe.captions import BACKGROUND, COLOUR, NOUN, PATTERN, STYLE, TONE, UNSAID, describes, leave_out, sentence
+from recipe.captions import (
+    BACKGROUND,
+    COLOUR,
+    NOUN,
+    PATTERN,
+    STYLE,
+    TONE,
+    UNSAID,
+    describes,
+    leave_out,
+    said_parts,
+    sentence,
+)
 from recipe.data import Composer, Scenes
 from recipe.prepare import dominant_hue, nearest_colour
 from recipe.sprites import Ragged, Sprites, turn_hue
@@ -113,6 +125,12 @@ def test_facts_become_the_caption() -> None:
     assert sentence([glossy, red, apple, -1, blue, 1]) == "a glossy red apple on a blue striped background"
     assert sentence([-1, -1, apple, -1, blue, 0]) == "an apple on a blue background"
     assert sentence([-1, -1, NOUNS.index("thumbs up"), 4, -1, -1]) == "a thumbs up with dark skin"
+
+
+def test_a_caption_that_has_to_say_the_background_says_its_pattern() -> None:
+    said = said_parts(200, dice(), always=torch.full((200,), BACKGROUND))
+    assert said[:, [BACKGROUND, PATTERN]].all()
+    assert not said_parts(200, dice())[:, PATTERN].all()
 
 
 def test_a_shortened_caption_stays_true_and_a_wrong_one_is_false(composer: Composer) -> None:

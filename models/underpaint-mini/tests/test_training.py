@@ -1,24 +1,30 @@
 """The loop, the tokenizer, the losses' parts and the export's arithmetic."""
 
+import argparse
 import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from recipe.captions import TOKENS, Tokens, caption_words
+from recipe import training
+from recipe.captions import NOUN, TOKENS, UNSAID, Tokens, caption_words
 from recipe.data import Composer
 from recipe.diffusion import DROP_SKIPS, NoiseLoss, SkipDropper
+from recipe.evaluate import sheet
 from recipe.export import sums, tidy
 from recipe.judge import Judge
+from recipe.listening import FIFTHS, noise_errors
+from recipe.sprites import Sprites
 from recipe.train_clip import Looking, More, Taught
 from recipe.train_clip import build as build_clip
 from recipe.train_ddpm import build as build_ddpm
 from recipe.train_text import Pair, Reading, text_encoder
 from recipe.train_text import build as build_text
-from recipe.train_unet import Bank, settle_conditioning
+from recipe.train_unet import Bank, schedule, settle_conditioning
 from recipe.train_unet import build as build_unet
 from recipe.train_unet import main as train_unet
 from recipe.train_vae import Reconstruction, build, psnr, whiten
@@ -101,6 +107,51 @@ def test_the_measured_dtype_is_kept_in_the_checkpoint(tmp_path: Path, capsys: py
     assert "s a step" not in capsys.readouterr().out
 
 
+def test_an_explicit_dtype_outweighs_the_checkpoints(tmp_path: Path) -> None:
+    line(tmp_path, steps=2, dtype="bfloat16").fit(squared)
+    resumed = line(tmp_path, steps=3, dtype="float32")
+    assert resumed.dtype == "bfloat16"
+    resumed.fit(squared)
+    assert resumed.dtype == "float32"
+
+
+def test_layers_that_draw_by_themselves_draw_the_same_after_a_resumption(tmp_path: Path) -> None:
+    def blurred(model: nn.Module, dice: Dice) -> torch.Tensor:
+        return squared(model, dice) * torch.rand(())
+
+    whole = line(tmp_path, steps=6, name="whole").fit(blurred)
+    line(tmp_path, steps=6, seconds=1e-9).fit(blurred)
+    assert torch.equal(weights(line(tmp_path, steps=6).fit(blurred)), weights(whole))
+
+
+@pytest.mark.parametrize("wrong", ["--steps 0", "--seconds -1", "--steps 5 --batch 24", "--steps 5 --batch 0", ""])
+def test_a_training_that_cannot_be_is_refused(wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        training.options(arguments().parse_args(["--work", str(tmp_path), *wrong.split()]))
+
+
+def test_the_batch_follows_the_device_unless_said(tmp_path: Path) -> None:
+    given = ["--work", str(tmp_path), "--steps", "5", "--device", "cpu"]
+    assert training.options(arguments().parse_args(given)).batch == 32
+    assert training.options(arguments().parse_args([*given, "--batch", "48"])).batch == 48
+
+
+def arguments() -> argparse.ArgumentParser:
+    return training.arguments("", "line", batch=(32, 1024), rate=1e-3, multiple=16)
+
+
+def test_a_missing_stage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"recipe\.prepare"):
+        Sprites.of(tmp_path)
+
+
+def test_what_is_drawn_says_nothing_of_the_noise_on_it() -> None:
+    dice = Dice.at(0, 5, CPU)
+    data, noise = (torch.rand(4096, generator=rng) for rng in (dice.cpu, dice.device))
+    assert torch.corrcoef(torch.stack([data, noise]))[0, 1].abs() < 0.1
+    assert torch.equal(torch.rand(4096, generator=Dice.at(0, 5, CPU).device), noise)
+
+
 def test_every_caption_word_is_one_token_and_ids_are_the_tokenizers_own(tokens: Tokens) -> None:
     assert all(len(tokens([word])[0]) == 3 for word in caption_words())
     texts = ["a glossy red apple on a blue striped background", "", "quixotic zebras, it's 3", "apple " * 40]
@@ -151,9 +202,10 @@ def test_a_text_tower_is_brought_to_the_facts(composer: Composer, tokens: Tokens
     assert after < 0.7 * before
 
 
-def test_a_clip_trained_on_a_batch_recognises_it(
-    composer: Composer, more: More, tokens: Tokens, tmp_path: Path
+def test_a_clip_learns_a_batch_by_its_vision_tower_alone(
+    composer: Composer, more: More, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("recipe.train_clip.RIVALS", 1024)
     torch.manual_seed(0)
     text = build_text(tokens)
     fixed = weights(text)
@@ -163,10 +215,19 @@ def test_a_clip_trained_on_a_batch_recognises_it(
     clip: Any = trainer.average.get_submodule("clip")
     towers = (clip.text_model, clip.text_projection)
     assert torch.equal(torch.cat([weights(tower) for tower in towers]), fixed), "the text tower stays as it is"
-    scenes = composer.draw(20, torch.Generator().manual_seed(0))
-    found = Judge(clip, tokens).recognise(composer.images(scenes), composer.facts(scenes))
-    assert found["style"].total == found["background"].total == 20
-    assert all(0 <= result.share <= 1 for result in found.values())
+
+
+def test_a_judge_finds_the_word_whose_caption_is_nearest(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    judge, facts = Judge(build_clip(build_text(tokens)).eval(), tokens), torch.full((40, 6), UNSAID)
+    facts[:, NOUN] = torch.arange(40)
+    for shift, share in ((0, 1.0), (1, 0.0)):
+        with torch.no_grad():
+            seen = judge.captions(facts.roll(shift, 0))
+        monkeypatch.setattr(judge, "pictures", lambda _, seen=seen: seen)
+        found = judge.recognise(torch.zeros(40, 3, 64, 64), facts)
+        assert found.keys() == {"noun"}
+        assert (found["noun"].share, found["noun"].total) == (share, 40)
 
 
 def test_a_saved_clip_is_read_back_by_its_kind(tokens: Tokens, tmp_path: Path) -> None:
@@ -227,20 +288,44 @@ def test_whitened_states_change_what_a_unet_learns_from_and_not_what_it_computes
     assert power.max() / power.min() < 1.6, "225 before"
 
 
-def test_a_finished_unet_is_written_alike_whatever_the_bank(
+def test_a_finished_unet_is_written_alike_whatever_the_bank_and_the_text_tower_of_now(
     work: Path, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr("recipe.train_unet.READ", 512)
     shutil.copytree(work, tmp_path, dirs_exist_ok=True)
     build().save_pretrained(tmp_path / "vae")
-    build_text(tokens).save_pretrained(tmp_path / "text")
     command = ["train_unet", "--work", str(tmp_path), "--steps", "1", "--batch", "2", "--dtype", "float32"]
     written = []
     for bank in ("8", "12"):
+        build_text(tokens).save_pretrained(tmp_path / "text")
         monkeypatch.setattr("sys.argv", [*command, "--bank", bank])
         train_unet()
         written.append((tmp_path / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
     assert written[0] == written[1]
+
+
+def test_a_wrong_noun_costs_nothing_where_there_is_but_one(composer: Composer, tokens: Tokens) -> None:
+    torch.manual_seed(0)
+    unet, text = build_unet().eval(), text_encoder(build_text(tokens)).eval()
+    parts = {"tokenizer": tokens.tokenizer, "scheduler": schedule()}
+    pipe = SimpleNamespace(vae=build().eval(), unet=unet, text_encoder=text, **parts)
+    scenes = composer.draw(20, torch.Generator().manual_seed(0))
+    images, facts = composer.images(scenes), composer.facts(scenes)
+    found = noise_errors(pipe, images, facts, 8)
+    assert len(found) == 2 * FIFTHS
+    errors, added = list(found.values())[:FIFTHS], list(found.values())[FIFTHS:]
+    assert all(error > 0.5 for error in errors), "it was never trained"
+    assert all(added)
+    facts[:, NOUN] = 0
+    assert list(noise_errors(pipe, images, facts, 8).values())[FIFTHS:] == [0] * FIFTHS
+
+
+def test_a_sheet_shows_every_image() -> None:
+    shown = sheet(torch.full((17, 3, 4, 4), -1.0))
+    assert shown.size == (16 * 8, 2 * 8)
+    assert shown.getpixel((0, 15)) == (0, 0, 0)
+    assert shown.getpixel((8, 15)) == (255, 255, 255)
 
 
 def test_the_timesteps_of_a_batch_cover_the_schedule() -> None:
