@@ -198,8 +198,8 @@ class ScriptedServer:
         for name, default in (("strength", 0.8), ("guidance_scale", 3.0)):
             if not parameters.HasField(name):
                 setattr(made.parameters, name, default)
-        if made.parameters.WhichOneof("method") == "edict" and not parameters.edict.HasField("mixing_weight"):
-            made.parameters.edict.mixing_weight = 0.93
+        if made.parameters.WhichOneof("method") == "edict" and not parameters.edict.HasField("mixing_coefficient"):
+            made.parameters.edict.mixing_coefficient = 0.93
         facts = image.content + made.parameters.SerializeToString(deterministic=True) + made.model.encode()
         made.name = f"inversions/{hashlib.sha256(facts).hexdigest()}"
         made.fitting.CopyFrom(_fitting())

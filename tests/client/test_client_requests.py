@@ -26,7 +26,7 @@ METHODS = [
     (
         Edict(steps=30, strength=0.5, mixing_coefficient=0.9, inversion_guidance_scale=2.0),
         edit_service_pb2.EditRequest(edict={}),
-        {"edict": {"mixing_weight": 0.9}, "steps": 30, "strength": 0.5, "guidance_scale": 2.0},
+        {"edict": {"mixing_coefficient": 0.9}, "steps": 30, "strength": 0.5, "guidance_scale": 2.0},
     ),
     (
         Ddim(steps=30, convention=Convention.CURRENT),

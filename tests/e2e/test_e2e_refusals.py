@@ -145,7 +145,9 @@ BAD: dict[str, Bad] = {
     "mask strength 0": field("diffedit.mask_strength", edit("diffedit", diffedit={"mask_strength": 0})),
     "too many samples": field("diffedit.samples", edit("diffedit", diffedit={"samples": 17})),
     "negative samples": field("diffedit.samples", edit("diffedit", diffedit={"samples": -1})),
-    "mixing weight 0": field("inversion_parameters.edict.mixing_weight", parameters(edict={"mixing_weight": 0})),
+    "mixing coefficient 0": field(
+        "inversion_parameters.edict.mixing_coefficient", parameters(edict={"mixing_coefficient": 0})
+    ),
     "too many steps": field("inversion_parameters.steps", parameters(steps=51)),
     "negative steps": field("sdedit.steps", edit("sdedit", sdedit={"steps": -1})),
     "too many steps of a drawing": field("generated.steps", edit(generated=GENERATED | {"steps": 51})),
@@ -278,7 +280,7 @@ async def test_an_inversion_of_another_method_is_refused(toy: LocalServer) -> No
 async def test_numbers_beyond_the_network_s_range_are_our_own_fault_and_hit_nobody_else(toy: LocalServer) -> None:
     async with stubs(toy) as wire:
         # A mixing weight of a millionth widens the pair's gap a trillion times a step.
-        wild = edit(inversion_parameters={"edict": {"mixing_weight": 1e-6}, "steps": 50, "strength": 1})
+        wild = edit(inversion_parameters={"edict": {"mixing_coefficient": 1e-6}, "steps": 50, "strength": 1})
         told, good = await asyncio.gather(refused(wire.edits.Edit(wild)), wire.edits.Edit(edit("sdedit")))
         assert (told.code, told.reason) == (grpc.StatusCode.INTERNAL, "NON_FINITE_LATENTS")
         assert good.image.content

@@ -351,7 +351,7 @@ def _inversion_parameters(
         case EdictInversion():
             parameters.edict.SetInParent()
             if method.mixing_coefficient is not None:
-                parameters.edict.mixing_weight = method.mixing_coefficient
+                parameters.edict.mixing_coefficient = method.mixing_coefficient
         case DdimInversion():
             parameters.ddim.SetInParent()
             if method.convention is not None:

@@ -173,7 +173,7 @@ def _parameters(message: inversion_pb.InversionParameters) -> results.InversionP
         convention = Convention.CURRENT if current else Convention.TARGET
         method = DdimInversion(convention=convention, features=tuple(message.ddim.features))
     else:
-        method = EdictInversion(mixing_coefficient=_short(message.edict.mixing_weight))
+        method = EdictInversion(mixing_coefficient=_short(message.edict.mixing_coefficient))
     return results.InversionParameters(
         method, message.steps, _short(message.strength), _short(message.guidance_scale), message.source_prompt
     )

@@ -44,7 +44,7 @@ PARAMETERS = st.builds(
     lambda **fields: some(**fields),
     steps=STEPS, strength=maybe(SHARE), guidance_scale=maybe(GUIDANCE), source_prompt=TEXT,
 )  # fmt: skip
-EDICT = st.builds(lambda mixing: {"edict": some(mixing_weight=mixing)}, maybe(SHARE))
+EDICT = st.builds(lambda mixing: {"edict": some(mixing_coefficient=mixing)}, maybe(SHARE))
 SITES = st.lists(st.sampled_from(MINI.feature_sites), unique=True)
 DDIM = st.builds(lambda c, f: {"ddim": {"convention": c, "features": f}}, st.integers(0, 2), SITES)
 SOURCES = st.one_of(

@@ -52,7 +52,7 @@ async def test_every_default_is_filled_in(wire: Wire) -> None:
 
 async def test_numbers_are_what_the_caller_wrote_before_float32(wire: Wire) -> None:
     parameters = inversion_service_pb2.InversionParameters(strength=0.7, guidance_scale=2.3)
-    parameters.edict.mixing_weight = 0.95
+    parameters.edict.mixing_coefficient = 0.95
     await wire.edits.Edit(edit("edict", inversion_parameters=parameters, guidance_scale=4.1))
     job = wire.engine.jobs[0]
     assert (job.inversion.strength, job.inversion.guidance_scale, job.guidance_scale) == (0.7, 2.3, 4.1)

@@ -34,7 +34,7 @@ async def test_an_inversion_has_every_default_filled_in(wire: Wire) -> None:
     made = answer.inversion
     assert made.model == "models/mini"
     assert made.parameters == pb.InversionParameters(
-        steps=20, strength=0.8, guidance_scale=3, edict=pb.EdictInversion(mixing_weight=0.93)
+        steps=20, strength=0.8, guidance_scale=3, edict=pb.EdictInversion(mixing_coefficient=0.93)
     )
     assert (made.width, made.height) == (64, 48)
     assert made.fitting.source_width == 200

@@ -39,8 +39,8 @@ def parameters(**fields: Any) -> inversion_service_pb2.InversionParameters:
     return inversion_service_pb2.InversionParameters(**fields)
 
 
-def edict(mixing_weight: float) -> inversion_service_pb2.InversionParameters:
-    return parameters(edict=inversion_service_pb2.EdictInversion(mixing_weight=mixing_weight))
+def edict(mixing_coefficient: float) -> inversion_service_pb2.InversionParameters:
+    return parameters(edict=inversion_service_pb2.EdictInversion(mixing_coefficient=mixing_coefficient))
 
 
 def sdedit(**fields: Any) -> edit_service_pb2.EditRequest:
@@ -86,7 +86,7 @@ FIELDS: dict[str, tuple[Callable[[], edit_service_pb2.EditRequest], list[str]]] 
     ),
     "guidance infinite": (lambda: edit(guidance_scale=INF), ["guidance_scale"]),
     "guidance NaN": (lambda: edit(guidance_scale=NAN), ["guidance_scale"]),
-    "mixing 0": (lambda: edit(inversion_parameters=edict(0)), ["inversion_parameters.edict.mixing_weight"]),
+    "mixing 0": (lambda: edit(inversion_parameters=edict(0)), ["inversion_parameters.edict.mixing_coefficient"]),
     "threshold 0": (lambda: diffedit(threshold=0), ["diffedit.threshold"]),
     "threshold 1": (lambda: diffedit(threshold=1), ["diffedit.threshold"]),
     "threshold NaN": (lambda: diffedit(threshold=NAN), ["diffedit.threshold"]),
@@ -288,7 +288,7 @@ INVERTS = {
     "no image": (inversion_service_pb2.InvertRequest(parameters=edict(0.9)), ["image"]),
     "mixing above 1": (
         inversion_service_pb2.InvertRequest(image=photo(), parameters=edict(1.1)),
-        ["parameters.edict.mixing_weight"],
+        ["parameters.edict.mixing_coefficient"],
     ),
     "unknown convention": (
         inversion_service_pb2.InvertRequest(image=photo(), parameters=parameters(ddim={"convention": 7})),

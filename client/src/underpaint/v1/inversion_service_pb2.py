@@ -16,47 +16,47 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from underpaint.v1 import types_pb2 as underpaint_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%underpaint/v1/inversion_service.proto\x12\runderpaint.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19underpaint/v1/types.proto\"\xf7\x01\n\x13InversionParameters\x12\r\n\x05steps\x18\x01 \x01(\x05\x12\x15\n\x08strength\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x15\n\rsource_prompt\x18\x04 \x01(\t\x12.\n\x05\x65\x64ict\x18\x05 \x01(\x0b\x32\x1d.underpaint.v1.EdictInversionH\x00\x12,\n\x04\x64\x64im\x18\x06 \x01(\x0b\x32\x1c.underpaint.v1.DdimInversionH\x00\x42\x08\n\x06methodB\x0b\n\t_strengthB\x11\n\x0f_guidance_scale\">\n\x0e\x45\x64ictInversion\x12\x1a\n\rmixing_weight\x18\x01 \x01(\x02H\x00\x88\x01\x01\x42\x10\n\x0e_mixing_weight\"T\n\rDdimInversion\x12\x31\n\nconvention\x18\x01 \x01(\x0e\x32\x1d.underpaint.v1.DdimConvention\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\"\xaa\x03\n\tInversion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x36\n\nparameters\x18\x03 \x01(\x0b\x32\".underpaint.v1.InversionParameters\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12#\n\x16reconstruction_psnr_db\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x1creconstruction_max_abs_error\x18\n \x01(\x01H\x01\x88\x01\x01\x12\'\n\x07\x66itting\x18\x0b \x01(\x0b\x32\x16.underpaint.v1.FittingB\x19\n\x17_reconstruction_psnr_dbB\x1f\n\x1d_reconstruction_max_abs_error\"\xca\x01\n\rInvertRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x05image\x18\x03 \x01(\x0b\x32\x14.underpaint.v1.Image\x12\x36\n\nparameters\x18\x04 \x01(\x0b\x32\".underpaint.v1.InversionParameters\x12\x0e\n\x06verify\x18\x05 \x01(\x08\x12)\n\x08priority\x18\x06 \x01(\x0e\x32\x17.underpaint.v1.Priority\"\x8a\x01\n\x0eInvertResponse\x12+\n\tinversion\x18\x01 \x01(\x0b\x32\x18.underpaint.v1.Inversion\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.underpaint.v1.Usage\x12&\n\x07notices\x18\x03 \x03(\x0b\x32\x15.underpaint.v1.Notice\"C\n\x13StreamInvertRequest\x12,\n\x06invert\x18\x01 \x01(\x0b\x32\x1c.underpaint.v1.InvertRequest\"}\n\x14StreamInvertResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.underpaint.v1.ProgressH\x00\x12/\n\x06result\x18\x02 \x01(\x0b\x32\x1d.underpaint.v1.InvertResponseH\x00\x42\x07\n\x05\x65vent\"#\n\x13GetInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x14GetInversionResponse\x12+\n\tinversion\x18\x01 \x01(\x0b\x32\x18.underpaint.v1.Inversion\">\n\x15ListInversionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x16ListInversionsResponse\x12,\n\ninversions\x18\x01 \x03(\x0b\x32\x18.underpaint.v1.Inversion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x16\x44\x65leteInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x19\n\x17\x44\x65leteInversionResponse\"&\n\x16\x45xportInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x17\x45xportInversionResponse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07*j\n\x0e\x44\x64imConvention\x12\x1f\n\x1b\x44\x44IM_CONVENTION_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x44IM_CONVENTION_TARGET\x10\x01\x12\x1b\n\x17\x44\x44IM_CONVENTION_CURRENT\x10\x02\x32\xb2\x04\n\x10InversionService\x12\x45\n\x06Invert\x12\x1c.underpaint.v1.InvertRequest\x1a\x1d.underpaint.v1.InvertResponse\x12Y\n\x0cStreamInvert\x12\".underpaint.v1.StreamInvertRequest\x1a#.underpaint.v1.StreamInvertResponse0\x01\x12W\n\x0cGetInversion\x12\".underpaint.v1.GetInversionRequest\x1a#.underpaint.v1.GetInversionResponse\x12]\n\x0eListInversions\x12$.underpaint.v1.ListInversionsRequest\x1a%.underpaint.v1.ListInversionsResponse\x12`\n\x0f\x44\x65leteInversion\x12%.underpaint.v1.DeleteInversionRequest\x1a&.underpaint.v1.DeleteInversionResponse\x12\x62\n\x0f\x45xportInversion\x12%.underpaint.v1.ExportInversionRequest\x1a&.underpaint.v1.ExportInversionResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%underpaint/v1/inversion_service.proto\x12\runderpaint.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19underpaint/v1/types.proto\"\xf7\x01\n\x13InversionParameters\x12\r\n\x05steps\x18\x01 \x01(\x05\x12\x15\n\x08strength\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x15\n\rsource_prompt\x18\x04 \x01(\t\x12.\n\x05\x65\x64ict\x18\x05 \x01(\x0b\x32\x1d.underpaint.v1.EdictInversionH\x00\x12,\n\x04\x64\x64im\x18\x06 \x01(\x0b\x32\x1c.underpaint.v1.DdimInversionH\x00\x42\x08\n\x06methodB\x0b\n\t_strengthB\x11\n\x0f_guidance_scale\"W\n\x0e\x45\x64ictInversion\x12\x1f\n\x12mixing_coefficient\x18\x01 \x01(\x02H\x00\x88\x01\x01\x42\x15\n\x13_mixing_coefficientR\rmixing_weight\"T\n\rDdimInversion\x12\x31\n\nconvention\x18\x01 \x01(\x0e\x32\x1d.underpaint.v1.DdimConvention\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\"\xaa\x03\n\tInversion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x36\n\nparameters\x18\x03 \x01(\x0b\x32\".underpaint.v1.InversionParameters\x12\r\n\x05width\x18\x04 \x01(\x05\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12#\n\x16reconstruction_psnr_db\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x1creconstruction_max_abs_error\x18\n \x01(\x01H\x01\x88\x01\x01\x12\'\n\x07\x66itting\x18\x0b \x01(\x0b\x32\x16.underpaint.v1.FittingB\x19\n\x17_reconstruction_psnr_dbB\x1f\n\x1d_reconstruction_max_abs_error\"\xca\x01\n\rInvertRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x05image\x18\x03 \x01(\x0b\x32\x14.underpaint.v1.Image\x12\x36\n\nparameters\x18\x04 \x01(\x0b\x32\".underpaint.v1.InversionParameters\x12\x0e\n\x06verify\x18\x05 \x01(\x08\x12)\n\x08priority\x18\x06 \x01(\x0e\x32\x17.underpaint.v1.Priority\"\x8a\x01\n\x0eInvertResponse\x12+\n\tinversion\x18\x01 \x01(\x0b\x32\x18.underpaint.v1.Inversion\x12#\n\x05usage\x18\x02 \x01(\x0b\x32\x14.underpaint.v1.Usage\x12&\n\x07notices\x18\x03 \x03(\x0b\x32\x15.underpaint.v1.Notice\"C\n\x13StreamInvertRequest\x12,\n\x06invert\x18\x01 \x01(\x0b\x32\x1c.underpaint.v1.InvertRequest\"}\n\x14StreamInvertResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.underpaint.v1.ProgressH\x00\x12/\n\x06result\x18\x02 \x01(\x0b\x32\x1d.underpaint.v1.InvertResponseH\x00\x42\x07\n\x05\x65vent\"#\n\x13GetInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x14GetInversionResponse\x12+\n\tinversion\x18\x01 \x01(\x0b\x32\x18.underpaint.v1.Inversion\">\n\x15ListInversionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x16ListInversionsResponse\x12,\n\ninversions\x18\x01 \x03(\x0b\x32\x18.underpaint.v1.Inversion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"=\n\x16\x44\x65leteInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"\x19\n\x17\x44\x65leteInversionResponse\"&\n\x16\x45xportInversionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x17\x45xportInversionResponse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07*j\n\x0e\x44\x64imConvention\x12\x1f\n\x1b\x44\x44IM_CONVENTION_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x44IM_CONVENTION_TARGET\x10\x01\x12\x1b\n\x17\x44\x44IM_CONVENTION_CURRENT\x10\x02\x32\xb2\x04\n\x10InversionService\x12\x45\n\x06Invert\x12\x1c.underpaint.v1.InvertRequest\x1a\x1d.underpaint.v1.InvertResponse\x12Y\n\x0cStreamInvert\x12\".underpaint.v1.StreamInvertRequest\x1a#.underpaint.v1.StreamInvertResponse0\x01\x12W\n\x0cGetInversion\x12\".underpaint.v1.GetInversionRequest\x1a#.underpaint.v1.GetInversionResponse\x12]\n\x0eListInversions\x12$.underpaint.v1.ListInversionsRequest\x1a%.underpaint.v1.ListInversionsResponse\x12`\n\x0f\x44\x65leteInversion\x12%.underpaint.v1.DeleteInversionRequest\x1a&.underpaint.v1.DeleteInversionResponse\x12\x62\n\x0f\x45xportInversion\x12%.underpaint.v1.ExportInversionRequest\x1a&.underpaint.v1.ExportInversionResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'underpaint.v1.inversion_service_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_DDIMCONVENTION']._serialized_start=1963
-  _globals['_DDIMCONVENTION']._serialized_end=2069
+  _globals['_DDIMCONVENTION']._serialized_start=1988
+  _globals['_DDIMCONVENTION']._serialized_end=2094
   _globals['_INVERSIONPARAMETERS']._serialized_start=117
   _globals['_INVERSIONPARAMETERS']._serialized_end=364
   _globals['_EDICTINVERSION']._serialized_start=366
-  _globals['_EDICTINVERSION']._serialized_end=428
-  _globals['_DDIMINVERSION']._serialized_start=430
-  _globals['_DDIMINVERSION']._serialized_end=514
-  _globals['_INVERSION']._serialized_start=517
-  _globals['_INVERSION']._serialized_end=943
-  _globals['_INVERTREQUEST']._serialized_start=946
-  _globals['_INVERTREQUEST']._serialized_end=1148
-  _globals['_INVERTRESPONSE']._serialized_start=1151
-  _globals['_INVERTRESPONSE']._serialized_end=1289
-  _globals['_STREAMINVERTREQUEST']._serialized_start=1291
-  _globals['_STREAMINVERTREQUEST']._serialized_end=1358
-  _globals['_STREAMINVERTRESPONSE']._serialized_start=1360
-  _globals['_STREAMINVERTRESPONSE']._serialized_end=1485
-  _globals['_GETINVERSIONREQUEST']._serialized_start=1487
-  _globals['_GETINVERSIONREQUEST']._serialized_end=1522
-  _globals['_GETINVERSIONRESPONSE']._serialized_start=1524
-  _globals['_GETINVERSIONRESPONSE']._serialized_end=1591
-  _globals['_LISTINVERSIONSREQUEST']._serialized_start=1593
-  _globals['_LISTINVERSIONSREQUEST']._serialized_end=1655
-  _globals['_LISTINVERSIONSRESPONSE']._serialized_start=1657
-  _globals['_LISTINVERSIONSRESPONSE']._serialized_end=1752
-  _globals['_DELETEINVERSIONREQUEST']._serialized_start=1754
-  _globals['_DELETEINVERSIONREQUEST']._serialized_end=1815
-  _globals['_DELETEINVERSIONRESPONSE']._serialized_start=1817
-  _globals['_DELETEINVERSIONRESPONSE']._serialized_end=1842
-  _globals['_EXPORTINVERSIONREQUEST']._serialized_start=1844
-  _globals['_EXPORTINVERSIONREQUEST']._serialized_end=1882
-  _globals['_EXPORTINVERSIONRESPONSE']._serialized_start=1884
-  _globals['_EXPORTINVERSIONRESPONSE']._serialized_end=1961
-  _globals['_INVERSIONSERVICE']._serialized_start=2072
-  _globals['_INVERSIONSERVICE']._serialized_end=2634
+  _globals['_EDICTINVERSION']._serialized_end=453
+  _globals['_DDIMINVERSION']._serialized_start=455
+  _globals['_DDIMINVERSION']._serialized_end=539
+  _globals['_INVERSION']._serialized_start=542
+  _globals['_INVERSION']._serialized_end=968
+  _globals['_INVERTREQUEST']._serialized_start=971
+  _globals['_INVERTREQUEST']._serialized_end=1173
+  _globals['_INVERTRESPONSE']._serialized_start=1176
+  _globals['_INVERTRESPONSE']._serialized_end=1314
+  _globals['_STREAMINVERTREQUEST']._serialized_start=1316
+  _globals['_STREAMINVERTREQUEST']._serialized_end=1383
+  _globals['_STREAMINVERTRESPONSE']._serialized_start=1385
+  _globals['_STREAMINVERTRESPONSE']._serialized_end=1510
+  _globals['_GETINVERSIONREQUEST']._serialized_start=1512
+  _globals['_GETINVERSIONREQUEST']._serialized_end=1547
+  _globals['_GETINVERSIONRESPONSE']._serialized_start=1549
+  _globals['_GETINVERSIONRESPONSE']._serialized_end=1616
+  _globals['_LISTINVERSIONSREQUEST']._serialized_start=1618
+  _globals['_LISTINVERSIONSREQUEST']._serialized_end=1680
+  _globals['_LISTINVERSIONSRESPONSE']._serialized_start=1682
+  _globals['_LISTINVERSIONSRESPONSE']._serialized_end=1777
+  _globals['_DELETEINVERSIONREQUEST']._serialized_start=1779
+  _globals['_DELETEINVERSIONREQUEST']._serialized_end=1840
+  _globals['_DELETEINVERSIONRESPONSE']._serialized_start=1842
+  _globals['_DELETEINVERSIONRESPONSE']._serialized_end=1867
+  _globals['_EXPORTINVERSIONREQUEST']._serialized_start=1869
+  _globals['_EXPORTINVERSIONREQUEST']._serialized_end=1907
+  _globals['_EXPORTINVERSIONRESPONSE']._serialized_start=1909
+  _globals['_EXPORTINVERSIONRESPONSE']._serialized_end=1986
+  _globals['_INVERSIONSERVICE']._serialized_start=2097
+  _globals['_INVERSIONSERVICE']._serialized_end=2659
 # @@protoc_insertion_point(module_scope)

@@ -108,21 +108,21 @@ class EdictInversion(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MIXING_WEIGHT_FIELD_NUMBER: _builtins.int
-    mixing_weight: _builtins.float
-    """Mixing weight p; unset takes 0.93."""
+    MIXING_COEFFICIENT_FIELD_NUMBER: _builtins.int
+    mixing_coefficient: _builtins.float
+    """EDICT's p, (0, 1]: 1 mixes nothing, lower values couple the pair more. Unset takes 0.93."""
     def __init__(
         self,
         *,
-        mixing_weight: _builtins.float | None = ...,
+        mixing_coefficient: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mixing_weight", b"_mixing_weight", "mixing_weight", b"mixing_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mixing_coefficient", b"_mixing_coefficient", "mixing_coefficient", b"mixing_coefficient"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mixing_weight", b"_mixing_weight", "mixing_weight", b"mixing_weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mixing_coefficient", b"_mixing_coefficient", "mixing_coefficient", b"mixing_coefficient"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__mixing_weight: _TypeAlias = _typing.Literal["mixing_weight"]  # noqa: Y015
-    _WhichOneofArgType__mixing_weight: _TypeAlias = _typing.Literal["_mixing_weight", b"_mixing_weight"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__mixing_weight) -> _WhichOneofReturnType__mixing_weight | None: ...
+    _WhichOneofReturnType__mixing_coefficient: _TypeAlias = _typing.Literal["mixing_coefficient"]  # noqa: Y015
+    _WhichOneofArgType__mixing_coefficient: _TypeAlias = _typing.Literal["_mixing_coefficient", b"_mixing_coefficient"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mixing_coefficient) -> _WhichOneofReturnType__mixing_coefficient | None: ...
 
 Global___EdictInversion: _TypeAlias = EdictInversion  # noqa: Y015
 

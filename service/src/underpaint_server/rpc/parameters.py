@@ -50,7 +50,7 @@ def parameters(options: InversionOptions) -> messages.InversionParameters:
     )
     match options.method:
         case EdictInversion(mixing_coefficient=mixing):
-            message.edict.mixing_weight = mixing
+            message.edict.mixing_coefficient = mixing
         case DdimInversion(convention=convention, features=features):
             message.ddim.convention = _CONVENTIONS[convention]
             message.ddim.features.extend(features)
@@ -58,8 +58,12 @@ def parameters(options: InversionOptions) -> messages.InversionParameters:
 
 
 def _edict(reader: Reader, asked: messages.InversionParameters, path: str) -> EdictInversion:
-    mixing = asked.edict.mixing_weight if asked.edict.HasField("mixing_weight") else EdictInversion().mixing_coefficient
-    return EdictInversion(reader.fields.share(f"{path}.edict.mixing_weight", mixing))
+    mixing = (
+        asked.edict.mixing_coefficient
+        if asked.edict.HasField("mixing_coefficient")
+        else EdictInversion().mixing_coefficient
+    )
+    return EdictInversion(reader.fields.share(f"{path}.edict.mixing_coefficient", mixing))
 
 
 def _ddim(reader: Reader, asked: messages.InversionParameters, path: str) -> DdimInversion:
