@@ -14,7 +14,7 @@ help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.run ## start a server, edit a picture with every method, write demo/contact_sheet.png
-	$(BIN)/python -m underpaint_server.local $(BIN)/python client/examples/contact_sheet.py --output demo
+	$(BIN)/python -m underpaint_server.local_server $(BIN)/python client/examples/contact_sheet.py --output demo
 
 serve: $(VENV)/.run ## run a server with the embedded model on localhost:50051 until Ctrl-C
 	$(BIN)/underpaint-server

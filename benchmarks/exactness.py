@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import load as read_safetensors
 from underpaint import Client, Ddim, DdimInversion, DiffEdit, Edict, EdictInversion, SdEdit, UnderpaintError
 from underpaint.methods import InversionMethod
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 from benchmarks import cases, served
 from benchmarks.report import Report, Table, console

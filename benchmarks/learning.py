@@ -8,13 +8,13 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from underpaint_server.algorithms import disentangle
 from underpaint_server.backends import load
 from underpaint_server.backends.torch_ import TorchBackend
 from underpaint_server.diffusion.ddim import move
 from underpaint_server.diffusion.noise import standard_normal
-from underpaint_server.diffusion.tasks import Mixing
 from underpaint_server.jobs import Sampler
+from underpaint_server.methods.disentangled.gradient import backward
+from underpaint_server.methods.disentangled.steps import Mixing, sample
 from underpaint_server.rows import Batch, Embed, Row, Steps
 from underpaint_server.settings import Settings
 
@@ -78,9 +78,9 @@ def _measure(backend: TorchBackend, steps: int) -> Measured:
         expected = _in_one_graph(backend, task, weights, cotangent)
     graph_s = time.perf_counter() - began
     began = time.perf_counter()
-    drawn = _drive(backend, disentangle.sample(task, weights))
+    drawn = _drive(backend, sample(task, weights))
     with _saved(backend) as stepwise:
-        found = _drive(backend, disentangle.backward(task, drawn, weights, cotangent), stepwise)
+        found = _drive(backend, backward(task, drawn, weights, cotangent), stepwise)
     stepwise_s = time.perf_counter() - began
     error = float((found - expected).abs().max() / expected.abs().max())
     return Measured(steps, error, graph.largest, stepwise.largest, graph_s, stepwise_s)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from underpaint import Client, Ddim, DdimInversion, DiffEdit, Edict, Inversion, SdEdit
 from underpaint.methods import Convention
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 from benchmarks import cases, served
 from benchmarks.report import Report, Table, console

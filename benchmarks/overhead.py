@@ -10,23 +10,15 @@ from statistics import median
 
 from underpaint_server.backends import load
 from underpaint_server.backends.protocol import Backend
-from underpaint_server.engine.engine import Engine
-from underpaint_server.engine.messages import Ended, Order, Passed, Start, Stop
+from underpaint_server.engine.loop import Engine
+from underpaint_server.engine.messages import Ended, Order, Passed, StartJob, Stop
 from underpaint_server.engine.messages import Report as Message
 from underpaint_server.errors import UnderpaintError
-from underpaint_server.jobs import (
-    DdimEdit,
-    DdimInversion,
-    DiffEdit,
-    EdictEdit,
-    EdictInversion,
-    EditJob,
-    EditMethod,
-    InversionOptions,
-    Photo,
-    Priority,
-    SdEdit,
-)
+from underpaint_server.jobs import EditJob, EditOptions, InversionOptions, Photo, Priority
+from underpaint_server.methods.ddim.options import DdimEdit, DdimInversion
+from underpaint_server.methods.diffedit.options import DiffEdit
+from underpaint_server.methods.edict.options import EdictEdit, EdictInversion
+from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.settings import Settings
 
 from benchmarks import cases
@@ -108,7 +100,7 @@ def _round(backend: Backend, jobs: int, steps: int, max_batch_size: int) -> Roun
 
         engine = Engine({backend.facts.info.id: backend}, inbox, report, max_batch_size, 0.25)
         for number, job in enumerate(_jobs(backend, jobs, steps)):
-            inbox.put(Start(number, job, Priority.NORMAL, time.monotonic(), None, 0))
+            inbox.put(StartJob(number, job, Priority.NORMAL, time.monotonic(), None, 0))
         began = time.perf_counter()
         engine.run()
         total_s = time.perf_counter() - began
@@ -117,7 +109,7 @@ def _round(backend: Backend, jobs: int, steps: int, max_batch_size: int) -> Roun
 
 def _jobs(backend: Backend, count: int, steps: int) -> list[EditJob]:
     info, known = backend.facts.info, cases.load()
-    methods: list[tuple[EditMethod, EdictInversion | DdimInversion | None]] = [
+    methods: list[tuple[EditOptions, EdictInversion | DdimInversion | None]] = [
         (EdictEdit(), EdictInversion()), (DdimEdit(), DdimInversion()),
         (DiffEdit(None, 0.5, 10, 0.5, ""), DdimInversion()), (SdEdit(0.8, steps), None),
     ]  # fmt: skip

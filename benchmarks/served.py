@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from underpaint import Client, DiffEdit
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 from benchmarks.cases import Case, pixels
 

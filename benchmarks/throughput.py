@@ -7,7 +7,7 @@ from functools import partial
 from statistics import mean, median
 
 from underpaint import Client, Ddim, DiffEdit, Edict, Edited, SdEdit
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 from benchmarks import cases, served
 from benchmarks.report import Report, Table, console, spread

@@ -14,7 +14,7 @@ from pathlib import Path
 import underpaint_mini
 from rich.markup import escape
 from underpaint import Client
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 from underpaint_server.settings import EMBEDDED_MODEL
 
 from benchmarks import cases

@@ -8,8 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from underpaint_server.engine import pictures
-from underpaint_server.models import checkpoint
+from underpaint_server.models import checkpoint, tensors
 from underpaint_server.models.clip import Clip
 
 Pixels = NDArray[np.uint8]
@@ -37,4 +36,4 @@ class Judge:
         return float(functional.cosine_similarity(self._seen(after) - self._seen(before), target - source, dim=0))
 
     def _seen(self, pixels: Pixels) -> Tensor:
-        return self._clip.image_embeds(pictures.image(pixels)[None])[0]
+        return self._clip.image_embeds(tensors.image(pixels)[None])[0]

@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from underpaint_server.algorithms import diffedit
+from torch import Tensor
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.diffusion.ddim import add_noise
 from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.diffusion.sampling import Guidance
-from underpaint_server.diffusion.tasks import Editing
-from underpaint_server.engine import pictures
+from underpaint_server.methods.cost import used_steps
+from underpaint_server.methods.diffedit import steps as diffedit
+from underpaint_server.methods.diffedit.options import DiffEdit
+from underpaint_server.methods.task import Editing
+from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
-from underpaint_server.plans import used_steps
 from underpaint_server.rows import Batch, Decode, Embed, Encode, Row, Steps
 
 from benchmarks.cases import Case
@@ -37,21 +39,22 @@ def edit(
     photo = np.array(Image.fromarray(case.source).resize(size, Image.Resampling.LANCZOS))
     white = np.asarray(Image.fromarray(np.uint8(255) * mask).resize(size, Image.Resampling.NEAREST))
     towards, away = yield [Embed(case.target_prompt), Embed("")]
-    (source,) = yield [Encode(pictures.image(photo).to(facts.device))]
+    (source,) = yield [Encode(tensors.image(photo).to(facts.device))]
     grid = facts.schedule.grid(steps, used_steps(steps, strength))
     noise = standard_normal(tuple(source.shape), seed=seed, purpose="unencoded").to(facts.device)
     trajectory = torch.stack([source, *(add_noise(source, noise, level) for level in grid[1:])])
-    task = Editing(
+    task: Editing[DiffEdit, Tensor | diffedit.Masking] = Editing(
         arrays={"source": source, "trajectory": trajectory},
         grid=grid,
         guidance=Guidance(towards.prompt_embeds, away.prompt_embeds, guidance_scale),
-        mixing_coefficient=1.0,
         noise=lambda _purpose, _index: noise,
-        mask=pictures.latent_mask(white, source, facts),
+        inversion=None,
+        options=DiffEdit(None, 0.5, 1, 0.5, ""),
+        extra=tensors.latent_mask(white, source, facts),
     )
     outcome = yield from diffedit.edit(task)
     (image,) = yield [Decode(outcome.latents)]
-    return pictures.picture(image)
+    return tensors.picture(image)
 
 
 def run(backend: Backend, edits: Sequence[Steps[NDArray[np.uint8]]]) -> Iterator[tuple[int, NDArray[np.uint8]]]:

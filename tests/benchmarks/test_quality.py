@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from underpaint_server.backends import load
-from underpaint_server.engine import pictures
+from underpaint_server.models import tensors
 from underpaint_server.rows import Batch, Decode, Encode
 from underpaint_server.settings import Settings
 
@@ -128,7 +128,7 @@ def test_without_encoding_an_empty_mask_keeps_the_photo_and_a_full_one_does_not(
     asked = [unencoded.edit(backend.facts, case, mask, **settings) for mask in (region, ~region)]
     found = dict(unencoded.run(backend, asked))
     photo = np.array(Image.fromarray(case.source).resize((32, 32), Image.Resampling.LANCZOS))
-    (latents,) = backend.predict(Batch([Encode(pictures.image(photo))], 1))
+    (latents,) = backend.predict(Batch([Encode(tensors.image(photo))], 1))
     (kept,) = backend.predict(Batch([Decode(latents)], 1))
-    assert np.array_equal(found[0], pictures.picture(kept))
+    assert np.array_equal(found[0], tensors.picture(kept))
     assert np.abs(found[1].astype(int) - found[0]).mean() > 5

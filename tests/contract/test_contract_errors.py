@@ -10,7 +10,7 @@ from underpaint import _status as client_status
 from underpaint import errors as client_errors
 from underpaint_server import errors as server_errors
 from underpaint_server.errors import FieldInvalid, FieldViolation, UnderpaintError
-from underpaint_server.rpc import status as server_status
+from underpaint_server.rpc.responses import status as server_status
 
 
 def tree(module: ModuleType) -> dict[str, type[Exception]]:

@@ -18,7 +18,7 @@ def loaded_by(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["underpaint_server.server", "underpaint_server.engine.worker", "underpaint_server.local"]
+    "module", ["underpaint_server.server", "underpaint_server.engine.worker", "underpaint_server.local_server"]
 )
 def test_the_front_never_loads_a_network(module: str) -> None:
     loaded = loaded_by(module)

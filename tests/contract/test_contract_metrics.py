@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from underpaint.v1 import direction_service_pb2, edit_service_pb2, inversion_service_pb2
 from underpaint_server.jobs import Phase, Priority
-from underpaint_server.rpc.calls import labels_of
-from underpaint_server.telemetry import METHODS, Metrics
+from underpaint_server.methods import JOB_NAMES
+from underpaint_server.rpc.calls.record import labels_of
+from underpaint_server.telemetry import Metrics
 
 ROOT = Path(__file__).parents[2]
 RULES = sorted([*(ROOT / "deploy" / "prometheus").glob("rules*.yml"), *(ROOT / "deploy").rglob("*.json")])
@@ -52,7 +53,7 @@ def test_every_request_has_a_label_of_the_closed_list() -> None:
     }
     labels.add(labels_of(edit_service_pb2.ComputeMaskRequest()).method)
     labels.add(labels_of(direction_service_pb2.LearnDirectionRequest()).method)
-    assert labels == set(METHODS)
+    assert labels == set(JOB_NAMES)
 
 
 def test_the_wire_and_the_jobs_have_the_same_phases_and_priorities() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from e2e.harness import ENDLESS
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 
 @pytest.fixture(scope="session")

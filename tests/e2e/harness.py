@@ -23,7 +23,7 @@ from underpaint.v1 import (
     model_service_pb2_grpc,
     types_pb2,
 )
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 PATIENCE_S = 120.0
 """How long anything may take on the busiest machine before a test gives up."""

@@ -27,7 +27,7 @@ from e2e.harness import (
 from support.front import edit, encoded, refused
 from underpaint import AsyncClient, DiffEdit, Phase, Progress, errors
 from underpaint.v1 import types_pb2
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 DROPPED_CLIENT = """
 import sys

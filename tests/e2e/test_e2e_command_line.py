@@ -11,7 +11,7 @@ import pytest
 from e2e.harness import disc
 from PIL import Image
 from safetensors.numpy import load_file
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from e2e.harness import disc
 from PIL import Image
 from safetensors.numpy import load
 from underpaint import AsyncClient, Client, Ddim, DdimInversion, DiffEdit, Edict, Generated, Inversion, SdEdit
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 pytestmark = pytest.mark.xdist_group("embedded")
 

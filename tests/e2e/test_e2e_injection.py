@@ -22,7 +22,7 @@ from underpaint import (
     errors,
 )
 from underpaint.v1 import edit_service_pb2
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 pytestmark = pytest.mark.xdist_group("embedded")
 

@@ -25,7 +25,7 @@ from underpaint import (
     SearchLearning,
     errors,
 )
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 STEPS = 30
 WAIT = signal.SIGCONT

@@ -29,7 +29,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.front import edit, refusal, refused
 from underpaint import AsyncClient, DiffEdit, SdEdit
 from underpaint.v1 import edit_service_pb2, model_service_pb2
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

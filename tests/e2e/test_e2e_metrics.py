@@ -8,7 +8,7 @@ from typing import Any
 from e2e.harness import Samples, idle, masking, queued, running, scrape, stubs
 from support.front import edit, photo, refused
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 ROWS = "underpaint_network_rows_total"
 

@@ -24,7 +24,7 @@ from underpaint import (
 )
 from underpaint.results import Box
 from underpaint.v1 import edit_service_pb2
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 pytestmark = pytest.mark.xdist_group("embedded")
 

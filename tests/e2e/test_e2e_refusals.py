@@ -16,7 +16,7 @@ from PIL import Image
 from support.front import edit, encoded, merged, photo, picture, refused
 from underpaint import Client, Edict, errors
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, model_service_pb2, types_pb2
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 

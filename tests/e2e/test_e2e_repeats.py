@@ -1,4 +1,4 @@
-"""Asked twice: the work is done once, the bytes are the same, on one server and on another."""
+"""Reading twice: the work is done once, the bytes are the same, on one server and on another."""
 
 import asyncio
 from pathlib import Path
@@ -24,7 +24,7 @@ from underpaint import (
     SdEdit,
 )
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 ROWS = "underpaint_network_rows_total"
 METHODS: dict[str, Edict | Ddim | SdEdit | DiffEdit] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from underpaint_server.local import LocalServer
+from underpaint_server.local_server import LocalServer
 
 pytestmark = pytest.mark.xdist_group("examples")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import checkpoints
-from underpaint_server.check import ball, main
+from underpaint_server.check_model import ball, main
 from underpaint_server.settings import CheckSettings
 
 

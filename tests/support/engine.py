@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from underpaint_server.backends.protocol import Backend
-from underpaint_server.engine.engine import Engine
-from underpaint_server.engine.messages import Cancel, Ended, Passed, Report, Start, Stop
+from underpaint_server.engine.loop import Engine
+from underpaint_server.engine.messages import CancelJob, Ended, Passed, Report, StartJob, Stop
 from underpaint_server.jobs import Job, Priority
 
 
 class Bench:
-    """Start jobs, collect reports."""
+    """StartJob jobs, collect reports."""
 
     def __init__(self, backend: Backend, max_batch_size: int = 16, learn_share: float = 0.25) -> None:
         self.reports: list[Report] = []
@@ -42,10 +42,10 @@ class Bench:
     ) -> None:
         now = time.monotonic()
         deadline = None if deadline_s is None else now + deadline_s
-        self.inbox.put(Start(id_, job, priority, now, deadline, preview_every))
+        self.inbox.put(StartJob(id_, job, priority, now, deadline, preview_every))
 
     def cancel(self, id_: int) -> None:
-        self.inbox.put(Cancel(id_))
+        self.inbox.put(CancelJob(id_))
 
     def until_ended(self, *ids: int) -> dict[int, Any]:
         """Outcomes of these jobs, when all have one."""
@@ -67,4 +67,4 @@ class Bench:
     @property
     def passes(self) -> list[Passed]:
         """Forward passes of the network so far."""
-        return [r for r in self.reports if isinstance(r, Passed) and r.kind == "denoise"]
+        return [r for r in self.reports if isinstance(r, Passed) and r.is_network]

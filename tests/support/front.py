@@ -28,13 +28,12 @@ from underpaint.v1 import (
     model_service_pb2_grpc,
     types_pb2,
 )
-from underpaint_server.engine.handle import EngineHandle
-from underpaint_server.engine.supervisor import EngineState
-from underpaint_server.engine.ticket import JobHandle
+from underpaint_server.dispatch.job_handle import JobHandle
+from underpaint_server.dispatch.queue import Dispatcher
+from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.errors import Cancelled, UnderpaintError
 from underpaint_server.jobs import (
     Descent,
-    EdictInversion,
     Edited,
     EditJob,
     Generated,
@@ -54,18 +53,20 @@ from underpaint_server.jobs import (
     Stored,
     Usage,
 )
-from underpaint_server.rpc.front import Front
-from underpaint_server.rpc.health import Health
+from underpaint_server.methods import methods_for
+from underpaint_server.methods.edict.options import EdictInversion
+from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.server import build_server
+from underpaint_server.rpc.services.health import Health
 from underpaint_server.settings import Settings
-from underpaint_server.stores.inversions import InversionStore
+from underpaint_server.stores import Stores
 from underpaint_server.telemetry import Metrics
 
 MINI = ModelInfo(
     id="mini",
     digest="d" * 64,
     dtype="float32",
-    methods=("sdedit", "ddim", "edict", "diffedit", "disentangled", "content_injection"),
+    methods=methods_for(reads_text=True),
     width=64,
     height=48,
     size_multiple=8,
@@ -78,12 +79,12 @@ MINI = ModelInfo(
     feature_sites=("mid", "up_0", "up_1"),
 )
 
-SILENT = replace(MINI, methods=("sdedit", "ddim", "edict", "content_injection"), prompt_tokens=0)
+SILENT = replace(MINI, methods=methods_for(reads_text=False), prompt_tokens=0)
 """A model that reads no text."""
 
 
 class ArithmeticEngine:
-    """Implements ``EngineHandle`` as far as the wire uses it; ``held`` jobs wait for ``finish``."""
+    """Implements ``Dispatcher`` as far as the wire uses it; ``held`` jobs wait for ``finish``."""
 
     def __init__(self) -> None:
         self.state = EngineState.READY
@@ -156,10 +157,10 @@ def answer(job: Job, model: ModelInfo) -> Result:
         latents = repr(job.source).encode()
     mask = getattr(job.method, "mask", getattr(job.method, "region", None))
     content_made: Inversion | None = None
-    if isinstance(job, EditJob) and job.content is not None:
-        if isinstance(job.content.source, Photo):
-            content_made = _invert(job.content.source, job.content.inversion, model)
-        content = job.content.source.inversion if isinstance(job.content.source, Stored) else content_made
+    if isinstance(job, EditJob) and job.companion is not None:
+        if isinstance(job.companion.source, Photo):
+            content_made = _invert(job.companion.source, job.companion.inversion, model)
+        content = job.companion.source.inversion if isinstance(job.companion.source, Stored) else content_made
         assert content is not None
         latents += content.arrays["h_mid"].tobytes()
     said = repr((job.method, job.target_prompt, job.negative_prompt, job.guidance_scale, job.seed)).encode()
@@ -169,7 +170,7 @@ def answer(job: Job, model: ModelInfo) -> Result:
         difference = random.random((height // 8, width // 8), np.float32)
         return Masked(np.full((height, width), 255, np.uint8), difference, 1.0, usage)
     pixels = random.integers(0, 256, (height, width, 3), np.uint8)
-    return Edited(pixels, getattr(job.method, "mask", None), made, usage, content=content_made)
+    return Edited(pixels, getattr(job.method, "mask", None), made, usage, companion=content_made)
 
 
 def _invert(photo: Photo, options: InversionOptions, model: ModelInfo) -> Inversion:
@@ -216,7 +217,7 @@ def _random(said: bytes) -> np.random.Generator:
 class Wire:
     """A started server, and stubs of a stock channel to it."""
 
-    front: Front
+    context: ServerContext
     engine: ArithmeticEngine
     metrics: Metrics
     health: Health
@@ -244,24 +245,22 @@ SETTINGS = Settings(
 async def started(settings: Settings = SETTINGS) -> AsyncIterator[Wire]:
     """The front process of these settings, without the process."""
     metrics = Metrics()
-    store = await InversionStore.open(
-        settings.store_url, max_bytes=settings.store_bytes, ttl_s=settings.store_ttl_s, metrics=metrics
-    )
+    stores = await Stores.open(settings, metrics)
     engine = ArithmeticEngine()
     metrics.watch_engine(engine)
-    front = Front.build(settings, cast(EngineHandle, engine), store, metrics)
-    health = Health(front)
+    context = ServerContext.build(settings, cast(Dispatcher, engine), stores, metrics)
+    health = Health(context)
     await health.update()
-    server = build_server(front, health)
+    server = build_server(context, health)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    front.learning.start()
+    context.manager.start()
     await server.start()
     async with grpc.aio.insecure_channel(address) as channel:
-        yield Wire(front, engine, metrics, health, server, address, channel)
+        yield Wire(context, engine, metrics, health, server, address, channel)
     await server.stop(0)
-    await front.learning.close()
-    await store.close()
-    front.pool.close()
+    await context.manager.close()
+    await stores.close()
+    context.threads.close()
 
 
 # --- what tests say -----------------------------------------------------------------------------------------------

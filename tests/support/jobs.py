@@ -2,15 +2,8 @@
 
 import numpy as np
 from underpaint_server.jobs import (
-    Content,
-    ContentInjection,
-    DdimEdit,
-    DdimInversion,
+    Companion,
     Descent,
-    DiffEdit,
-    DisentangledEdit,
-    EdictEdit,
-    EdictInversion,
     EditJob,
     Generated,
     Interpolation,
@@ -25,10 +18,15 @@ from underpaint_server.jobs import (
     Photo,
     Picture,
     Sampler,
-    SdEdit,
     Search,
     Stored,
 )
+from underpaint_server.methods.content_injection.options import ContentInjection
+from underpaint_server.methods.ddim.options import DdimEdit, DdimInversion
+from underpaint_server.methods.diffedit.options import DiffEdit
+from underpaint_server.methods.disentangled.options import DisentangledEdit
+from underpaint_server.methods.edict.options import EdictEdit, EdictInversion
+from underpaint_server.methods.sdedit.options import SdEdit
 
 
 def disc(size: int, colour: tuple[int, int, int] = (220, 40, 40), share: float = 0.33) -> Picture:
@@ -73,7 +71,7 @@ def injection_job(
     model: str, size: int, method: ContentInjection, source: object = None, steps: int = 20, guidance_scale: float = 1.0
 ) -> EditJob:
     """A small blue disc's content into the disc (or another source), by the faithful port: no text, no guidance."""
-    content = Content(Photo(disc(size, (30, 30, 200), 0.2)), content_options(steps, method.sites))
+    content = Companion(Photo(disc(size, (30, 30, 200), 0.2)), content_options(steps, method.sites))
     source = source or Photo(disc(size))
     return EditJob(model, source, ddim_options(steps, 1.0), method, "", "", guidance_scale, 3, content)
 

@@ -28,7 +28,7 @@ def main() -> None:
 
 def _check(settings: CheckSettings) -> int:
     spin_briefly()
-    from underpaint_server.check import main as check  # as below; and it loads torch
+    from underpaint_server.check_model import main as check  # as below; and it loads torch
 
     return check(settings)
 

@@ -7,13 +7,18 @@ know about its result. Pictures are ``numpy.uint8`` arrays of shape (height, wid
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
 Array = NDArray[Any]
+
+MAX_GUIDANCE_SCALE: Final = 30.0
+"""Largest classifier-free guidance weight that a request or a stored direction may have."""
+MAX_MIXING_WEIGHT: Final = 1000.0
+"""Largest absolute value of a mixing weight; learned ones stay far below."""
 
 
 class Phase(Enum):
@@ -66,28 +71,28 @@ class Sampler(Enum):
 # --- how to invert ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class EdictInversion:
-    """Exact inversion through coupled latents (Wallace et al., CVPR 2023)."""
+class InversionMethod:
+    """Base of the options of every inversion; each one's own are in its folder under ``methods``."""
 
-    mixing_coefficient: float = 0.93
-    """EDICT's p, (0, 1]. Inversion dilates the gap of the pair by p^-2 a step: raise p with the number of steps."""
+    __slots__ = ()
 
-
-@dataclass(frozen=True, slots=True)
-class DdimInversion:
-    """Plain DDIM run backwards: an approximation, and a trajectory to blend with."""
-
-    convention: DdimConvention = DdimConvention.TARGET
-    features: tuple[str, ...] = ()
-    """Feature sites of the network whose activations are kept, for content injection."""
+    name: ClassVar[str]
+    """Field of InversionParameters, and name of the folder: "edict", "ddim"."""
+    label: ClassVar[str]
+    """For people, such as "EDICT"."""
+    evaluations_per_step: ClassVar[int]
+    """Guided predictions of one step, in either direction."""
+    exact: ClassVar[bool]
+    """Whether the way back must repeat the network's answers bit for bit."""
+    default_guidance_scale: ClassVar[float]
+    """While inverting, unless the request names one."""
 
 
 @dataclass(frozen=True, slots=True)
 class InversionOptions:
     """Everything besides image and model that decides the latents, and so the inversion's name."""
 
-    method: EdictInversion | DdimInversion
+    method: InversionMethod
     num_inference_steps: int
     """Steps of the whole schedule, 1 .. limit."""
     strength: float
@@ -153,77 +158,13 @@ Source = Photo | Stored | Generated
 # --- how to edit ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SdEdit:
-    """Noise to a strength, denoise with the target prompt (Meng et al., ICLR 2022)."""
+class EditOptions:
+    """Base of the options of every edit method; each one's own are in its folder under ``methods``."""
 
-    strength: float
-    num_inference_steps: int
+    __slots__ = ()
 
-
-@dataclass(frozen=True, slots=True)
-class DdimEdit:
-    """From a DDIM inversion back with the target prompt (Song et al., ICLR 2021)."""
-
-
-@dataclass(frozen=True, slots=True)
-class EdictEdit:
-    """From an EDICT inversion back with the target prompt (Wallace et al., CVPR 2023)."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiffEdit:
-    """Find the region from two prompts, edit there, keep the rest (Couairon et al., ICLR 2023)."""
-
-    mask: Picture | None = field(repr=False)
-    """(height, width), 0 or 255, of the source's size; replaces the computed mask."""
-    threshold: float
-    """Cut of the normalised difference, (0, 1)."""
-    samples: int
-    """Noise samples the difference is averaged over."""
-    mask_strength: float
-    """Share of the schedule at which the difference is taken, (0, 1)."""
-    reference_prompt: str
-    """What the target prompt is compared with."""
-
-
-@dataclass(frozen=True, slots=True)
-class DisentangledEdit:
-    """Mix the embeddings of two prompts, with one weight a step (Wu et al., CVPR 2023)."""
-
-    source_prompt: str
-    """What the picture shows; a weight of 1 is this prompt alone."""
-    weights: tuple[float, ...]
-    """One a step, noisiest first, scale applied; 1 is the source prompt, 0 the target prompt, and values outside
-    [0, 1] extrapolate. As many as the schedule has steps."""
-    sampler: Sampler
-
-
-@dataclass(frozen=True, slots=True)
-class ContentInjection:
-    """Draw the source again with another picture's content in the network's features (Jeong, Kwon, Uh, WACV 2024).
-
-    The picture itself is the job's ``content``.
-    """
-
-    weight: float
-    """Share of the content in the mix, [0, 1]: the paper's gamma."""
-    calibration: float
-    """The paper's omega, [0, 1]: how far skip connections are calibrated; 0 is off, and saves a prediction a step."""
-    region: Picture | None = field(repr=False)
-    """(height, width), 0 or 255, of the source's size: white takes the content. None is everywhere."""
-    injection_end: float
-    """Share of the noise schedule at which injection ends, [0, 1): the less noisy steps are plain."""
-    every: int
-    """Injection at every so many steps, counted from the noisiest."""
-    boosting_start: float
-    """Share of the schedule from which on down fresh noise is added (eta 1), [0, 1]; 0 is never."""
-    interpolation: Interpolation
-    sites: tuple[str, ...]
-    """Feature sites where the content goes in; "mid" is the paper's."""
-
-
-EditMethod = SdEdit | DdimEdit | EdictEdit | DiffEdit | DisentangledEdit | ContentInjection
+    name: ClassVar[str]
+    """Field of EditRequest, entry of Model.methods, label in metrics and name of the folder, such as "diffedit"."""
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------
@@ -243,11 +184,11 @@ class InvertJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
-    """The picture whose content is injected; of the source's size."""
+class Companion:
+    """A second image that an edit takes something from, inverted beside the source; of the source's size."""
 
     source: Photo | Stored
-    """A stored one is a DDIM inversion that kept the features of the method's ``sites``."""
+    """A stored one has at least the arrays that the method reads."""
     inversion: InversionOptions
     """How it is inverted, or was."""
 
@@ -260,24 +201,25 @@ class EditJob:
     source: Source
     inversion: InversionOptions | None
     """How to invert the source, or how it was; None where the method needs no inversion."""
-    method: EditMethod
+    method: EditOptions
     target_prompt: str
     negative_prompt: str
     guidance_scale: float
     seed: int
-    content: Content | None = None
-    """For :class:`ContentInjection`."""
+    companion: Companion | None = None
+    """Where the method takes something from a second image."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskJob:
-    """Only DiffEdit's mask. Ends in :class:`Masked`."""
+    """Only the mask that an edit would use. Ends in :class:`Masked`."""
 
     model: str
     source: Source
     inversion: InversionOptions
     """Its ``num_inference_steps`` is the schedule; nothing is inverted."""
-    method: DiffEdit
+    method: EditOptions
+    """Of a method that computes a mask."""
     target_prompt: str
     negative_prompt: str
     guidance_scale: float
@@ -448,8 +390,8 @@ class Edited:
     """Made on the way from a :class:`Photo`; None where none was made."""
     usage: Usage
     notices: tuple[Notice, ...] = ()
-    content: Inversion | None = None
-    """The same of an injected content."""
+    companion: Inversion | None = None
+    """The same of the companion."""
 
 
 @dataclass(frozen=True, slots=True)

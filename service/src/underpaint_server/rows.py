@@ -143,8 +143,13 @@ class Embedded:
 
 
 Row = Denoise | PullBack | Encode | Decode | PullBackDecode | Score | Embed
-NETWORK: tuple[type[Row], ...] = (Denoise, PullBack)
-"""Rows that are evaluations of the network: what plans, progress and usage count."""
+
+
+def is_network_row(kind: type[Row]) -> bool:
+    """Whether rows of this kind evaluate the denoising network: what plans, progress, usage, pace and metrics count."""
+    return issubclass(kind, Denoise | PullBack)
+
+
 Steps = Generator[Sequence[Row], Sequence[Any], T]
 """What every algorithm is: yields groups of rows, is sent their answers, returns T."""
 

@@ -12,13 +12,13 @@ import structlog
 from obstore.exceptions import BaseError
 from prometheus_client import start_http_server
 
-from underpaint_server.engine.handle import EngineHandle
+from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.errors import ModelNotReady, StoreUnavailable
-from underpaint_server.rpc.front import Front
-from underpaint_server.rpc.health import Health
+from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.server import build_server
+from underpaint_server.rpc.services.health import Health
 from underpaint_server.settings import Settings
-from underpaint_server.stores.inversions import InversionStore
+from underpaint_server.stores import Stores
 from underpaint_server.telemetry import Metrics, configure_logging
 
 _log = structlog.get_logger()
@@ -38,36 +38,34 @@ async def serve(settings: Settings) -> int:
     configure_logging(settings.log_level)
     metrics = Metrics()
     try:
-        store = await InversionStore.open(
-            settings.store_url, max_bytes=settings.store_bytes, ttl_s=settings.store_ttl_s, metrics=metrics
-        )
+        stores = await Stores.open(settings, metrics)
     except (ValueError, OSError, BaseError, StoreUnavailable) as error:
         _log.error("cannot open the store", url=settings.store_url, error=str(error.__cause__ or error))
         return 1
-    engine = EngineHandle(settings, metrics)
+    engine = Dispatcher(settings, metrics)
     metrics.watch_engine(engine)
-    front = Front.build(settings, engine, store, metrics)
-    metrics.watch_operations(front.learning)
-    health = Health(front)
+    context = ServerContext.build(settings, engine, stores, metrics)
+    metrics.watch_operations(context.manager)
+    health = Health(context)
     await health.update()
-    server = build_server(front, health)
+    server = build_server(context, health)
     signals = _signals()
     try:
         address = _bind(server, settings.listen)
         with _metrics_server(metrics, settings.metrics_listen) as metrics_address:
             await engine.start()
-            front.learning.start()
+            context.manager.start()
             await server.start()
             _log.info("listening", address=address, metrics_address=metrics_address, models=list(engine.configured))
-            await _until_stopped(front, health, server, signals)
+            await _until_stopped(context, health, server, signals)
     except _CannotBind as error:
         _log.error("cannot listen", address=error.address, error=str(error.__cause__))
         return 1
     finally:
-        await front.learning.close()
+        await context.manager.close()
         await engine.close()
-        await store.close()
-        front.pool.close()
+        await stores.close()
+        context.threads.close()
     _log.info("stopped")
     return 0
 
@@ -115,15 +113,15 @@ def _signals() -> Signals:
     return signals
 
 
-async def _until_stopped(front: Front, health: Health, server: grpc.aio.Server, signals: Signals) -> None:
-    background = [asyncio.create_task(health.watch()), asyncio.create_task(_report_ready(front))]
+async def _until_stopped(context: ServerContext, health: Health, server: grpc.aio.Server, signals: Signals) -> None:
+    background = [asyncio.create_task(health.watch()), asyncio.create_task(_report_ready(context))]
     try:
         first = await signals.get()
-        _log.info("draining", signal=first.name, seconds=front.settings.drain_s)
-        front.draining, front.learning.taking = True, False
+        _log.info("draining", signal=first.name, seconds=context.settings.drain_s)
+        context.draining, context.manager.taking = True, False
         await health.update()
-        await _drain(front, signals)
-        await front.learning.close()
+        await _drain(context, signals)
+        await context.manager.close()
         await server.stop(_FLUSH_S)
     finally:
         for task in background:
@@ -131,23 +129,23 @@ async def _until_stopped(front: Front, health: Health, server: grpc.aio.Server, 
         await asyncio.gather(*background, return_exceptions=True)
 
 
-async def _drain(front: Front, signals: Signals) -> None:
-    drain = asyncio.create_task(front.engine.drain(front.settings.drain_s))
+async def _drain(context: ServerContext, signals: Signals) -> None:
+    drain = asyncio.create_task(context.engine.drain(context.settings.drain_s))
     second = asyncio.create_task(signals.get())
     await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
     if not drain.done():
         _log.info("draining is cut short", signal=second.result().name)
-        await front.engine.drain(0)
+        await context.engine.drain(0)
     for task in (drain, second):
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
 
 
-async def _report_ready(front: Front) -> None:
+async def _report_ready(context: ServerContext) -> None:
     try:
-        await front.engine.wait_ready()
+        await context.engine.wait_ready()
     except ModelNotReady as error:
         _log.error("the models failed to load; every call is refused until a restart", error=error.message)
     else:
-        _log.info("ready", models={info.id: info.digest for info in front.engine.models.values()})
+        _log.info("ready", models={info.id: info.digest for info in context.engine.models.values()})

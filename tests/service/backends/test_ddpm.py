@@ -14,17 +14,10 @@ from support.jobs import ddim_options, disc, edict_options, edit_job, injection,
 from underpaint_server.backends import load
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.diffusion.noise import standard_normal
-from underpaint_server.jobs import (
-    DdimEdit,
-    EdictEdit,
-    EditJob,
-    Generated,
-    InversionOptions,
-    InvertJob,
-    Photo,
-    SdEdit,
-    Stored,
-)
+from underpaint_server.jobs import EditJob, Generated, InversionOptions, InvertJob, Photo, Stored
+from underpaint_server.methods.ddim.options import DdimEdit
+from underpaint_server.methods.edict.options import EdictEdit
+from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.plans import total_rows
 from underpaint_server.settings import Settings
 

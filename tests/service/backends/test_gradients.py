@@ -6,12 +6,12 @@ import pytest
 import torch
 from support.drive import drive
 from torch import Tensor
-from underpaint_server.algorithms import disentangle
 from underpaint_server.backends import load
 from underpaint_server.backends.torch_ import TorchBackend
 from underpaint_server.diffusion.noise import standard_normal
-from underpaint_server.diffusion.tasks import Mixing
 from underpaint_server.jobs import Sampler
+from underpaint_server.methods.disentangled.gradient import backward
+from underpaint_server.methods.disentangled.steps import Mixing, reference, sample
 from underpaint_server.rows import Batch, Decode, Denoise, Embed, PullBack, PullBackDecode, Row, Score
 from underpaint_server.settings import Settings
 
@@ -57,16 +57,16 @@ def test_the_derivative_by_the_weights_is_that_of_full_backpropagation(backend: 
     weights = torch.tensor(WEIGHTS, dtype=torch.float64, requires_grad=True)
     cotangent = standard_normal(tuple(task.start.shape), seed=4, purpose="cotangent")
     (expected,) = torch.autograd.grad(drawn_in_one_graph(backend, task, weights), weights, cotangent)
-    run, _ = drive(disentangle.sample(task, WEIGHTS), lambda row: answer(backend, row))
-    found, _ = drive(disentangle.backward(task, run, WEIGHTS, cotangent), lambda row: answer(backend, row))
+    run, _ = drive(sample(task, WEIGHTS), lambda row: answer(backend, row))
+    found, _ = drive(backward(task, run, WEIGHTS, cotangent), lambda row: answer(backend, row))
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def test_a_score_s_gradient_is_its_slope(backend: TorchBackend) -> None:
     """By differences along a random direction, through the CLIP and the autoencoder's features."""
     task = mixing(backend, Sampler.DDIM)
-    run, _ = drive(disentangle.sample(task, WEIGHTS), lambda row: answer(backend, row))
-    plain, _ = drive(disentangle.reference(task), lambda row: answer(backend, row))
+    run, _ = drive(sample(task, WEIGHTS), lambda row: answer(backend, row))
+    plain, _ = drive(reference(task), lambda row: answer(backend, row))
 
     def score(latents: Tensor, *, gradient: bool = False) -> Score:
         image, reference = backend.predict(Batch([Decode(latents), Decode(plain)], 2))

@@ -24,7 +24,10 @@ from underpaint_server.backends import load
 from underpaint_server.backends.invariance import is_batch_invariant
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.diffusion.noise import standard_normal
-from underpaint_server.jobs import DdimEdit, Descent, EdictEdit, EditJob, Generated, Inverted, LearnJob, SdEdit
+from underpaint_server.jobs import Descent, EditJob, Generated, Inverted, LearnJob
+from underpaint_server.methods.ddim.options import DdimEdit
+from underpaint_server.methods.edict.options import EdictEdit
+from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.rows import Batch, Denoise, Embed
 from underpaint_server.settings import Settings
 

@@ -10,11 +10,13 @@ from support.engine import Bench
 from support.jobs import diffedit, edict_options, edit_job, every_kind_of_job, injection, injection_job, invert_job
 from underpaint_server.backends.protocol import DeviceLost
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
-from underpaint_server.engine.engine import Engine
-from underpaint_server.engine.messages import Advanced, Ended, Passed, Previewed, Split, Start
-from underpaint_server.engine.names import method_name
+from underpaint_server.engine.loop import Engine
+from underpaint_server.engine.messages import Advanced, Ended, Passed, Previewed, Split, StartJob
 from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, NonFiniteLatents, OutOfMemory
-from underpaint_server.jobs import EdictEdit, Edited, EditJob, Inverted, Learned, Phase, Priority, SdEdit, Stored
+from underpaint_server.jobs import Edited, EditJob, Inverted, Learned, Phase, Priority, Stored
+from underpaint_server.methods import job_name
+from underpaint_server.methods.edict.options import EdictEdit
+from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.plans import plan, total_rows
 from underpaint_server.rows import Decode, Denoise
 from underpaint_server.settings import Settings
@@ -55,17 +57,17 @@ def test_an_injection_asks_for_what_its_plan_says_whatever_is_stored_already() -
     job = injection_job("toy", PX, injection(calibration=0.3, every=2))
     with Bench(toy()) as bench:
         (made,) = bench.run([job])
-        source, content = Stored(made.inversion), replace(job.content, source=Stored(made.content))
+        source, content = Stored(made.inversion), replace(job.companion, source=Stored(made.companion))
         assert (made.usage.network_evaluations, len(bench.passes)) == (20 + 20 + 20 + 6 * 2, 20 + 20 + 6)
         others = [
             replace(job, source=source),
-            replace(job, content=content),
-            replace(job, source=source, content=content),
+            replace(job, companion=content),
+            replace(job, source=source, companion=content),
         ]
         for other, rows in zip(others, (52, 52, 32), strict=True):
             (result,) = bench.run([other])
             assert result.usage.network_evaluations == total_rows(other) == rows
-            assert (result.inversion is None, result.content is None) == (
+            assert (result.inversion is None, result.companion is None) == (
                 other.source is source,
                 other.content is content,
             )
@@ -152,7 +154,7 @@ def test_cancelled_rows_are_gone_before_the_next_pass() -> None:
         bench.cancel(1)
         outcomes = bench.until_ended(1, 2)
         ended = next(i for i, r in enumerate(bench.reports) if isinstance(r, Ended) and r.id == 1)
-        after = [r for r in bench.reports[ended:] if isinstance(r, Passed) and r.kind == "denoise"]
+        after = [r for r in bench.reports[ended:] if isinstance(r, Passed) and r.is_network]
     assert isinstance(outcomes[1], Cancelled)
     assert isinstance(outcomes[2], Inverted)
     assert after
@@ -264,7 +266,7 @@ class Lost(ToyBackend):
 
 def test_a_lost_device_ends_the_loop_so_that_the_process_is_replaced() -> None:
     inbox, reports = queue.SimpleQueue(), []
-    inbox.put(Start(1, invert_job("toy", PX), Priority.NORMAL, time.monotonic(), None, 0))
+    inbox.put(StartJob(1, invert_job("toy", PX), Priority.NORMAL, time.monotonic(), None, 0))
     with pytest.raises(DeviceLost):
         Engine({"toy": Lost("toy", Settings())}, inbox, reports.append, 16, 0.25).run()
     assert not any(isinstance(report, Ended) for report in reports)
@@ -308,4 +310,4 @@ def test_progress_never_falls_and_previews_come_when_asked() -> None:
     ],
 )
 def test_jobs_have_names(job: object, name: str) -> None:
-    assert method_name(job) == name
+    assert job_name(job) == name

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from support.jobs import disc, edict_options, edit_job, invert_job, learn_job
 from underpaint_server.backends.toy import SCALE, SHAPE
-from underpaint_server.engine.handle import EngineHandle
-from underpaint_server.engine.supervisor import EngineState
+from underpaint_server.dispatch.queue import Dispatcher
+from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.errors import (
     Cancelled,
     DeadlinePassed,
@@ -24,7 +24,8 @@ from underpaint_server.errors import (
     QueueFull,
     WorkerRestarted,
 )
-from underpaint_server.jobs import Descent, Inverted, Photo, Priority, SdEdit
+from underpaint_server.jobs import Descent, Inverted, Photo, Priority
+from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics
 
@@ -37,8 +38,8 @@ SHORT = invert_job("toy", PX, edict_options(10))
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def started() -> AsyncIterator[EngineHandle]:
-    handle = EngineHandle(SETTINGS, Metrics())
+async def started() -> AsyncIterator[Dispatcher]:
+    handle = Dispatcher(SETTINGS, Metrics())
     await handle.start()
     await handle.wait_ready()
     yield handle
@@ -52,7 +53,7 @@ fresh = pytest_asyncio.fixture(started, loop_scope="module", name="fresh")
 """One for a test that ends it."""
 
 
-def submit(engine: EngineHandle, job: object, priority: Priority = Priority.NORMAL, deadline_s: float | None = None):
+def submit(engine: Dispatcher, job: object, priority: Priority = Priority.NORMAL, deadline_s: float | None = None):
     return engine.submit(job, priority=priority, deadline_s=deadline_s)
 
 
@@ -70,7 +71,7 @@ async def until(condition) -> None:
     raise AssertionError("it never happened")
 
 
-async def test_work_goes_through(engine: EngineHandle) -> None:
+async def test_work_goes_through(engine: Dispatcher) -> None:
     result = await submit(engine, SHORT).result()
     assert isinstance(result, Inverted)
     assert list(engine.models) == list(engine.configured) == ["toy"]
@@ -79,7 +80,7 @@ async def test_work_goes_through(engine: EngineHandle) -> None:
 
 
 async def test_before_the_models_are_loaded_callers_are_told_when_to_come_back() -> None:
-    handle = EngineHandle(SETTINGS, Metrics())
+    handle = Dispatcher(SETTINGS, Metrics())
     await handle.start()
     with pytest.raises(ModelLoading) as caught:
         submit(handle, SHORT)
@@ -87,7 +88,7 @@ async def test_before_the_models_are_loaded_callers_are_told_when_to_come_back()
     await handle.close()
 
 
-async def test_the_queue_is_bounded_ordered_and_knows_its_places(engine: EngineHandle) -> None:
+async def test_the_queue_is_bounded_ordered_and_knows_its_places(engine: Dispatcher) -> None:
     running = [submit(engine, LONG), submit(engine, LONG)]
     normal = submit(engine, SHORT)
     urgent = submit(engine, SHORT, Priority.INTERACTIVE)
@@ -104,7 +105,7 @@ async def test_the_queue_is_bounded_ordered_and_knows_its_places(engine: EngineH
         await running[0].result()
 
 
-async def test_learning_takes_no_place_and_needs_none(engine: EngineHandle) -> None:
+async def test_learning_takes_no_place_and_needs_none(engine: Dispatcher) -> None:
     endless = learn_job("toy", PX, method=Descent(200, 0.05), iterations=200)
     learning = [submit(engine, endless, Priority.LEARNING) for _ in range(3)]
     running = [submit(engine, LONG), submit(engine, LONG)]
@@ -116,7 +117,7 @@ async def test_learning_takes_no_place_and_needs_none(engine: EngineHandle) -> N
     assert isinstance(await waiting.result(), Inverted)
 
 
-async def test_a_crash_costs_the_jobs_inside_and_no_others(engine: EngineHandle) -> None:
+async def test_a_crash_costs_the_jobs_inside_and_no_others(engine: Dispatcher) -> None:
     inside, waiting = [submit(engine, LONG), submit(engine, LONG)], submit(engine, SHORT)
     await asyncio.sleep(0.05)
     child().kill()
@@ -129,9 +130,9 @@ async def test_a_crash_costs_the_jobs_inside_and_no_others(engine: EngineHandle)
     assert isinstance(await waiting.result(), Inverted)
 
 
-async def test_an_engine_that_keeps_dying_is_given_up(fresh: EngineHandle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("underpaint_server.engine.supervisor.FIRST_DELAY_S", 0.001)
-    monkeypatch.setattr("underpaint_server.engine.supervisor.MAX_CRASHES", 1)
+async def test_an_engine_that_keeps_dying_is_given_up(fresh: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("underpaint_server.dispatch.supervisor.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("underpaint_server.dispatch.supervisor.MAX_CRASHES", 1)
     for _ in range(2):
         await until(lambda: fresh.state is EngineState.READY)
         child().kill()
@@ -142,7 +143,7 @@ async def test_an_engine_that_keeps_dying_is_given_up(fresh: EngineHandle, monke
 
 
 async def test_a_model_that_cannot_be_loaded_says_why() -> None:
-    handle = EngineHandle(Settings(models="mine=/nowhere/at/all"), Metrics())
+    handle = Dispatcher(Settings(models="mine=/nowhere/at/all"), Metrics())
     await handle.start()
     with pytest.raises(ModelNotReady, match="allow-network"):
         await handle.wait_ready()
@@ -150,7 +151,7 @@ async def test_a_model_that_cannot_be_loaded_says_why() -> None:
     await handle.close()
 
 
-async def test_an_engine_that_does_not_read_never_stops_the_front(engine: EngineHandle) -> None:
+async def test_an_engine_that_does_not_read_never_stops_the_front(engine: Dispatcher) -> None:
     process = child()
     big = edit_job("toy", PX, SdEdit(0.5, 5), Photo(disc(1024)))
     process.send_signal(signal.SIGSTOP)
@@ -163,9 +164,9 @@ async def test_an_engine_that_does_not_read_never_stops_the_front(engine: Engine
     assert (await job.result()).pixels.shape == (1024, 1024, 3)
 
 
-async def test_a_stalled_engine_is_ended_and_comes_back(engine: EngineHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stalled_engine_is_ended_and_comes_back(engine: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     await submit(engine, SHORT).result()
-    monkeypatch.setattr("underpaint_server.engine.handle.STALL_S", 0.3)
+    monkeypatch.setattr("underpaint_server.dispatch.queue.STALL_S", 0.3)
     child().send_signal(signal.SIGSTOP)
     with pytest.raises(WorkerRestarted):
         await submit(engine, SHORT).result()
@@ -174,7 +175,7 @@ async def test_a_stalled_engine_is_ended_and_comes_back(engine: EngineHandle, mo
     assert isinstance(await submit(engine, SHORT).result(), Inverted)
 
 
-async def test_deadlines_are_held_in_the_queue_and_in_the_engine(fresh: EngineHandle) -> None:
+async def test_deadlines_are_held_in_the_queue_and_in_the_engine(fresh: Dispatcher) -> None:
     """On an engine whose pace is not known yet: on a busy machine it would refuse what is so short of time."""
     running = [submit(fresh, LONG, deadline_s=0.2), submit(fresh, LONG)]
     waiting = submit(fresh, SHORT, deadline_s=0.05)
@@ -184,7 +185,7 @@ async def test_deadlines_are_held_in_the_queue_and_in_the_engine(fresh: EngineHa
     running[1].cancel()
 
 
-async def test_a_later_deadline_counts_for_everybody_who_waits(fresh: EngineHandle) -> None:
+async def test_a_later_deadline_counts_for_everybody_who_waits(fresh: Dispatcher) -> None:
     job = submit(fresh, LONG, deadline_s=0.6)
     job.extend(time.monotonic() + 0.5)  # earlier: nothing changes
     job.extend(None)
@@ -193,7 +194,7 @@ async def test_a_later_deadline_counts_for_everybody_who_waits(fresh: EngineHand
     job.cancel()
 
 
-async def test_what_cannot_be_done_in_time_is_refused_with_the_estimate(engine: EngineHandle) -> None:
+async def test_what_cannot_be_done_in_time_is_refused_with_the_estimate(engine: Dispatcher) -> None:
     await submit(engine, SHORT).result()
     with pytest.raises(DeadlineUnattainable) as caught:
         submit(engine, LONG, deadline_s=1e-4)
@@ -201,7 +202,7 @@ async def test_what_cannot_be_done_in_time_is_refused_with_the_estimate(engine: 
     assert engine.num_running == 0
 
 
-async def test_draining_finishes_what_there_is_and_takes_nothing_new(fresh: EngineHandle) -> None:
+async def test_draining_finishes_what_there_is_and_takes_nothing_new(fresh: Dispatcher) -> None:
     job = submit(fresh, SHORT)
     drain = asyncio.create_task(fresh.drain(30))
     await asyncio.sleep(0)
@@ -211,14 +212,14 @@ async def test_draining_finishes_what_there_is_and_takes_nothing_new(fresh: Engi
     assert isinstance(await job.result(), Inverted)
 
 
-async def test_draining_ends_what_takes_too_long(fresh: EngineHandle) -> None:
+async def test_draining_ends_what_takes_too_long(fresh: Dispatcher) -> None:
     job = submit(fresh, LONG)
     await fresh.drain(0.05)
     with pytest.raises(Draining):
         await job.result()
 
 
-async def test_several_readers_see_progress_that_never_falls(engine: EngineHandle) -> None:
+async def test_several_readers_see_progress_that_never_falls(engine: Dispatcher) -> None:
     job = submit(engine, invert_job("toy", PX, edict_options(200)))
 
     async def fractions() -> list[float]:
@@ -229,7 +230,7 @@ async def test_several_readers_see_progress_that_never_falls(engine: EngineHandl
         assert seen == sorted(seen)
 
 
-async def test_jobs_leave_nothing_behind(engine: EngineHandle) -> None:
+async def test_jobs_leave_nothing_behind(engine: Dispatcher) -> None:
     results = [await submit(engine, SHORT).result() for _ in range(20)]
     first = results[0].inversion.arrays["x"]
     assert all(np.array_equal(first, other.inversion.arrays["x"]) for other in results)

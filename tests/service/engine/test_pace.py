@@ -1,7 +1,7 @@
 """What is known of the engine's speed, and when nothing is."""
 
 import pytest
-from underpaint_server.engine.pace import Pace
+from underpaint_server.dispatch.pace import Pace
 
 
 def test_one_slow_pass_locks_nobody_out() -> None:

@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from underpaint_server.engine.scheduler import Ticket, choose
+from underpaint_server.engine.scheduler import WaitingRow, choose
 from underpaint_server.rows import Decode, Denoise, Encode, Key
 
 SMALL = Key("m", Denoise, (4, 8, 8), None)
@@ -12,12 +12,12 @@ DECODE = Key("m", Decode, (4, 8, 8), 2)
 KEYS = (SMALL, LARGE, PINNED, DECODE, Key("m", Encode, (3, 32, 32), 2), Key("n", Denoise, (4, 8, 8), None))
 
 
-def ticket(job: int, key: Key = SMALL, priority: int = 2, served: int = 0, index: int = 0) -> Ticket:
-    return Ticket(job, index, key, priority, served)
+def row(job: int, key: Key = SMALL, priority: int = 2, served: int = 0, index: int = 0) -> WaitingRow:
+    return WaitingRow(job, index, key, priority, served)
 
 
-def pick(*tickets: Ticket, cap: int = 16, minimum: int = 1):
-    return choose(tickets, lambda _: cap, lambda _: minimum)
+def pick(*rows: WaitingRow, cap: int = 16, minimum: int = 1):
+    return choose(rows, lambda _: cap, lambda _: minimum)
 
 
 def test_nothing_waits() -> None:
@@ -25,67 +25,67 @@ def test_nothing_waits() -> None:
 
 
 def test_rows_of_all_jobs_share_a_pass_up_to_the_cap() -> None:
-    chosen = pick(*(ticket(job, index=i) for job in range(10) for i in range(2)))
-    assert len(chosen.tickets) == chosen.size == 16
+    chosen = pick(*(row(job, index=i) for job in range(10) for i in range(2)))
+    assert len(chosen.rows) == chosen.size == 16
 
 
 def test_a_lone_row_is_padded_to_the_minimum() -> None:
-    assert pick(ticket(1), minimum=2).size == 2
+    assert pick(row(1), minimum=2).size == 2
 
 
 def test_higher_priority_chooses_and_rides_first() -> None:
-    chosen = pick(*(ticket(job) for job in range(20)), ticket(99, priority=3))
-    assert chosen.tickets[0].job == 99
-    assert pick(*(ticket(job) for job in range(9)), ticket(99, LARGE, priority=3)).tickets == (ticket(99, LARGE, 3),)
+    chosen = pick(*(row(job) for job in range(20)), row(99, priority=3))
+    assert chosen.rows[0].job == 99
+    assert pick(*(row(job) for job in range(9)), row(99, LARGE, priority=3)).rows == (row(99, LARGE, 3),)
 
 
 def test_the_job_served_longest_ago_chooses_the_shape() -> None:
-    assert pick(ticket(1, SMALL, served=7), ticket(2, LARGE, served=3)).tickets[0].job == 2
+    assert pick(row(1, SMALL, served=7), row(2, LARGE, served=3)).rows[0].job == 2
 
 
 def test_encoders_and_decoders_go_before_the_network() -> None:
-    assert pick(ticket(1, served=0), ticket(2, DECODE, served=9)).tickets[0].job == 2
+    assert pick(row(1, served=0), row(2, DECODE, served=9)).rows[0].job == 2
 
 
 def test_a_batch_class_is_kept_and_its_free_places_are_used() -> None:
-    chosen = pick(ticket(1, PINNED), ticket(1, PINNED, index=1), ticket(2, SMALL, served=5), ticket(3, LARGE, served=5))
+    chosen = pick(row(1, PINNED), row(1, PINNED, index=1), row(2, SMALL, served=5), row(3, LARGE, served=5))
     assert chosen.size == 4
-    assert [t.job for t in chosen.tickets] == [1, 1, 2]
+    assert [t.job for t in chosen.rows] == [1, 1, 2]
 
 
 def test_rows_without_a_class_do_not_wait_for_one() -> None:
-    assert pick(ticket(1, SMALL), ticket(2, PINNED, served=1)).tickets == (ticket(1, SMALL),)
+    assert pick(row(1, SMALL), row(2, PINNED, served=1)).rows == (row(1, SMALL),)
 
 
-tickets = st.lists(
+rows = st.lists(
     st.builds(
-        Ticket, st.integers(0, 9), st.integers(0, 3), st.sampled_from(KEYS), st.integers(1, 3), st.integers(0, 20)
+        WaitingRow, st.integers(0, 9), st.integers(0, 3), st.sampled_from(KEYS), st.integers(1, 3), st.integers(0, 20)
     ),
     max_size=40,
     unique_by=lambda t: (t.job, t.index),
 )
 
 
-@given(tickets, st.integers(2, 16))
-def test_every_pass_is_sound(waiting: list[Ticket], cap: int) -> None:
+@given(rows, st.integers(2, 16))
+def test_every_pass_is_sound(waiting: list[WaitingRow], cap: int) -> None:
     chosen = choose(waiting, lambda _: cap, lambda _: 2)
     if not waiting:
         assert chosen is None
         return
-    assert 1 <= len(chosen.tickets) <= chosen.size
-    assert set(chosen.tickets) <= set(waiting)
-    assert len({(t.key.model, t.key.kind, t.key.shape) for t in chosen.tickets}) == 1
-    classes = {t.key.batch_class for t in chosen.tickets} - {None}
+    assert 1 <= len(chosen.rows) <= chosen.size
+    assert set(chosen.rows) <= set(waiting)
+    assert len({(t.key.model, t.key.kind, t.key.shape) for t in chosen.rows}) == 1
+    classes = {t.key.batch_class for t in chosen.rows} - {None}
     assert chosen.size in classes or (not classes and chosen.size <= max(cap, 2))
-    assert chosen.tickets[0].priority == max(t.priority for t in waiting)
+    assert chosen.rows[0].priority == max(t.priority for t in waiting)
 
 
-@given(tickets, st.integers(2, 5))
-def test_everyone_of_the_highest_priority_is_served_in_the_end(waiting: list[Ticket], cap: int) -> None:
-    waiting = [Ticket(t.job, t.index, t.key, 2, t.served) for t in waiting]
+@given(rows, st.integers(2, 5))
+def test_everyone_of_the_highest_priority_is_served_in_the_end(waiting: list[WaitingRow], cap: int) -> None:
+    waiting = [WaitingRow(t.job, t.index, t.key, 2, t.served) for t in waiting]
     left, rounds = list(waiting), 0
     while left:
         chosen = choose(left, lambda _: cap, lambda _: 1)
-        left = [t for t in left if t not in chosen.tickets]
+        left = [t for t in left if t not in chosen.rows]
         rounds += 1
     assert rounds <= len(waiting)

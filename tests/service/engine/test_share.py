@@ -8,7 +8,8 @@ from support.jobs import edit_job, learn_job
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
 from underpaint_server.engine.messages import Ended, Passed
 from underpaint_server.engine.share import Share
-from underpaint_server.jobs import Learned, Priority, SdEdit
+from underpaint_server.jobs import Learned, Priority
+from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.settings import Settings
 
 PX = SHAPE[1] * SCALE

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from support.front import MINI, SETTINGS, edit, merged
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 from underpaint_server.jobs import (
-    Content,
+    Companion,
     DdimConvention,
-    DdimInversion,
-    EdictInversion,
     EditJob,
     Generated,
     Inversion,
@@ -20,10 +18,15 @@ from underpaint_server.jobs import (
     Photo,
     Stored,
 )
-from underpaint_server.rpc import answers, fitting, images
-from underpaint_server.rpc.convert import edit_draft, invert_draft
-from underpaint_server.rpc.drafts import EditDraft, Injected, Named, Start
-from underpaint_server.rpc.names import inversion_digest
+from underpaint_server.methods.ddim.options import DdimInversion
+from underpaint_server.methods.edict.options import EdictInversion
+from underpaint_server.rpc.requests.edit import edit_draft
+from underpaint_server.rpc.requests.inversion import inversion_parameters
+from underpaint_server.rpc.requests.invert import invert_draft
+from underpaint_server.rpc.responses.edit import resolved as resolve
+from underpaint_server.stores import inversion_digest
+from underpaint_server.wire import fitting, images
+from underpaint_server.wire.drafts import EditCompanion, EditDraft, EditSource, Named
 
 NAME = "0123456789abcdef" * 4
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
@@ -96,7 +99,7 @@ def requests(draw: st.DrawFn) -> edit_service_pb2.EditRequest:
     return request
 
 
-def job_of(draft: EditDraft) -> tuple[EditJob, Start]:
+def job_of(draft: EditDraft, request: edit_service_pb2.EditRequest) -> tuple[EditJob, EditSource]:
     """As the server makes it, with pixels and latents that are there already."""
     edict = InversionOptions(EdictInversion(0.9), 20, 0.5, 2.5, "a dog")
     ddim = replace(edict, method=DdimInversion(DdimConvention.CURRENT))
@@ -104,19 +107,20 @@ def job_of(draft: EditDraft) -> tuple[EditJob, Start]:
     pixels = np.zeros((48, 64, 3), np.uint8)
     match draft.source:
         case Generated() as drawn:
-            start = Start(drawn, draft.inversion, fitting.untouched((drawn.width, drawn.height)))
+            start = EditSource(drawn, draft.inversion, fitting.untouched((drawn.width, drawn.height)))
         case Named():
             inversion = Inversion("mini", MINI.digest, options, 64, 48, None, {})
-            start = Start(Stored(inversion), options, fitting.untouched((64, 48)), NAME)
+            start = EditSource(Stored(inversion), options, fitting.untouched((64, 48)), NAME)
         case _:
-            start = Start(Photo(pixels), draft.inversion, fitting.untouched((64, 48)))
-    if draft.content is not None:
-        name = NAME if isinstance(draft.content, Named) else ""
-        start = replace(start, content=Injected(Photo(pixels), ddim, start.fitting, name))
+            start = EditSource(Photo(pixels), draft.inversion, fitting.untouched((64, 48)))
+    content = request.content_injection.WhichOneof("content")
+    if content is not None:
+        name = NAME if content == "inversion" else ""
+        start = replace(start, companion=EditCompanion(Photo(pixels), ddim, start.fitting, name))
     guidance = options.guidance_scale if draft.guidance_scale is None else draft.guidance_scale
     job = EditJob(
         "mini", start.source, start.inversion, draft.method, draft.target_prompt, draft.negative_prompt, guidance,
-        draft.seed, None if start.content is None else Content(start.content.source, start.content.inversion),
+        draft.seed, None if start.companion is None else Companion(start.companion.source, start.companion.inversion),
     )  # fmt: skip
     return job, start
 
@@ -125,13 +129,13 @@ def job_of(draft: EditDraft) -> tuple[EditJob, Start]:
 @settings(max_examples=300)
 def test_reading_a_resolved_request_gives_the_same_job(request: edit_service_pb2.EditRequest) -> None:
     first = edit_draft(request, MINI, SETTINGS)
-    job, start = job_of(first)
-    resolved = answers.resolved(job, start, first.media_type, first.priority)
+    job, start = job_of(first, request)
+    resolved = resolve(job, start, first.media_type, first.priority)
     again = edit_draft(resolved, MINI, SETTINGS)
-    repeated, _ = job_of(again)
-    assert replace(repeated, source=None, content=None) == replace(job, source=None, content=None)  # type: ignore[arg-type]
+    repeated, _ = job_of(again, resolved)
+    assert replace(repeated, source=None, companion=None) == replace(job, source=None, companion=None)  # type: ignore[arg-type]
     assert (again.media_type, again.priority) == (first.media_type, first.priority)
-    assert answers.resolved(repeated, start, again.media_type, again.priority) == resolved
+    assert resolve(repeated, start, again.media_type, again.priority) == resolved
     if isinstance(job.source, Generated):
         assert repeated.source == job.source
 
@@ -141,7 +145,7 @@ def test_parameters_of_an_inversion_come_back_as_they_were_used(fields: Any, met
     parameters = inversion_service_pb2.InversionParameters(**fields, **method)
     request = inversion_service_pb2.InvertRequest(image=types_pb2.Image(), parameters=parameters)
     options = invert_draft(request, MINI, SETTINGS).options
-    request.parameters.CopyFrom(answers.parameters(options))
+    request.parameters.CopyFrom(inversion_parameters(options))
     assert invert_draft(request, MINI, SETTINGS).options == options
 
 

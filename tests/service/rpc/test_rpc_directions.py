@@ -20,22 +20,12 @@ from support.front import MINI, SETTINGS, Wire, edit, encoded, merged, photo, pi
 from underpaint.v1 import direction_service_pb2 as d
 from underpaint.v1 import edit_service_pb2, types_pb2
 from underpaint_server.errors import Draining, FieldInvalid, ModelLoading, NonFiniteLatents, QueueFull, WorkerRestarted
-from underpaint_server.jobs import (
-    Descent,
-    DisentangledEdit,
-    Generated,
-    LearnJob,
-    Phase,
-    Photo,
-    Priority,
-    Progress,
-    Sampler,
-    Search,
-)
-from underpaint_server.rpc.convert import edit_draft
-from underpaint_server.rpc.fields import Fields
+from underpaint_server.jobs import Descent, Generated, LearnJob, Phase, Photo, Priority, Progress, Sampler, Search
+from underpaint_server.methods.disentangled.options import DisentangledEdit
+from underpaint_server.rpc.requests.edit import edit_draft
 from underpaint_server.stores import directions as files
 from underpaint_server.stores.operations import Seen
+from underpaint_server.wire.fields import Fields
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -223,14 +213,14 @@ async def test_an_id_is_given_once(idle: Wire) -> None:
 
 
 async def test_of_calls_at_the_same_moment_one_gets_the_id(idle: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    scan = idle.front.operations.scan
+    scan = idle.context.stores.operations.scan
 
     async def slow() -> dict[str, Seen]:
         found = await scan()
         await asyncio.sleep(0.05)  # a store far away: the others look before this one has written
         return found
 
-    monkeypatch.setattr(idle.front.operations, "scan", slow)
+    monkeypatch.setattr(idle.context.stores.operations, "scan", slow)
     calls = [idle.directions.LearnDirection(asked(direction_id="joy", seed=seed)) for seed in range(3)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     refusals = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
@@ -249,7 +239,7 @@ async def test_no_more_operations_wait_than_may(idle: Wire) -> None:
 
 
 async def test_a_server_about_to_stop_takes_nothing(wire: Wire) -> None:
-    wire.front.draining = True
+    wire.context.draining = True
     refusal = await refused(wire.directions.LearnDirection(asked()))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
 
@@ -328,7 +318,7 @@ async def test_a_server_that_stops_answers_those_who_wait(wire: Wire) -> None:
     await wire.engine.submitted.wait()
     waiting = asyncio.ensure_future(wire.operations.WaitOperation(ops.WaitOperationRequest(name=name)))
     wire.engine.handles[0].end(Draining("this server is about to stop"))
-    await wire.front.learning.close()
+    await wire.context.manager.close()
     assert not (await waiting).done
 
 

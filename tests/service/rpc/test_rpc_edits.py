@@ -14,10 +14,6 @@ from support.front import answer as computed
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 from underpaint_server.jobs import (
     DdimConvention,
-    DdimEdit,
-    DdimInversion,
-    DiffEdit,
-    EdictInversion,
     Generated,
     InversionOptions,
     MaskJob,
@@ -27,9 +23,12 @@ from underpaint_server.jobs import (
     Preview,
     Priority,
     Progress,
-    SdEdit,
     Stored,
 )
+from underpaint_server.methods.ddim.options import DdimEdit, DdimInversion
+from underpaint_server.methods.diffedit.options import DiffEdit
+from underpaint_server.methods.edict.options import EdictInversion
+from underpaint_server.methods.sdedit.options import SdEdit
 
 
 async def test_every_default_is_filled_in(wire: Wire) -> None:
@@ -119,7 +118,7 @@ async def test_the_second_edit_of_an_image_starts_from_the_store(wire: Wire) -> 
 
 
 async def test_an_inversion_that_cannot_be_stored_costs_nothing_but_its_name(wire: Wire) -> None:
-    wire.front.store._max_bytes = 100
+    wire.context.stores.inversions._max_bytes = 100
     first = await wire.edits.Edit(edit("edict"))
     assert first.inversion == ""
     assert first.resolved.WhichOneof("source") == "image"

@@ -15,7 +15,7 @@ from support.front import MINI, encoded, picture
 from underpaint.v1 import types_pb2
 from underpaint.v1.types_pb2 import Fit
 from underpaint_server.errors import FieldInvalid, ImageTooLarge, ImageUndecodable
-from underpaint_server.rpc import fitting, images
+from underpaint_server.wire import fitting, images
 
 LIMITS = images.ImageLimits(max_bytes=1_000_000, max_pixels=1000 * 1000)
 SIDES = st.integers(1, 3000)
@@ -214,7 +214,7 @@ def test_a_large_picture_takes_no_more_than_twice_its_size() -> None:
 import io, resource, sys
 from PIL import Image, ImageCms
 from underpaint.v1 import types_pb2
-from underpaint_server.rpc import images
+from underpaint_server.wire import images
 content = sys.stdin.buffer.read()
 limits = images.ImageLimits(len(content), 4096 * 4096)
 decode = lambda content: images.rgb(images.load(images.examine(types_pb2.Image(content=content), limits)))

@@ -11,17 +11,11 @@ from PIL import Image
 from support.front import MINI, SETTINGS, SILENT, Wire, edit, encoded, photo, refused
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 from underpaint_server.errors import FieldInvalid
-from underpaint_server.jobs import (
-    ContentInjection,
-    DdimConvention,
-    DdimInversion,
-    Generated,
-    Interpolation,
-    InversionOptions,
-    Photo,
-    Stored,
-)
-from underpaint_server.rpc.convert import edit_draft, invert_draft
+from underpaint_server.jobs import DdimConvention, Generated, Interpolation, InversionOptions, Photo, Stored
+from underpaint_server.methods.content_injection.options import ContentInjection
+from underpaint_server.methods.ddim.options import DdimInversion
+from underpaint_server.rpc.requests.edit import edit_draft
+from underpaint_server.rpc.requests.invert import invert_draft
 
 OTHER = photo(seed=7)
 
@@ -47,8 +41,8 @@ async def test_every_default_is_filled_in(wire: Wire) -> None:
     assert job.inversion == InversionOptions(DdimInversion(), 20, 1.0, 1.0, "")
     assert job.method == ContentInjection(0.3, 0.0, None, 0.4, 1, 0.0, Interpolation.SLERP, ("mid",))
     assert (job.target_prompt, job.guidance_scale) == ("", 1.0)
-    assert isinstance(job.content.source, Photo)
-    assert job.content.inversion == replace(job.inversion, method=DdimInversion(features=("mid",)))
+    assert isinstance(job.companion.source, Photo)
+    assert job.companion.inversion == replace(job.inversion, method=DdimInversion(features=("mid",)))
 
 
 async def test_content_goes_along_the_sources_schedule_without_its_text(wire: Wire) -> None:
@@ -59,7 +53,7 @@ async def test_content_goes_along_the_sources_schedule_without_its_text(wire: Wi
     await wire.edits.Edit(inject(inversion_parameters=parameters, settings=settings))
     (job,) = wire.engine.jobs
     way = DdimInversion(DdimConvention.CURRENT, ("mid", "up_1"))
-    assert job.content.inversion == InversionOptions(way, 10, 0.7, 1.0, "")
+    assert job.companion.inversion == InversionOptions(way, 10, 0.7, 1.0, "")
     assert job.method == ContentInjection(0.3, 0.3, None, 0.4, 3, 0.2, Interpolation.LERP, ("mid", "up_1"))
 
 
@@ -80,7 +74,7 @@ async def test_the_resolved_request_gives_the_same_bytes(wire: Wire, source: str
     assert again.resolved == first.resolved
     assert first.resolved.content_injection.WhichOneof("content") == "inversion", "it is stored by now"
     jobs = wire.engine.jobs[-2:]
-    assert isinstance(jobs[1].content.source, Stored)
+    assert isinstance(jobs[1].companion.source, Stored)
     np.testing.assert_array_equal(jobs[0].method.region, jobs[1].method.region)
 
 
@@ -88,10 +82,10 @@ async def test_the_second_injection_of_a_content_inverts_it_no_more(wire: Wire) 
     await wire.edits.Edit(inject())
     await wire.edits.Edit(inject(image=photo(seed=3), settings={"weight": 0.9}))
     first, second = wire.engine.jobs
-    assert (type(first.content.source), type(second.content.source)) == (Photo, Stored)
-    assert second.content.source.inversion.arrays.keys() == {"h_mid"}, "the rest need not travel"
+    assert (type(first.companion.source), type(second.companion.source)) == (Photo, Stored)
+    assert second.companion.source.inversion.arrays.keys() == {"h_mid"}, "the rest need not travel"
     await wire.edits.Edit(inject(settings={"sites": ["mid", "up_0"]}))
-    assert isinstance(wire.engine.jobs[2].content.source, Photo), "other features are another inversion"
+    assert isinstance(wire.engine.jobs[2].companion.source, Photo), "other features are another inversion"
 
 
 async def test_a_drawn_sources_own_text_is_the_target_unless_there_is_another(wire: Wire) -> None:
@@ -111,7 +105,7 @@ async def test_content_is_fitted_to_the_size_of_the_source(wire: Wire) -> None:
         job = wire.engine.jobs[-1]
         source = job.source.pixels if isinstance(job.source, Photo) else None
         assert source is None or source.shape == (32, 96, 3)
-        assert job.content.source.pixels.shape == (32, 96, 3)
+        assert job.companion.source.pixels.shape == (32, 96, 3)
     content.fit = types_pb2.FIT_RESIZE
     refusal = await refused(wire.edits.Edit(inject(image=wide, content={"image": content})))
     assert refusal.paths == ["content_injection.image.fit"]
@@ -119,7 +113,7 @@ async def test_content_is_fitted_to_the_size_of_the_source(wire: Wire) -> None:
 
 
 async def test_where_the_store_is_full_the_resolved_request_keeps_the_pixels(wire: Wire) -> None:
-    wire.front.store._max_bytes = 1000  # takes no inversion at all
+    wire.context.stores.inversions._max_bytes = 1000  # takes no inversion at all
     first = await wire.edits.Edit(inject())
     assert first.resolved.content_injection.WhichOneof("content") == "image"
     again = await wire.edits.Edit(first.resolved)

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.front import Wire, edit, refused
 from underpaint.v1 import edit_service_pb2, model_service_pb2
-from underpaint_server.engine.supervisor import EngineState
+from underpaint_server.dispatch.supervisor import EngineState
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -111,7 +111,7 @@ async def test_health_follows_the_engine(
 
 
 async def test_a_draining_server_is_alive_and_not_ready(wire: Wire) -> None:
-    wire.front.draining = True
+    wire.context.draining = True
     health = await health_of(wire)
     assert (health["readiness"], health["liveness"], health["startup"]) == (NOT_SERVING, SERVING, SERVING)
     model = (await wire.models.GetModel(model_service_pb2.GetModelRequest(name="models/mini"))).model
@@ -122,7 +122,7 @@ async def test_watchers_hear_of_changes(wire: Wire) -> None:
     watching = asyncio.create_task(wire.health.watch())
     watch = health_pb2_grpc.HealthStub(wire.channel).Watch(health_pb2.HealthCheckRequest(service="readiness"))
     assert (await watch.read()).status == SERVING
-    wire.front.draining = True
+    wire.context.draining = True
     assert (await watch.read()).status == NOT_SERVING
     watch.cancel()
     watching.cancel()

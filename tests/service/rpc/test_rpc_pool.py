@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from underpaint_server.errors import QueueFull
-from underpaint_server.rpc.pool import LARGE_AT_ONCE, LARGE_PX, Pool
+from underpaint_server.rpc.threads import LARGE_AT_ONCE, LARGE_PX, Threads
 
 
 @pytest_asyncio.fixture
-async def pool() -> AsyncIterator[Pool]:
-    pool = Pool(capacity=20)
+async def pool() -> AsyncIterator[Threads]:
+    pool = Threads(capacity=20)
     yield pool
     pool.close()
 
@@ -34,7 +34,7 @@ class Gate:
             self.inside -= 1
 
 
-async def test_large_pictures_are_few_at_once_and_hold_up_no_small_one(pool: Pool) -> None:
+async def test_large_pictures_are_few_at_once_and_hold_up_no_small_one(pool: Threads) -> None:
     gate = Gate()
     large = [asyncio.create_task(pool.decode(LARGE_PX + 1, gate.pass_)) for _ in range(6)]
     while gate.inside < LARGE_AT_ONCE:
@@ -46,7 +46,7 @@ async def test_large_pictures_are_few_at_once_and_hold_up_no_small_one(pool: Poo
     assert gate.most == LARGE_AT_ONCE
 
 
-async def test_a_large_picture_counts_until_its_thread_is_done_with_it(pool: Pool) -> None:
+async def test_a_large_picture_counts_until_its_thread_is_done_with_it(pool: Threads) -> None:
     gate = Gate()
     left = [asyncio.create_task(pool.decode(LARGE_PX + 1, gate.pass_)) for _ in range(LARGE_AT_ONCE)]
     while gate.inside < LARGE_AT_ONCE:
@@ -61,14 +61,14 @@ async def test_a_large_picture_counts_until_its_thread_is_done_with_it(pool: Poo
     assert gate.most == LARGE_AT_ONCE
 
 
-async def test_places_are_bounded_and_given_back(pool: Pool) -> None:
-    with pool.place():
+async def test_places_are_bounded_and_given_back(pool: Threads) -> None:
+    with pool.slot():
         pass
-    places = [pool.place() for _ in range(20)]
+    places = [pool.slot() for _ in range(20)]
     for place in places:
         place.__enter__()
-    with pytest.raises(QueueFull), pool.place():
+    with pytest.raises(QueueFull), pool.slot():
         raise AssertionError
     places[0].__exit__(None, None, None)
-    with pool.place():
+    with pool.slot():
         pass

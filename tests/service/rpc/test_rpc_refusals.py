@@ -15,7 +15,7 @@ from PIL import Image
 from support.front import MINI, SETTINGS, Wire, edit, encoded, merged, photo, picture, refused
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 from underpaint_server.errors import FieldInvalid, QueueFull
-from underpaint_server.rpc.convert import edit_draft
+from underpaint_server.rpc.requests.edit import edit_draft
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NAN, INF = float("nan"), float("inf")

@@ -13,9 +13,9 @@ from support.front import MINI, Wire, edit, photo, refused
 from support.front import answer as computed
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
 from underpaint_server.errors import FieldInvalid, QueueFull, RequestIdReused
-from underpaint_server.rpc import sources
-from underpaint_server.rpc.flights import NEVER, Deadline, Flight, Flights
-from underpaint_server.rpc.replay import Replay, fingerprint
+from underpaint_server.rpc.calls.idempotency import Idempotency, fingerprint
+from underpaint_server.rpc.calls.singleflight import NEVER, Deadline, SharedCall, SingleFlight
+from underpaint_server.rpc.handlers import source
 from underpaint_server.telemetry import Metrics
 
 
@@ -145,14 +145,14 @@ async def test_an_earlier_deadline_shortens_nothing(wire: Wire) -> None:
 
 async def test_who_joins_before_admission_is_counted_too(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     decoding, decoded = asyncio.Event(), asyncio.Event()
-    read = sources.read_picture
+    read = source.Fetcher.picture
 
     async def slowly(*args: Any) -> Any:
         decoding.set()
         await decoded.wait()
         return await read(*args)
 
-    monkeypatch.setattr(sources, "read_picture", slowly)
+    monkeypatch.setattr(source.Fetcher, "picture", slowly)
     request = edit(request_id=str(uuid4()))
     first = wire.edits.Edit(request, timeout=50)
     await decoding.wait()
@@ -165,11 +165,11 @@ async def test_who_joins_before_admission_is_counted_too(wire: Wire, monkeypatch
 
 @pytest.mark.parametrize(("later", "latest"), [(None, None), (7.0, 7.0), (3.0, 5.0)])
 async def test_a_flight_has_the_latest_deadline_of_all_aboard(later: float | None, latest: float | None) -> None:
-    async def run(flight: Flight[Any]) -> float | None:
+    async def run(flight: SharedCall[Any]) -> float | None:
         return flight.deadline.at
 
-    flights: Flights[float | None] = Flights(on_join=lambda: None)
-    with flights.board("key", run, Deadline(5.0)), flights.board("key", run, Deadline(later)) as flight:
+    flights: SingleFlight[float | None] = SingleFlight(on_join=lambda: None)
+    with flights.join("key", run, Deadline(5.0)), flights.join("key", run, Deadline(later)) as flight:
         assert await flight.result() == latest
 
 
@@ -235,21 +235,21 @@ class Clock:
         return self.now
 
 
-def table(max_bytes: int = 10_000) -> tuple[Replay, Clock]:
+def table(max_bytes: int = 10_000) -> tuple[Idempotency, Clock]:
     clock = Clock()
-    return Replay(ttl_s=60, max_bytes=max_bytes, metrics=Metrics(), clock=clock), clock
+    return Idempotency(ttl_s=60, max_bytes=max_bytes, metrics=Metrics(), clock=clock), clock
 
 
-async def fly(replay: Replay, request_id: str, print_: bytes = b"p", bytes_: int = 100) -> tuple[Any, bool]:
+async def fly(replay: Idempotency, request_id: str, print_: bytes = b"p", bytes_: int = 100) -> tuple[Any, bool]:
     """The answer, and whether it was computed just now."""
     ran = False
 
-    async def run(flight: Flight[Any]) -> edit_service_pb2.EditResponse:
+    async def run(flight: SharedCall[Any]) -> edit_service_pb2.EditResponse:
         nonlocal ran
         ran = True
         return edit_service_pb2.EditResponse(inversion="x" * bytes_)
 
-    with replay.board(request_id, print_, run, NEVER) as flight:
+    with replay.join(request_id, print_, run, NEVER) as flight:
         return await flight.result(), ran
 
 
@@ -300,17 +300,17 @@ async def test_another_payload_is_refused_while_running_and_after() -> None:
     replay, _ = table()
     request_id, release = str(uuid4()), asyncio.Event()
 
-    async def run(flight: Flight[Any]) -> edit_service_pb2.EditResponse:
+    async def run(flight: SharedCall[Any]) -> edit_service_pb2.EditResponse:
         await release.wait()
         return edit_service_pb2.EditResponse()
 
-    with replay.board(request_id, b"p", run, NEVER) as flight:
+    with replay.join(request_id, b"p", run, NEVER) as flight:
         with pytest.raises(RequestIdReused):
-            replay.board(request_id, b"q", run, NEVER)
+            replay.join(request_id, b"q", run, NEVER)
         release.set()
         await flight.result()
     with pytest.raises(RequestIdReused):
-        replay.board(request_id, b"q", run, NEVER)
+        replay.join(request_id, b"q", run, NEVER)
 
 
 def test_a_fingerprint_tells_requests_and_rpcs_apart() -> None:
@@ -325,7 +325,7 @@ async def test_an_error_after_the_last_caller_left_goes_nowhere() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
     ended = asyncio.Event()
 
-    async def run(flight: Flight[Any]) -> edit_service_pb2.EditResponse:
+    async def run(flight: SharedCall[Any]) -> edit_service_pb2.EditResponse:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -333,7 +333,7 @@ async def test_an_error_after_the_last_caller_left_goes_nowhere() -> None:
             raise QueueFull("too late") from None
         raise AssertionError
 
-    with Flight(run, NEVER):
+    with SharedCall(run, NEVER):
         await asyncio.sleep(0)
     await ended.wait()
     await asyncio.sleep(0)
@@ -343,11 +343,11 @@ async def test_an_error_after_the_last_caller_left_goes_nowhere() -> None:
 
 
 async def test_a_flight_nobody_waits_for_is_not_open() -> None:
-    async def run(flight: Flight[Any]) -> edit_service_pb2.EditResponse:
+    async def run(flight: SharedCall[Any]) -> edit_service_pb2.EditResponse:
         await asyncio.Event().wait()
         raise AssertionError
 
-    with Flight(run, NEVER) as flight:
+    with SharedCall(run, NEVER) as flight:
         assert flight.open
     assert not flight.open
     with pytest.raises(asyncio.CancelledError):

@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from support.front import Wire, edit, refused
 from underpaint_server import errors
 from underpaint_server.errors import FieldInvalid, FieldViolation, UnderpaintError
-from underpaint_server.rpc.status import code_of, rich_status, trailers
+from underpaint_server.rpc.responses.status import code_of, rich_status, trailers
 
 CODES = {
     "FIELD_INVALID": "INVALID_ARGUMENT",

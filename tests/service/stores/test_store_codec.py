@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load, save
 from underpaint_server.errors import StoreCorrupt
-from underpaint_server.jobs import DdimConvention, DdimInversion, EdictInversion, Inversion, InversionOptions
-from underpaint_server.stores.codec import decode, decode_record, encode, header_bytes
+from underpaint_server.jobs import DdimConvention, Inversion, InversionOptions
+from underpaint_server.methods.ddim.options import DdimInversion
+from underpaint_server.methods.edict.options import EdictInversion
+from underpaint_server.stores.codec import header_bytes
+from underpaint_server.stores.inversions.record import decode, decode_record, encode
 
 METHODS = st.one_of(
     st.builds(EdictInversion, st.floats(0.5, 1)),

@@ -20,8 +20,11 @@ import pytest_asyncio
 from moto.server import ThreadedMotoServer
 from safetensors.numpy import load
 from underpaint_server.errors import FieldInvalid, ImageTooLarge, InversionExpired, StoreCorrupt, StoreUnavailable
-from underpaint_server.jobs import DdimInversion, EdictInversion, Inversion, InversionOptions
-from underpaint_server.stores import InversionStore, open_store
+from underpaint_server.jobs import Inversion, InversionOptions
+from underpaint_server.methods.ddim.options import DdimInversion
+from underpaint_server.methods.edict.options import EdictInversion
+from underpaint_server.stores import InversionStore
+from underpaint_server.stores.urls import open_store
 from underpaint_server.telemetry import Metrics
 
 pytestmark = pytest.mark.asyncio
@@ -65,7 +68,7 @@ async def opener(clock: Clock) -> AsyncIterator[Opener]:
         url: str, *, max_bytes: int = 1 << 20, ttl_s: float = TTL_S, metrics: Metrics | None = None
     ) -> InversionStore:
         store = await InversionStore.open(
-            url, max_bytes=max_bytes, ttl_s=ttl_s, metrics=metrics or Metrics(), clock=clock
+            open_store(url), max_bytes=max_bytes, ttl_s=ttl_s, metrics=metrics or Metrics(), clock=clock
         )
         opened.append(store)
         return store

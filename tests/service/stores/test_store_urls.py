@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from obstore.store import LocalStore, MemoryStore, S3Store
-from underpaint_server.stores import STORES, open_store
+from underpaint_server.stores.urls import STORES, open_store
 
 
 def test_each_scheme_opens_its_store(file_url: str, s3_url: str) -> None:

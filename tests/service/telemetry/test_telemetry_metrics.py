@@ -12,7 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 from underpaint_server.jobs import ModelInfo, Phase, Priority
-from underpaint_server.telemetry import METHODS, Metrics
+from underpaint_server.methods import JOB_NAMES
+from underpaint_server.telemetry import Metrics
 
 UNITS = ("seconds", "bytes", "total", "rows", "pixels", "info", "running", "waiting", "capacity", "entries")
 
@@ -68,9 +69,16 @@ def busy() -> Metrics:
     metrics.on_cancelled(method="edict", stage="running")
     metrics.on_deadline_missed(method="edict", stage="queued")
     metrics.on_pass(
-        model="mini", kind="denoise", rows_by_method={"edict": 4, "diffedit": 2}, padding=2, duration_s=0.03
+        model="mini",
+        kind="denoise",
+        is_network=True,
+        rows_by_method={"edict": 4, "diffedit": 2},
+        padding=2,
+        duration_s=0.03,
     )
-    metrics.on_pass(model="mini", kind="decode", rows_by_method={"edict": 1}, padding=0, duration_s=0.2)
+    metrics.on_pass(
+        model="mini", kind="decode", is_network=False, rows_by_method={"edict": 1}, padding=0, duration_s=0.2
+    )
     metrics.on_batch_split(model="mini", reason="oom")
     metrics.on_cancel_latency(model="mini", seconds=0.01)
     metrics.on_engine_restart(reason="crash")
@@ -150,7 +158,9 @@ def test_a_pass_counts_rows_padding_and_steps() -> None:
 
 def test_only_the_network_makes_steps() -> None:
     metrics = Metrics()
-    metrics.on_pass(model="mini", kind="decode", rows_by_method={"edict": 3}, padding=1, duration_s=0.2)
+    metrics.on_pass(
+        model="mini", kind="decode", is_network=False, rows_by_method={"edict": 3}, padding=1, duration_s=0.2
+    )
     assert value(metrics, "underpaint_pass_seconds_count", model="mini", kind="decode") == 1
     for name in ("denoising_steps_total", "network_rows_total", "padding_rows_total", "batch_rows_count"):
         assert f"underpaint_{name}{{" not in rendered(metrics)
@@ -211,7 +221,7 @@ def test_callers_cannot_make_labels() -> None:
             code="NOT_FOUND",
             reason="MODEL_NOT_FOUND",
             seconds=0.001,
-            method=METHODS[number % len(METHODS)] if number % 2 else f"method-{number}",
+            method=JOB_NAMES[number % len(JOB_NAMES)] if number % 2 else f"method-{number}",
             model=f"model-{number}",
         )
     text = rendered(metrics)

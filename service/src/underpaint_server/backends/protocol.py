@@ -29,7 +29,7 @@ class Backend(Protocol):
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
         """Rows that passes of this kind and shape must have for equal rows to give equal bits; None for any number.
 
-        Asked once a job, when it starts.
+        Reading once a job, when it starts.
         """
         ...
 

@@ -12,6 +12,7 @@ from underpaint_server.backends.invariance import fingerprint, is_batch_invarian
 from underpaint_server.backends.protocol import DeviceLost, padded
 from underpaint_server.errors import ModelNotReady, OutOfMemory
 from underpaint_server.jobs import ModelInfo
+from underpaint_server.methods import methods_for
 from underpaint_server.models import checkpoint, families
 from underpaint_server.models.clip import Clip
 from underpaint_server.models.edit_loss import EditLoss, vae_features, vgg_features
@@ -52,7 +53,7 @@ class TorchBackend:
             id=model_id,
             digest=model.digest,
             dtype=str(model.unet.dtype).removeprefix("torch."),
-            methods=model.methods,
+            methods=methods_for(reads_text=model.prompt_tokens > 0),
             width=width,
             height=height,
             size_multiple=model.size_multiple,

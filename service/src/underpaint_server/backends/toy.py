@@ -18,6 +18,7 @@ from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.diffusion.schedule import Schedule, scaled_linear
 from underpaint_server.errors import OutOfMemory
 from underpaint_server.jobs import ModelInfo
+from underpaint_server.methods import methods_for
 from underpaint_server.models.facts import About, Facts
 from underpaint_server.rows import (
     Batch,
@@ -77,7 +78,7 @@ class ToyBackend:
             id=model_id,
             digest=sha256(f"toy {invariant}".encode()).hexdigest(),
             dtype="float64",
-            methods=("sdedit", "ddim", "edict", "diffedit", "disentangled", "content_injection"),
+            methods=methods_for(reads_text=True),
             width=SHAPE[2] * SCALE,
             height=SHAPE[1] * SCALE,
             size_multiple=2 * SCALE,

@@ -3,13 +3,12 @@
 ``s`` is the level the latents are at, ``t`` the level they go to; either may be the noisier one.
 """
 
-from itertools import pairwise
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-from underpaint_server.diffusion.schedule import Grid, Level
+from underpaint_server.diffusion.schedule import Grid, Level, downwards
 from underpaint_server.jobs import DdimConvention
 
 
@@ -43,11 +42,13 @@ def redirect(moved: Tensor, noise_pred: Tensor, mapped_pred: Tensor, s: Level, t
     return moved - sqrt(t.alpha_bar * (1 - s.alpha_bar) / s.alpha_bar) * (mapped_pred - noise_pred)
 
 
-def told(grid: Grid, convention: DdimConvention) -> list[Level]:
-    """For each step of an inversion, s -> t from the clean end: the timestep told, the level the latents are at."""
+def inversion_levels(grid: Grid, convention: DdimConvention) -> list[Level]:
+    """For each step of an inversion, from the clean end: the timestep passed to the network, with the alpha_bar of the
+    current latents."""
+    upwards = reversed(downwards(grid))
     if convention is DdimConvention.CURRENT:
-        return list(grid[:-1])
-    return [Level(t.timestep, s.alpha_bar) for s, t in pairwise(grid)]
+        return [clean for _, _, clean in upwards]
+    return [Level(noisy.timestep, clean.alpha_bar) for _, noisy, clean in upwards]
 
 
 def add_noise(latents: Tensor, noise: Tensor, level: Level) -> Tensor:

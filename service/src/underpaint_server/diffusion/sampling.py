@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from underpaint_server.diffusion.ddim import move
-from underpaint_server.diffusion.schedule import Grid, Level
+from underpaint_server.diffusion.schedule import Grid, Level, downwards
 from underpaint_server.rows import Captured, Denoise, FeatureMap, Row, Steps
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def together(*parts: Steps[T]) -> Steps[list[T]]:
 
 def denoise(latents: Tensor, grid: Grid, guidance: Guidance) -> Steps[Tensor]:
     """DDIM with eta 0: ``latents`` (c, h, w) from the noisiest level of the grid to its clean end."""
-    for noisy, clean in zip(grid[:0:-1], grid[-2::-1], strict=True):
+    for _, noisy, clean in downwards(grid):
         noise_pred = yield from guided(latents, noisy, guidance)
         latents = move(latents, noise_pred, noisy, clean)
     return latents

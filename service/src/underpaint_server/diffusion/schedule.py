@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Spacing(Enum):
@@ -24,7 +25,21 @@ class Level:
 
 
 Grid = tuple[Level, ...]
-"""Levels from clean to noisy. ``grid[0]`` is the level of a finished picture, ``len(grid) - 1`` the number of steps."""
+"""Levels from clean to noisy. ``grid[0]`` is the level of a finished image, ``len(grid) - 1`` the number of steps."""
+
+
+class Step(NamedTuple):
+    """Two neighbouring levels of a grid."""
+
+    number: int
+    """n at the noisiest step, 1 at the last; the index of ``noisy`` in the grid."""
+    noisy: Level
+    clean: Level
+
+
+def downwards(grid: Grid) -> list[Step]:
+    """Every step of a grid, the noisiest first. Inversions walk the same list in reverse."""
+    return [Step(k, grid[k], grid[k - 1]) for k in range(len(grid) - 1, 0, -1)]
 
 
 @dataclass(frozen=True, slots=True)

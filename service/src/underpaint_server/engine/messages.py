@@ -10,7 +10,7 @@ from underpaint_server.jobs import Job, ModelInfo, Preview, Priority, Progress, 
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartJob:
     """Run a job. ``deadline`` and ``submitted`` are readings of ``time.monotonic``, one clock for both processes."""
 
     id: int
@@ -22,14 +22,14 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
+class CancelJob:
     """Drop a job; its rows are gone before the next pass."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True)
-class Extend:
+class ExtendJob:
     """Somebody who can wait longer waits for this job too; None is no deadline."""
 
     id: int
@@ -41,7 +41,7 @@ class Stop:
     """Leave the loop."""
 
 
-Order = Start | Cancel | Extend | Stop
+Order = StartJob | CancelJob | ExtendJob | Stop
 
 # --- engine to front ----------------------------------------------------------------------------------------------
 
@@ -66,7 +66,9 @@ class Passed:
 
     model: str
     kind: str
-    """denoise, encode, decode or embed."""
+    """Of its rows, in small letters: denoise, encode, decode, embed, pullback, ..."""
+    is_network: bool
+    """Whether its rows are network rows, see :func:`underpaint_server.rows.is_network_row`."""
     rows_by_method: Mapping[str, int]
     padding: int
     duration_s: float

@@ -6,10 +6,8 @@ from typing import Any
 
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.diffusion.ddim import pred_x0
-from underpaint_server.engine.messages import Start
-from underpaint_server.engine.names import method_name
-from underpaint_server.engine.programs import is_exact, program
-from underpaint_server.engine.scheduler import Ticket
+from underpaint_server.engine.messages import StartJob
+from underpaint_server.engine.scheduler import WaitingRow
 from underpaint_server.jobs import (
     EditJob,
     Generated,
@@ -23,21 +21,24 @@ from underpaint_server.jobs import (
     Stored,
     Usage,
 )
+from underpaint_server.methods import is_exact, job_name
+from underpaint_server.methods.cost import Stage
 from underpaint_server.models.facts import Facts
-from underpaint_server.plans import Stage, plan
+from underpaint_server.plans import plan
+from underpaint_server.programs import program
 from underpaint_server.rows import Captured, Decode, Denoise, Encode, Key, PullBack, PullBackDecode, Row, Score
 
 PROGRESS_EVERY_S = 0.05
 
 
-class Run:
+class JobRun:
     """Feeds answers into a job's generator and knows which rows it waits for."""
 
-    def __init__(self, start: Start, backend: Backend) -> None:
+    def __init__(self, start: StartJob, backend: Backend) -> None:
         """Starts the generator up to its first group; whatever that raises is the job's own error."""
         self.start = start
         self.deadline = start.deadline
-        self.method = method_name(start.job)
+        self.method = job_name(start.job)
         self.result: Result | None = None
         self.served = 0
         self.progress = Counter(start, plan(start.job))
@@ -48,11 +49,11 @@ class Run:
         self._answers: dict[int, Any] = {}
         self._preview: Decode | None = None
 
-    def tickets(self) -> Iterator[Ticket]:
+    def waiting_rows(self) -> Iterator[WaitingRow]:
         """One for each row that has no answer yet."""
         for index, row in enumerate(self._group):
             if index not in self._answers:
-                yield Ticket(self.start.id, index, self._key(row), self.start.priority, self.served)
+                yield WaitingRow(self.start.id, index, self._key(row), self.start.priority, self.served)
 
     def row(self, index: int) -> Row:
         """The row of that place in the group."""
@@ -108,7 +109,7 @@ class Run:
 class Counter:
     """Counts a job's rows against its plan: the one place that progress, usage and phases come from."""
 
-    def __init__(self, start: Start, stages: tuple[Stage, ...]) -> None:
+    def __init__(self, start: StartJob, stages: tuple[Stage, ...]) -> None:
         self.rows = 0
         self._stages = stages
         self._total = sum(stage.rows for stage in stages)

@@ -12,7 +12,7 @@ from underpaint_server.rows import Denoise, Key
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class WaitingRow:
     """One waiting row."""
 
     job: int
@@ -25,32 +25,32 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class Selection:
     """Rows that share the next forward pass."""
 
-    tickets: tuple[Ticket, ...]
+    rows: tuple[WaitingRow, ...]
     size: int
     """Rows of the pass, padding counted."""
 
 
-def choose(tickets: Sequence[Ticket], cap: Callable[[Key], int], minimum: Callable[[Key], int]) -> Pass | None:
+def choose(rows: Sequence[WaitingRow], cap: Callable[[Key], int], minimum: Callable[[Key], int]) -> Selection | None:
     """The next pass, or None when nothing waits.
 
     A key with a batch class gets a pass of exactly that many rows. Places it cannot fill itself go to rows of the same
     shape without a class, which may run at any size.
     """
-    if not tickets:
+    if not rows:
         return None
-    ordered = sorted(tickets, key=_urgency)
+    ordered = sorted(rows, key=_urgency)
     key = ordered[0].key
-    riders = [ticket for ticket in ordered if ticket.key == key]
+    riders = [row for row in ordered if row.key == key]
     if key.batch_class is None:
         taken = riders[: cap(key)]
-        return Pass(tuple(taken), max(len(taken), minimum(key)))
+        return Selection(tuple(taken), max(len(taken), minimum(key)))
     free = replace(key, batch_class=None)
-    riders += [ticket for ticket in ordered if ticket.key == free]
-    return Pass(tuple(riders[: key.batch_class]), key.batch_class)
+    riders += [row for row in ordered if row.key == free]
+    return Selection(tuple(riders[: key.batch_class]), key.batch_class)
 
 
-def _urgency(ticket: Ticket) -> tuple[int, bool, int, int, int]:
-    return (-ticket.priority, ticket.key.kind is Denoise, ticket.served, ticket.job, ticket.index)
+def _urgency(row: WaitingRow) -> tuple[int, bool, int, int, int]:
+    return (-row.priority, row.key.kind is Denoise, row.served, row.job, row.index)

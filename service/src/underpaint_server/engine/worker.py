@@ -35,7 +35,7 @@ def main(pipe: Connection, settings: Settings) -> None:
     except Exception as error:
         pipe.send(LoadFailed(Bug(f"{type(error).__name__}: {error}")))
         raise
-    from underpaint_server.engine.engine import Engine
+    from underpaint_server.engine.loop import Engine
 
     inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), name="orders", daemon=True).start()

@@ -29,8 +29,6 @@ class Ddpm:
     schedule: Schedule
     prediction: schedules.Prediction
     digest: str
-    methods: tuple[str, ...] = ("sdedit", "ddim", "edict", "content_injection")
-    """DDIM and EDICT reconstruct, or draw from a seed. DiffEdit compares two texts, and there are none."""
     latent_channels: int = CHANNELS
     vae_scale: int = 1
     prompt_tokens: int = 0

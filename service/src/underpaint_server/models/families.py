@@ -41,11 +41,6 @@ class Family(Protocol):
         ...
 
     @property
-    def methods(self) -> tuple[str, ...]:
-        """Names of the edit methods that make sense for it."""
-        ...
-
-    @property
     def latent_channels(self) -> int:
         """Of what the network sees."""
         ...

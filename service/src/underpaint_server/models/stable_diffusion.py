@@ -22,8 +22,6 @@ from underpaint_server.rows import Denoise, Embedded, PullBack, Pulled
 
 transformers_logging.disable_progress_bar()
 
-METHODS = ("sdedit", "ddim", "edict", "diffedit", "disentangled", "content_injection")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StableDiffusion:
@@ -68,11 +66,6 @@ class StableDiffusion:
             schedules.prediction(scheduler),
             checkpoint.digest(directory),
         )
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Names of the edit methods it can run: all."""
-        return METHODS
 
     @property
     def latent_channels(self) -> int:

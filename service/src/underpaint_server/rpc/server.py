@@ -17,14 +17,14 @@ from underpaint.v1 import (
     model_service_pb2_grpc,
 )
 
-from underpaint_server.rpc.directions import DirectionService
-from underpaint_server.rpc.edits import EditService
-from underpaint_server.rpc.front import Front
-from underpaint_server.rpc.health import Health
-from underpaint_server.rpc.interceptors import CallInterceptor
-from underpaint_server.rpc.inversions import InversionService
-from underpaint_server.rpc.models import ModelService
-from underpaint_server.rpc.operations import OperationsService
+from underpaint_server.rpc.calls.interceptor import CallInterceptor
+from underpaint_server.rpc.context import ServerContext
+from underpaint_server.rpc.services.directions import DirectionService
+from underpaint_server.rpc.services.edits import EditService
+from underpaint_server.rpc.services.health import Health
+from underpaint_server.rpc.services.inversions import InversionService
+from underpaint_server.rpc.services.models import ModelService
+from underpaint_server.rpc.services.operations import OperationsService
 
 _MINUTE_MS: Final = 60_000
 
@@ -38,15 +38,15 @@ _DESCRIPTORS: Final = (
 )
 
 
-def build_server(front: Front, health: Health) -> grpc.aio.Server:
+def build_server(context: ServerContext, health: Health) -> grpc.aio.Server:
     """A server that is not started yet and has no port."""
-    interceptor = CallInterceptor(front.metrics, front.engine.configured[0])
-    server = grpc.aio.server(interceptors=[interceptor], options=_options(front.settings.max_message_bytes))
-    edit_service_pb2_grpc.add_EditServiceServicer_to_server(EditService(front), server)
-    inversion_service_pb2_grpc.add_InversionServiceServicer_to_server(InversionService(front), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(front), server)
-    direction_service_pb2_grpc.add_DirectionServiceServicer_to_server(DirectionService(front), server)
-    operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(front), server)
+    interceptor = CallInterceptor(context.metrics, context.engine.configured[0])
+    server = grpc.aio.server(interceptors=[interceptor], options=_options(context.settings.max_message_bytes))
+    edit_service_pb2_grpc.add_EditServiceServicer_to_server(EditService(context), server)
+    inversion_service_pb2_grpc.add_InversionServiceServicer_to_server(InversionService(context), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(context), server)
+    direction_service_pb2_grpc.add_DirectionServiceServicer_to_server(DirectionService(context), server)
+    operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(context), server)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     names = [service.full_name for file in _DESCRIPTORS for service in file.services_by_name.values()]
     reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)

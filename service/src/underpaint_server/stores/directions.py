@@ -1,11 +1,10 @@
 """Directions: one safetensors file each, ``directions/{id}.safetensors``, kept until somebody deletes it.
 
-The file's only tensor is ``weights``, float32. ``__metadata__`` has one string, ``underpaint``: a JSON object with
-everything else, and in it ``sha256`` over all its other members and the weights. That digest is the etag.
+The file's only tensor is ``weights``, float32; everything else is in its record (see ``codec``). Its checksum is the
+etag.
 """
 
 import asyncio
-import hashlib
 import json
 import math
 import re
@@ -18,11 +17,10 @@ from typing import Final
 import numpy as np
 import structlog
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from underpaint_server.errors import DirectionExists, DirectionNotFound, EtagMismatch, StoreCorrupt
-from underpaint_server.jobs import Direction, LearnOptions
+from underpaint_server.jobs import MAX_GUIDANCE_SCALE, MAX_MIXING_WEIGHT, Direction, LearnOptions
+from underpaint_server.stores import codec
 from underpaint_server.stores.blobs import Blobs
 from underpaint_server.stores.paging import key_of, token_of
 
@@ -30,15 +28,13 @@ NAME: Final = re.compile(r"[a-z0-9-]{1,63}")
 """Ids of directions."""
 MAX_BYTES: Final = 1024 * 1024
 """Of one file; a thousand steps take a tenth of it."""
-FORMAT: Final = 1
+FORMAT: Final = 2
+_UNNAMED: Final = 1
+"""The format before, still read: its checksum leaves the name of the tensor out."""
 
 _FOLDER: Final = "directions"
 _OBJECT: Final = re.compile(rf"{_FOLDER}/({NAME.pattern})\.safetensors")
-_KEY: Final = "underpaint"
-_PREFIX_BYTES: Final = 8
 _READS_AT_ONCE: Final = 32
-_MAX_WEIGHT: Final = 1000.0
-_MAX_GUIDANCE: Final = 30.0
 _MAX_NUMBERS: Final = 1000
 """Weights, losses or examples; far more than are ever learned with."""
 _MAX_NAME_CHARS: Final = 1000
@@ -96,25 +92,17 @@ def encode(direction: Direction, create_time: datetime) -> bytes:
         create_time,
     )
     values = json.loads(_RECORD.dump_json(record))
-    weights = np.array(direction.weights, np.float32)
-    values["sha256"] = _digest(values, weights)
-    return save({"weights": weights}, metadata={_KEY: json.dumps(values, sort_keys=True)})
+    return codec.encode(values, {"weights": np.array(direction.weights, np.float32)})
 
 
 def decode(name: str, data: bytes) -> Entry:
     """The direction in a file that may come from anywhere; raises StoreCorrupt if it is not a good one."""
+    file = codec.decode(data, named=codec.read_record(data).get("format") != _UNNAMED)
     try:
-        arrays = load(data)  # first: it checks the header that is read next
-        header = json.loads(data[_PREFIX_BYTES : _PREFIX_BYTES + int.from_bytes(data[:_PREFIX_BYTES], "little")])
-        values = json.loads(header["__metadata__"][_KEY])
-        promised = values.pop("sha256")
-        record = _RECORD.validate_json(json.dumps(values), strict=True)
-        weights = arrays["weights"]
-        etag = _digest(values, weights)
-    except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreCorrupt(f"this is no file of a direction: {_first_line(error)}") from error
-    if etag != promised:
-        raise StoreCorrupt("the file of the direction fails its checksum")
+        record = _RECORD.validate_json(json.dumps(file.record), strict=True)
+        weights = file.arrays["weights"]
+    except (ValidationError, ValueError, KeyError) as error:
+        raise StoreCorrupt(f"the file is not one of a direction: {_first_line(error)}") from error
     direction = Direction(
         display_name=record.display_name,
         model=record.model,
@@ -127,7 +115,7 @@ def decode(name: str, data: bytes) -> Entry:
         operation=record.operation,
     )
     _check(record, direction)
-    return Entry(name, direction, record.create_time, etag)
+    return Entry(name, direction, record.create_time, file.sha256)
 
 
 def renamed(data: bytes, display_name: str) -> bytes:
@@ -228,30 +216,25 @@ class DirectionStore:
 def _check(record: _Record, direction: Direction) -> None:
     weights, steps = direction.weights, direction.options.num_inference_steps
     numbers = (*weights, *record.losses, direction.options.guidance_scale)
-    if record.format != FORMAT:
-        raise StoreCorrupt(f"the file has format {record.format}, this server reads {FORMAT}")
+    if record.format not in (_UNNAMED, FORMAT):
+        raise StoreCorrupt(f"the file has format {record.format}, this server reads {_UNNAMED} and {FORMAT}")
     if not weights or len(weights) != steps:
         raise StoreCorrupt(f"the file has {len(weights)} weights for {steps} steps")
-    if not all(math.isfinite(number) for number in numbers) or max(map(abs, weights)) > _MAX_WEIGHT:
-        raise StoreCorrupt("the file has a number that is not finite, or a weight outside [-1000, 1000]")
+    if not all(math.isfinite(number) for number in numbers) or max(map(abs, weights)) > MAX_MIXING_WEIGHT:
+        raise StoreCorrupt(
+            f"a number in the file is not finite, or a weight outside [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]"
+        )
     if not direction.options.source_prompt.strip() or not direction.options.target_prompt.strip():
         raise StoreCorrupt("the file lacks a prompt")
     if record.create_time.tzinfo is None or not _TIMES[0] <= record.create_time < _TIMES[1]:
         raise StoreCorrupt("the file's create_time has no time zone, or is outside the years 1970 .. 9998")
-    if not 0 <= direction.options.guidance_scale <= _MAX_GUIDANCE:
-        raise StoreCorrupt(f"the file's guidance_scale is outside [0, {_MAX_GUIDANCE:g}]")
+    if not 0 <= direction.options.guidance_scale <= MAX_GUIDANCE_SCALE:
+        raise StoreCorrupt(f"the file's guidance_scale is outside [0, {MAX_GUIDANCE_SCALE:g}]")
     if max(len(weights), len(record.losses), record.example_count) > _MAX_NUMBERS or record.example_count < 0:
         raise StoreCorrupt(f"the file has a negative number of examples, or more than {_MAX_NUMBERS} of something")
     names = record.display_name, record.model, record.model_digest, record.content_features, record.operation
     if max(map(len, names)) > _MAX_NAME_CHARS:
         raise StoreCorrupt(f"the file has a name of more than {_MAX_NAME_CHARS} characters")
-
-
-def _digest(values: dict[str, object], weights: "np.typing.NDArray[np.float32]") -> str:
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    digest.update(json.dumps([weights.dtype.str, weights.shape]).encode())
-    digest.update(weights.tobytes())
-    return digest.hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -28,11 +28,10 @@ from typing import Final, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from underpaint_server.errors import OperationNotFound, StoreCorrupt
 from underpaint_server.jobs import Generated, LearnOptions, LearnState, Photo, Picture
+from underpaint_server.stores import codec
 from underpaint_server.stores.blobs import Blob, Blobs, sealed, unsealed
 
 T = TypeVar("T")
@@ -144,7 +143,7 @@ class OperationStore:
             return tuple(example for example in task.examples if example is not None)
         data = await self._read(name, "examples")
         if data is None:
-            raise StoreCorrupt("the pictures of the operation are gone")
+            raise StoreCorrupt("the images of the operation are missing")
         return await asyncio.to_thread(_with_photos, task.examples, data)
 
     async def claim_of(self, seen: Seen) -> Claim | None:
@@ -171,7 +170,7 @@ class OperationStore:
         """A new operation; False if there is one of that id."""
         pixels = {f"{index:02d}": np.ascontiguousarray(photo) for index, photo in enumerate(photos)}
         if pixels:
-            await self._create(name, "examples", await asyncio.to_thread(save, pixels))
+            await self._create(name, "examples", await asyncio.to_thread(codec.encode, {}, pixels))
         return await self._create(name, "request", _TASK.dump_json(task))
 
     async def claim(self, name: str, number: int, claim: Claim) -> bool:
@@ -230,11 +229,11 @@ def _one(name: str, parts: list[tuple[str, str, int, float]]) -> Seen:
 
 def _with_photos(examples: tuple[Generated | None, ...], data: bytes) -> tuple[Photo | Generated, ...]:
     try:
-        pixels = load(data)
+        pixels = codec.decode(data).arrays
         photos = iter([Photo(pixels[name]) for name in sorted(pixels)])
         return tuple(next(photos) if example is None else example for example in examples)
-    except (SafetensorError, RuntimeError) as error:
-        raise StoreCorrupt(f"the pictures of the operation cannot be read: {error!r}") from error
+    except RuntimeError as error:
+        raise StoreCorrupt("the operation has fewer images stored than examples") from error
 
 
 def _parsed(adapter: TypeAdapter[T], data: bytes) -> T:

@@ -1,7 +1,7 @@
 """What an operator sees: Prometheus metrics and JSON log lines."""
 
 from underpaint_server.telemetry.logs import configure_logging
-from underpaint_server.telemetry.metrics import METHODS, Metrics
+from underpaint_server.telemetry.metrics import Metrics
 from underpaint_server.telemetry.scrape import EngineView, StoreView
 
-__all__ = ["METHODS", "EngineView", "Metrics", "StoreView", "configure_logging"]
+__all__ = ["EngineView", "Metrics", "StoreView", "configure_logging"]

@@ -20,20 +20,8 @@ from prometheus_client import (
 )
 
 from underpaint_server.jobs import ModelInfo, Phase, Priority
+from underpaint_server.methods import JOB_NAMES
 from underpaint_server.telemetry.scrape import AtScrape, EngineView, OperationsView, StoreView
-
-METHODS = (
-    "edict",
-    "diffedit",
-    "ddim",
-    "sdedit",
-    "disentangled",
-    "content_injection",
-    "invert_edict",
-    "invert_ddim",
-    "mask",
-    "learn",
-)
 
 _LATENCY_S = (0.1, 0.25, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 7.5, 10, 15, 20, 30, 40, 60, 120, 240, 480)
 _QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -92,7 +80,7 @@ class Metrics:
 
         ``method`` and ``model`` (an id) stay ``""`` where the call has none; unknown ones become ``""``.
         """
-        method, model = _known(method, METHODS), _known(model, self._models)
+        method, model = _known(method, JOB_NAMES), _known(model, self._models)
         self._handled.labels(grpc_type, service, rpc, code).inc()
         self._handling.labels(grpc_type, service, rpc).observe(seconds)
         self._requests.labels(rpc, method, code, reason).inc()
@@ -101,7 +89,7 @@ class Metrics:
 
     def on_first_event(self, *, method: str, seconds: float) -> None:
         """A stream sent its first message so many seconds after the call arrived."""
-        self._first_event.labels(_known(method, METHODS)).observe(seconds)
+        self._first_event.labels(_known(method, JOB_NAMES)).observe(seconds)
 
     def on_request_message(self, *, rpc: str, bytes: int) -> None:
         """Serialized size of one message received."""
@@ -140,14 +128,21 @@ class Metrics:
     # --- engine -------------------------------------------------------------------------------------------------
 
     def on_pass(
-        self, *, model: str, kind: str, rows_by_method: Mapping[str, int], padding: int, duration_s: float
+        self,
+        *,
+        model: str,
+        kind: str,
+        is_network: bool,
+        rows_by_method: Mapping[str, int],
+        padding: int,
+        duration_s: float,
     ) -> None:
-        """One forward pass ended: ``kind`` is ``denoise``, ``encode``, ``decode`` or ``embed``.
+        """One pass of rows of one ``kind`` ended, such as ``denoise`` or ``decode``.
 
-        Only ``denoise`` counts as a step; its rows are network rows, and ``padding`` rows were computed for nobody.
+        Only a pass of network rows counts as a step; ``padding`` rows of it belong to no job.
         """
         self._passes.labels(model, kind).observe(duration_s)
-        if kind != "denoise":
+        if not is_network:
             return
         rows = sum(rows_by_method.values())
         for method, count in rows_by_method.items():

@@ -1,0 +1,346 @@
+"""The front's side of the engine: admission, the one queue, and what the engine process last said.
+
+The queue lives here and not in the engine, so that callers hear their place at once, a cancelled or late job never
+reaches the device, and a crash of the engine costs the jobs inside it and no others.
+"""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Mapping
+
+import structlog
+
+from underpaint_server.dispatch.job_handle import JobHandle
+from underpaint_server.dispatch.pace import Pace
+from underpaint_server.dispatch.supervisor import RESTART_S, EngineState, Supervisor
+from underpaint_server.engine.messages import (
+    Advanced,
+    CancelJob,
+    Ended,
+    ExtendJob,
+    Passed,
+    Previewed,
+    Ready,
+    Report,
+    Split,
+    StartJob,
+)
+from underpaint_server.errors import (
+    Cancelled,
+    DeadlinePassed,
+    DeadlineUnattainable,
+    Draining,
+    ModelLoading,
+    ModelNotReady,
+    QueueFull,
+    UnderpaintError,
+    WorkerRestarted,
+)
+from underpaint_server.jobs import Job, ModelInfo, Priority, Usage
+from underpaint_server.methods import job_name
+from underpaint_server.settings import Settings
+from underpaint_server.telemetry import Metrics
+
+log = structlog.get_logger(__name__)
+
+WATCH_S = 0.25
+"""How often deadlines of waiting jobs and the engine's pulse are looked at."""
+STALL_S = 60.0
+"""An engine that has work and makes no pass for this long, and for 10 times a full pass, is ended and restarted."""
+FIRST_PASS_S = 600.0
+"""The same before its first pass, when nothing is known of it yet."""
+
+
+class Dispatcher:
+    """Owns the engine and the queue before it. Every method is called on one asyncio loop and never blocks."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._infos: dict[str, ModelInfo] = {}
+        self._engine = Supervisor(settings, metrics, self)
+        self._ids = itertools.count(1)
+        self._waiting: list[JobHandle] = []
+        self._running: dict[int, JobHandle] = {}
+        self._draining = False
+        self._pace = Pace()
+        self._watching: asyncio.Task[None] | None = None
+
+    # --- what others read ----------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> EngineState:
+        """Of the engine process."""
+        return self._engine.state
+
+    @property
+    def error(self) -> str:
+        """Why the state is FAILED, else empty."""
+        return self._engine.error
+
+    @property
+    def configured(self) -> tuple[str, ...]:
+        """Ids of the models from the settings, the default first."""
+        return tuple(name for name, _ in self._settings.places)
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]:
+        """What the engine said of its models, in that order; empty until it was ready once."""
+        return self._infos
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the engine has work and makes no passes."""
+        if self._pace.row_s == 0:
+            limit_s = FIRST_PASS_S
+        else:
+            limit_s = max(STALL_S, 10 * self._pace.row_s * self._settings.max_batch_size)
+        return bool(self._running) and self._pace.silent_s(time.monotonic()) > limit_s
+
+    @property
+    def num_running(self) -> int:
+        """Jobs in the engine."""
+        return len(self._running)
+
+    @property
+    def queue_capacity(self) -> int:
+        """Jobs that may wait."""
+        return self._settings.queue_capacity
+
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of network rows waiting and running, at the present pace."""
+        return self._pace.row_s * sum(job.rows_left for job in [*self._waiting, *self._running.values()])
+
+    @property
+    def last_pass_at(self) -> float | None:
+        """Unix time of the last forward pass."""
+        return self._pace.last_pass_at
+
+    def num_waiting(self, priority: Priority) -> int:
+        """Jobs of a priority in the queue."""
+        return sum(job.priority is priority for job in self._waiting)
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Spawn the engine process; READY comes later."""
+        self._engine.start()
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def wait_ready(self) -> None:
+        """Until the engine is ready; raises :class:`ModelNotReady` if it never will be."""
+        await self._engine.wait_ready()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new work, let the present work finish for ``timeout_s`` seconds, cancel what is left."""
+        self._draining = True
+        end = time.monotonic() + timeout_s
+        while (self._waiting or self._running) and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        for job in [*self._waiting, *self._running.values()]:
+            self._settle(job, Draining("the server stopped before this work was done", retry_after_s=1.0))
+
+    async def close(self) -> None:
+        """End the engine process and everything that waits for it."""
+        self._draining = True
+        if self._watching is not None:
+            self._watching.cancel()
+        for job in [*self._waiting, *self._running.values()]:
+            self._settle(job, Draining("the server stopped", retry_after_s=1.0))
+        await self._engine.stop()
+
+    # --- admission -----------------------------------------------------------------------------------------------
+
+    def submit(self, job: Job, *, priority: Priority, deadline_s: float | None, preview_every: int = 0) -> JobHandle:
+        """Give a job a place, or raise why it gets none. ``deadline_s`` is in seconds from now.
+
+        Raises :class:`Draining`, :class:`ModelLoading`, :class:`WorkerRestarted`, :class:`ModelNotReady`,
+        :class:`QueueFull` or :class:`DeadlineUnattainable`; then nothing was enqueued.
+        """
+        self._check_open()
+        now = time.monotonic()
+        deadline = None if deadline_s is None else now + deadline_s
+        handle = JobHandle(next(self._ids), job, priority, now, deadline, preview_every, self._cancel, self._extend)
+        ahead = [other for other in self._waiting if other.priority >= priority]
+        self._check_deadline(handle, ahead, deadline_s)
+        if self._is_full() and priority is not Priority.LEARNING and len(self._waiting) >= self.queue_capacity:
+            raise QueueFull(
+                f"{len(self._waiting)} jobs wait already; come back in a while", retry_after_s=self._retry_after_s()
+            )
+        self._waiting.insert(len(ahead), handle)
+        self._dispatch()
+        return handle
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise Draining("this server is about to stop; another one takes the call", retry_after_s=1.0)
+        match self.state:
+            case EngineState.STARTING:
+                raise ModelLoading("the model is being loaded", retry_after_s=RESTART_S)
+            case EngineState.RESTARTING:
+                raise WorkerRestarted("the engine is being restarted", retry_after_s=self._engine.restart_s)
+            case EngineState.FAILED:
+                raise ModelNotReady(self.error)
+            case _:
+                return
+
+    def _check_deadline(self, handle: JobHandle, ahead: list[JobHandle], deadline_s: float | None) -> None:
+        """Refuse what cannot finish in time even at the best recent pace and if running jobs cost nothing."""
+        busy = self._is_full()
+        rows = handle.rows_left + (sum(job.rows_left for job in ahead) if busy else 0)
+        estimate_s = rows * self._pace.fast_row_s(time.monotonic())
+        if deadline_s is not None and estimate_s > deadline_s:
+            self._metrics.on_deadline_missed(method=job_name(handle.job), stage="at_admission")
+            raise DeadlineUnattainable(
+                f"this needs about {estimate_s:.1f} s, the deadline is in {deadline_s:.1f} s; allow more time, or ask "
+                "for fewer steps",
+                metadata={"estimate_s": f"{estimate_s:.3f}"},
+            )
+
+    def _retry_after_s(self) -> float:
+        """About the time until one place is free."""
+        return min(30.0, max(0.2, self.backlog_s / max(1, len(self._waiting) + len(self._running))))
+
+    # --- queue ---------------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Fill the engine's places from the head of the queue, and tell the rest where they stand."""
+        while (job := self._next()) is not None:
+            self._waiting.remove(job)
+            if not self._running:
+                self._pace.rest(time.monotonic())
+            self._running[job.id] = job
+            job.move(0)
+            self._engine.tell(StartJob(job.id, job.job, job.priority, job.submitted, job.deadline, job.preview_every))
+        for position, job in enumerate(self._waiting):
+            job.move(position + 1)
+
+    def _next(self) -> JobHandle | None:
+        """The first in the queue that may go to the engine, if any."""
+        if self.state is not EngineState.READY:
+            return None
+        full = self._is_full()
+        return next((job for job in self._waiting if not full or job.priority is Priority.LEARNING), None)
+
+    def _is_full(self) -> bool:
+        """Whether all places are taken. Learning takes none: it lasts, and its share of the passes is its measure."""
+        placed = sum(job.priority is not Priority.LEARNING for job in self._running.values())
+        return placed >= self._settings.max_running
+
+    def _cancel(self, job: JobHandle) -> None:
+        """The callers are told at once; the engine's place is free when the engine says so."""
+        if job in self._waiting:
+            self._metrics.on_cancelled(method=job_name(job.job), stage="queued")
+            self._settle(job, Cancelled("cancelled while queued"))
+        elif job.id in self._running:
+            self._metrics.on_cancelled(method=job_name(job.job), stage="running")
+            job.cancelled_at = time.monotonic()
+            self._engine.tell(CancelJob(job.id))
+            job.end(Cancelled("cancelled while running"))
+
+    def _extend(self, job: JobHandle) -> None:
+        if job.id in self._running:
+            self._engine.tell(ExtendJob(job.id, job.deadline))
+
+    def _settle(self, job: JobHandle, outcome: UnderpaintError) -> None:
+        """End a job from the front's side and forget it."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+        elif self._running.pop(job.id, None) is not None:
+            self._engine.tell(CancelJob(job.id))
+        job.end(outcome)
+        self._dispatch()
+
+    # --- what the engine says ------------------------------------------------------------------------------------
+
+    def on_report(self, report: Report) -> None:
+        """See :class:`Listener`."""
+        match report:
+            case Ready(models=models):
+                self._on_ready(models)
+            case Passed():
+                self._on_passed(report)
+            case Split(model=model, reason=reason):
+                self._metrics.on_batch_split(model=model, reason=reason)
+            case Advanced(id=id_, progress=progress, rows=rows):
+                if id_ in self._running:
+                    self._running[id_].advance(progress, rows)
+            case Previewed(id=id_, preview=preview):
+                if id_ in self._running:
+                    self._running[id_].show(preview)
+            case Ended():
+                self._on_ended(report)
+
+    def _on_ready(self, models: tuple[tuple[ModelInfo, float], ...]) -> None:
+        self._infos = {info.id: info for info, _ in models}
+        for info, seconds in models:
+            self._metrics.on_model_loaded(info=info, seconds=seconds)
+            log.info(
+                "model ready",
+                model=info.id,
+                digest=info.digest,
+                dtype=info.dtype,
+                batch_class=info.batch_class,
+                seconds=round(seconds, 2),
+            )
+        self._dispatch()
+
+    def _on_passed(self, report: Passed) -> None:
+        rows = sum(report.rows_by_method.values())
+        self._pace.add(rows if report.is_network else 0, report.duration_s, time.monotonic())
+        self._metrics.on_pass(
+            model=report.model,
+            kind=report.kind,
+            is_network=report.is_network,
+            rows_by_method=report.rows_by_method,
+            padding=report.padding,
+            duration_s=report.duration_s,
+        )
+        for kind, size in report.memory_bytes.items():
+            self._metrics.on_memory(device="0", kind=kind, bytes=size)
+
+    def _on_ended(self, report: Ended) -> None:
+        job = self._running.pop(report.id, None)
+        if job is None:
+            return
+        method = job_name(job.job)
+        if job.cancelled_at is not None:
+            self._metrics.on_cancel_latency(model=job.job.model, seconds=time.monotonic() - job.cancelled_at)
+        elif isinstance(report.outcome, DeadlinePassed):
+            self._metrics.on_deadline_missed(method=method, stage="running")
+        elif not isinstance(report.outcome, UnderpaintError):
+            self._measure(method, job.priority, report.outcome.usage)
+            self._engine.calm_down()
+        job.end(report.outcome)
+        self._dispatch()
+
+    def _measure(self, method: str, priority: Priority, usage: Usage) -> None:
+        self._metrics.on_queue_time(method=method, priority=priority, seconds=usage.queue_time_s)
+        for phase, seconds in usage.phase_s.items():
+            self._metrics.on_phase(phase=phase, method=method, seconds=seconds)
+
+    def on_crash(self) -> None:
+        """See :class:`Listener`: the jobs inside are lost, those in the queue are not."""
+        lost, self._running = list(self._running.values()), {}
+        for job in lost:
+            job.end(
+                WorkerRestarted("the engine ended with this work in it; it is being restarted", retry_after_s=RESTART_S)
+            )
+
+    def on_failed(self, message: str) -> None:
+        """See :class:`Listener`."""
+        for job in [*self._waiting, *self._running.values()]:
+            self._settle(job, ModelNotReady(message))
+
+    async def _watch(self) -> None:
+        """Drop waiting jobs whose deadline passed; end an engine that stopped making passes."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            for job in [job for job in self._waiting if job.deadline is not None and job.deadline < now]:
+                self._metrics.on_deadline_missed(method=job_name(job.job), stage="queued")
+                self._settle(job, DeadlinePassed("the deadline passed while the work was queued"))
+            if self.stalled:
+                self._engine.end_stalled()

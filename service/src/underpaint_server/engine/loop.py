@@ -1,0 +1,243 @@
+"""The loop that owns the device: admit, schedule, predict, advance."""
+
+import queue
+from collections import Counter as Tally
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from underpaint_server.backends.protocol import Backend, DeviceLost
+from underpaint_server.engine.messages import (
+    Advanced,
+    CancelJob,
+    Ended,
+    ExtendJob,
+    Order,
+    Passed,
+    Previewed,
+    Report,
+    Split,
+    StartJob,
+    Stop,
+)
+from underpaint_server.engine.run import JobRun, now
+from underpaint_server.engine.scheduler import Selection, WaitingRow, choose
+from underpaint_server.engine.share import Share
+from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, OutOfMemory, UnderpaintError
+from underpaint_server.jobs import Preview, Priority
+from underpaint_server.models import tensors
+from underpaint_server.rows import Batch, Decode, Key, is_network_row
+
+log = structlog.get_logger(__name__)
+
+
+class Engine:
+    """Runs every job of one device in one thread. Orders come in through a queue, reports go out through ``report``."""
+
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        inbox: "queue.SimpleQueue[Order]",
+        report: Callable[[Report], None],
+        max_batch_size: int,
+        learn_share: float,
+    ) -> None:
+        self._backends = backends
+        self._inbox = inbox
+        self._report = report
+        self._max_batch_size = max_batch_size
+        self._share = Share(learn_share)
+        self._caps: dict[Key, int] = {}
+        self._runs: dict[int, JobRun] = {}
+        self._passes = 0
+        self._stopping = False
+
+    def run(self) -> None:
+        """Until told to stop. Between two passes nothing waits but for the next pass."""
+        while not self._stopping:
+            self._admit()
+            self._drop_late()
+            chosen = choose(self._candidates(), self._cap, self._minimum)
+            if chosen is not None:
+                self._advance(chosen, *self._predict(chosen))
+
+    # --- admit ---------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Take every order that is there; with nothing to do, wait for one."""
+        while True:
+            try:
+                order = self._inbox.get(block=not self._runs)
+            except queue.Empty:
+                return
+            match order:
+                case StartJob():
+                    self._start(order)
+                case CancelJob(id=job):
+                    self._end(job, Cancelled("cancelled by the caller"))
+                case ExtendJob(id=job, deadline=deadline):
+                    if job in self._runs:
+                        self._runs[job].deadline = deadline
+                case Stop():
+                    self._stopping = True
+                    return
+
+    def _start(self, order: StartJob) -> None:
+        backend = self._backends.get(order.job.model)
+        try:
+            if backend is None:
+                raise ModelNotFound(f"no model '{order.job.model}' in this engine")  # noqa: TRY301
+            self._runs[order.id] = JobRun(order, backend)
+        except Exception as error:
+            self._report(Ended(order.id, _as_known(error)))
+
+    def _drop_late(self) -> None:
+        late = [id_ for id_, run in self._runs.items() if run.deadline is not None and run.deadline < now()]
+        for id_ in late:
+            self._end(id_, DeadlinePassed("the deadline passed while the work was running"))
+
+    def _end(self, job: int, outcome: UnderpaintError) -> None:
+        run = self._runs.pop(job, None)
+        if run is not None:
+            run.close()
+            self._report(Ended(job, outcome))
+
+    # --- schedule ------------------------------------------------------------------------------------------------
+
+    def _candidates(self) -> list[WaitingRow]:
+        """All waiting rows; where learning meets other work, its own while its share is open, and else the others."""
+        rows = [row for run in self._runs.values() for row in run.waiting_rows()]
+        if not self._is_contested(rows):
+            return rows
+        learns = self._share.is_open
+        return [row for row in rows if (row.priority == Priority.LEARNING) is learns]
+
+    def _is_contested(self, rows: Sequence[WaitingRow]) -> bool:
+        return len({row.priority == Priority.LEARNING for row in rows}) == 2
+
+    def _cap(self, key: Key) -> int:
+        return self._caps.get(key, self._max_batch_size)
+
+    def _minimum(self, key: Key) -> int:
+        return self._backends[key.model].minimum(key.kind)
+
+    # --- predict -------------------------------------------------------------------------------------------------
+
+    def _predict(self, chosen: Selection) -> tuple[list[Any], float, float]:
+        """An answer or an error for every row, when the pass began and how long it took."""
+        begin = now()
+        answers = self._attempt(chosen)
+        duration_s = now() - begin
+        self._passes += 1
+        self._account(chosen, duration_s)
+        key = chosen.rows[0].key
+        rows_by_method = Tally(self._runs[row.job].method for row in chosen.rows)
+        memory = self._backends[key.model].memory_bytes()
+        padding = chosen.size - len(chosen.rows)
+        self._report(
+            Passed(
+                key.model,
+                key.kind.__name__.lower(),
+                is_network_row(key.kind),
+                rows_by_method,
+                padding,
+                duration_s,
+                memory,
+            )
+        )
+        return answers, begin, duration_s
+
+    def _account(self, chosen: Selection, duration_s: float) -> None:
+        """Time counts against learning's share only while others are there."""
+        if any(run.start.priority != Priority.LEARNING for run in self._runs.values()):
+            learning = sum(row.priority == Priority.LEARNING for row in chosen.rows)
+            self._share.spend(duration_s, learning / len(chosen.rows))
+
+    def _attempt(self, chosen: Selection) -> list[Any]:
+        """One forward pass; when it fails, smaller ones, so that only the jobs at fault are hit."""
+        key = chosen.rows[0].key
+        rows = [self._runs[row.job].row(row.index) for row in chosen.rows]
+        try:
+            return list(self._backends[key.model].predict(Batch(rows, chosen.size)))
+        except DeviceLost:
+            raise
+        except OutOfMemory as error:
+            return self._attempt_smaller(chosen, error)
+        except Exception as error:
+            if len({row.job for row in chosen.rows}) == 1:
+                return [error] * len(rows)
+            self._report(Split(key.model, "error"))
+            return [self._attempt(replace(chosen, rows=(row,)))[0] for row in chosen.rows]
+
+    def _attempt_smaller(self, chosen: Selection, error: OutOfMemory) -> list[Any]:
+        """The device cannot hold the pass. Rows of a batch class cannot have a smaller one; all others can."""
+        pinned = [row for row in chosen.rows if row.key.batch_class is not None]
+        free = chosen.rows[len(pinned) :]
+        if not free or (len(free) == 1 and not pinned):
+            return [error] * len(chosen.rows)
+        self._report(Split(free[0].key.model, "oom"))
+        middle = len(free) if pinned else len(free) // 2
+        self._caps[free[0].key] = middle
+        answers: list[Any] = [error] * len(pinned)
+        for part in (free[:middle], free[middle:]):
+            if part:
+                answers += self._attempt(Selection(part, max(len(part), self._minimum(part[0].key))))
+        return answers
+
+    # --- advance -------------------------------------------------------------------------------------------------
+
+    def _advance(self, chosen: Selection, answers: list[Any], begin: float, duration_s: float) -> None:
+        """Hand every answer to its job; a job that fails ends alone."""
+        jobs = Tally(row.job for row in chosen.rows)
+        is_network = is_network_row(chosen.rows[0].key.kind)
+        for job, rows in jobs.items():
+            run = self._runs[job]
+            run.served = self._passes
+            run.progress.add(rows if is_network else 0, len(jobs), begin, duration_s)
+        for row, answer in zip(chosen.rows, answers, strict=True):
+            if row.job in self._runs:
+                self._answer(row, answer)
+
+    def _answer(self, row: WaitingRow, answer: Any) -> None:
+        run = self._runs[row.job]
+        try:
+            if isinstance(answer, Exception):
+                raise answer  # noqa: TRY301
+            moved = run.answer(row.index, answer)
+        except Exception as error:
+            self._end(row.job, _as_known(error))
+            return
+        if run.result is not None:
+            del self._runs[row.job]
+            self._report(Ended(row.job, replace(run.result, usage=run.progress.usage())))
+        else:
+            self._tell(run, moved)
+
+    def _tell(self, run: JobRun, moved: bool) -> None:
+        if run.progress.due(now()):
+            self._report(Advanced(run.start.id, run.progress.snapshot(now()), run.progress.rows))
+        guess = run.take_preview() if moved else None
+        if guess is not None:
+            self._show(run, guess)
+
+    def _show(self, run: JobRun, guess: Decode) -> None:
+        """A preview, decoded on the spot. One that fails is left out: it is no part of the answer."""
+        backend = self._backends[run.start.job.model]
+        size = backend.batch_class(Decode, tuple(guess.latents.shape)) or backend.minimum(Decode)
+        try:
+            (image,) = backend.predict(Batch([guess], size))
+        except DeviceLost:
+            raise
+        except Exception as error:
+            log.warning("preview failed", error=str(error))
+            return
+        self._report(Previewed(run.start.id, Preview(tensors.picture(image), run.progress.step)))
+
+
+def _as_known(error: Exception) -> UnderpaintError:
+    if isinstance(error, UnderpaintError):
+        return error
+    log.error("job failed", exc_info=error)
+    return Bug(f"{type(error).__name__}: {error}")

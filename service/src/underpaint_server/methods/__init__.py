@@ -1,0 +1,60 @@
+"""Edit methods and inversions: one folder each (see ``base``), and the tables that name them.
+
+Adding a method: its folder, and its line in ``METHODS``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from underpaint_server.jobs import EditJob, InversionMethod, InvertJob, Job, LearnJob, MaskJob
+from underpaint_server.methods.base import Method
+from underpaint_server.methods.content_injection.options import METHOD as CONTENT_INJECTION
+from underpaint_server.methods.ddim.options import METHOD as DDIM
+from underpaint_server.methods.ddim.options import DdimInversion
+from underpaint_server.methods.diffedit.options import METHOD as DIFFEDIT
+from underpaint_server.methods.disentangled.options import METHOD as DISENTANGLED
+from underpaint_server.methods.edict.options import METHOD as EDICT
+from underpaint_server.methods.edict.options import EdictInversion
+from underpaint_server.methods.sdedit.options import METHOD as SDEDIT
+
+METHODS: Mapping[str, Method[Any]] = {
+    method.name: method for method in (SDEDIT, DDIM, EDICT, DIFFEDIT, DISENTANGLED, CONTENT_INJECTION)
+}
+"""Name -> edit method, in the order that Model.methods has."""
+
+INVERSIONS: Mapping[str, type[InversionMethod]] = {
+    inversion.name: inversion for inversion in (EdictInversion, DdimInversion)
+}
+"""Name -> options of an inversion."""
+
+JOB_NAMES = (*METHODS, *(f"invert_{name}" for name in INVERSIONS), "mask", "learn")
+"""Every value of :func:`job_name`."""
+
+
+def methods_for(*, reads_text: bool) -> tuple[str, ...]:
+    """Names of the methods that make sense for a model with or without a text encoder."""
+    return tuple(name for name, method in METHODS.items() if reads_text or not method.needs_text)
+
+
+def job_name(job: Job) -> str:
+    """What a job is called in metrics and logs: "edict", "invert_ddim", "mask", ..."""
+    match job:
+        case InvertJob():
+            return f"invert_{job.options.method.name}"
+        case EditJob():
+            return job.method.name
+        case MaskJob():
+            return "mask"
+        case LearnJob():
+            return "learn"
+
+
+def is_exact(job: Job) -> bool:
+    """Whether the job's result is promised only if equal rows get equal bits."""
+    match job:
+        case InvertJob():
+            return job.options.method.exact
+        case EditJob():
+            return METHODS[job.method.name].exact
+        case _:
+            return False

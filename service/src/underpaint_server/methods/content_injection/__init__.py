@@ -1,0 +1,1 @@
+"""Content injection: one image's content in the look of another."""

@@ -1,0 +1,70 @@
+"""Counting the network rows of a job by phase: plain arithmetic, known before anything runs."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+from underpaint_server.jobs import Generated, InversionOptions, Phase, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One phase of a job: ``steps`` steps of ``rows_per_step`` network rows each."""
+
+    phase: Phase
+    steps: int
+    rows_per_step: int
+    extra: tuple[int, ...] = ()
+    """Rows beyond those, of each step; empty where all steps cost the same."""
+
+    @property
+    def rows(self) -> int:
+        """Network rows of the whole stage."""
+        return self.steps * self.rows_per_step + sum(self.extra)
+
+    def steps_in(self, rows: int) -> int:
+        """Steps that are finished after so many rows of this stage."""
+        if not self.extra:
+            return rows // self.rows_per_step
+        ends = accumulate(self.rows_per_step + more for more in self.extra)
+        return sum(end <= rows for end in ends)
+
+
+Plan = tuple[Stage, ...]
+"""Stages in the order they run; a phase appears at most once."""
+
+
+def used_steps(num_inference_steps: int, strength: float) -> int:
+    """Steps of the schedule that a strength uses, at least one: ``int(S * strength)`` as in EDICT's code."""
+    return max(1, round_down(num_inference_steps * strength))
+
+
+def round_down(steps: float) -> int:
+    """Whole steps in a share of them; 0.7 * 50 is 35 also when 0.7 arrived as a float32."""
+    return int(steps + 1e-5)
+
+
+def guided(guidance_scale: float) -> int:
+    """Rows of one guided prediction."""
+    return 1 if guidance_scale == 1.0 else 2
+
+
+def inverting(options: InversionOptions) -> Plan:
+    """Inverting an image."""
+    return (_steps_of(Phase.INVERTING, options, options.guidance_scale),)
+
+
+def denoising(options: InversionOptions, guidance_scale: float) -> Plan:
+    """The way back from an inversion."""
+    return (_steps_of(Phase.DENOISING, options, guidance_scale),)
+
+
+def drawing(source: Source, guidance_scale: float) -> Plan:
+    """Drawing a generated source; nothing for other sources."""
+    if not isinstance(source, Generated):
+        return ()
+    return (Stage(Phase.INVERTING, source.num_inference_steps, guided(guidance_scale)),)
+
+
+def _steps_of(phase: Phase, options: InversionOptions, guidance_scale: float) -> Stage:
+    n = used_steps(options.num_inference_steps, options.strength)
+    return Stage(phase, n, guided(guidance_scale) * options.method.evaluations_per_step)

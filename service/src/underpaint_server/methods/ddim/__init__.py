@@ -1,0 +1,1 @@
+"""DDIM: inversion along the deterministic sampler, and the edit from it."""

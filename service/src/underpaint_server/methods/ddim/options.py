@@ -1,0 +1,40 @@
+"""DDIM's options and cost (Song, Meng, Ermon; ICLR 2021)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from underpaint_server.jobs import DdimConvention, EditJob, EditOptions, Generated, InversionMethod, Phase
+from underpaint_server.methods.base import Method
+from underpaint_server.methods.cost import Plan, Stage, denoising, guided
+
+
+@dataclass(frozen=True, slots=True)
+class DdimInversion(InversionMethod):
+    """DDIM run backwards: an approximation, and a trajectory that other methods use."""
+
+    name: ClassVar[str] = "ddim"
+    label: ClassVar[str] = "DDIM"
+    evaluations_per_step: ClassVar[int] = 1
+    exact: ClassVar[bool] = False
+    default_guidance_scale: ClassVar[float] = 1.0
+
+    convention: DdimConvention = DdimConvention.TARGET
+    features: tuple[str, ...] = ()
+    """Feature sites of the network whose activations are stored, for content injection."""
+
+
+@dataclass(frozen=True, slots=True)
+class DdimEdit(EditOptions):
+    """From a DDIM inversion back with the target prompt; it has no options of its own."""
+
+    name: ClassVar[str] = "ddim"
+
+
+def _cost(job: EditJob) -> Plan:
+    if isinstance(job.source, Generated):
+        return (Stage(Phase.DENOISING, job.source.num_inference_steps, guided(job.guidance_scale)),)
+    assert job.inversion is not None
+    return denoising(job.inversion, job.guidance_scale)
+
+
+METHOD = Method(options=DdimEdit, inversion=DdimInversion, cost=_cost)

@@ -1,0 +1,1 @@
+"""DiffEdit: a mask from two prompts, then an edit inside it."""

@@ -1,0 +1,49 @@
+"""DiffEdit's options and cost (Couairon, Verbeek, Schwenk, Cord; ICLR 2023)."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from underpaint_server.jobs import EditJob, EditOptions, Phase, Picture
+from underpaint_server.methods.base import Method
+from underpaint_server.methods.cost import Plan, Stage, denoising
+from underpaint_server.methods.ddim.options import DdimInversion
+
+
+@dataclass(frozen=True, slots=True)
+class DiffEdit(EditOptions):
+    """Find the region from two prompts, edit there, keep the rest."""
+
+    name: ClassVar[str] = "diffedit"
+
+    mask: Picture | None = field(repr=False)
+    """(height, width), 0 or 255, of the source's size; replaces the computed mask."""
+    threshold: float
+    """Cut of the normalised difference, (0, 1)."""
+    samples: int
+    """Noise samples that the difference is averaged over, 1 .. limit."""
+    mask_strength: float
+    """Share of the schedule at which the difference is taken, (0, 1)."""
+    reference_prompt: str
+    """What the target prompt is compared with."""
+
+
+def _cost(job: EditJob) -> Plan:
+    options = job.method
+    assert isinstance(options, DiffEdit)
+    assert job.inversion is not None
+    masking = _mask_cost(options) if options.mask is None else ()
+    return masking + denoising(job.inversion, job.guidance_scale)
+
+
+def _mask_cost(options: DiffEdit) -> Plan:
+    return (Stage(Phase.MASKING, 1, 2 * options.samples),)
+
+
+METHOD = Method(
+    options=DiffEdit,
+    inversion=DdimInversion,
+    cost=_cost,
+    mask_cost=_mask_cost,
+    starts_from_noise=False,
+    needs_text=True,
+)

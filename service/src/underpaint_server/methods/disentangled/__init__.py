@@ -1,0 +1,1 @@
+"""Disentangled edits: two prompts mixed with one weight a step."""

@@ -1,0 +1,55 @@
+"""The derivative of a loss by the mixing weights, one step at a time (Wu et al., CVPR 2023, section 4.2).
+
+No graph is kept over the steps. The states of one drawing are stored, and the adjoint goes back over them: exact, in
+the memory of one step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from underpaint_server.diffusion.ddim import coefficients
+from underpaint_server.diffusion.multistep import is_heun, multistep_weights
+from underpaint_server.diffusion.schedule import Level, downwards
+from underpaint_server.methods.disentangled.steps import Drawing, Mixing, mixed_embeds
+from underpaint_server.rows import PullBack, Steps
+
+
+def backward(mixing: Mixing, drawing: Drawing, weights: Sequence[float], by_latents: Tensor) -> Steps[Tensor]:
+    """Derivative (n,) of a loss by the weights, from its derivative by the finished image's latents.
+
+    With ``x_(i+1) = a_i x_i + b_i sum_j w_ij e_(i-j) + r_i``, the adjoint g of x falls from clean to noisy:
+    each e_(i-j) gets ``w_ij b_i g``, and g becomes ``a_i g`` plus what the network pulls back of e_i's own.
+    """
+    by_x, by_pred = by_latents, [torch.zeros_like(by_latents) for _ in weights]
+    by_weights = [0.0] * len(weights)
+    for i, (_, noisy, clean) in reversed(list(enumerate(downwards(mixing.grid)))):
+        a, b = coefficients(noisy, clean)
+        if is_heun(mixing.sampler, i):  # the first step: the derivative by its start is not needed
+            assert drawing.probe is not None
+            ahead, by_weights[i] = yield from _pull(mixing, drawing.probe, clean, weights[i], by_x * (b / 2))
+            by_pred[i] = by_pred[i] + by_x * (b / 2) + ahead * b
+        else:
+            for j, share in enumerate(multistep_weights(mixing.sampler, i)):
+                by_pred[i - j] = by_pred[i - j] + share * b * by_x
+        pulled, by_weight = yield from _pull(mixing, drawing.states[i], noisy, weights[i], by_pred[i])
+        by_weights[i] += by_weight
+        by_x = a * by_x + pulled
+    return torch.tensor(by_weights, dtype=torch.float64)
+
+
+def _pull(
+    mixing: Mixing, latents: Tensor, level: Level, weight: float, cotangent: Tensor
+) -> Steps[tuple[Tensor, float]]:
+    """Derivatives by the latents (c, h, w) and by the weight, from that by the guided prediction."""
+    w = mixing.guidance_scale
+    towards = PullBack(latents, level.timestep, level.alpha_bar, mixed_embeds(mixing, weight), w * cotangent)
+    rows = [towards]
+    if w != 1.0:
+        rows.append(replace(towards, prompt_embeds=mixing.negative_embeds, cotangent=(1 - w) * cotangent))
+    answers = yield rows
+    slope = (mixing.source_embeds - mixing.target_embeds).double()
+    by_weight = float((answers[0].prompt_embeds * slope).sum())
+    return torch.stack([answer.latents for answer in answers]).sum(0), by_weight

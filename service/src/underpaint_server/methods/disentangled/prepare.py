@@ -1,0 +1,56 @@
+"""Preparing disentangled edits: two texts mixed, and a real image's residuals."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from underpaint_server.diffusion.schedule import Grid
+from underpaint_server.jobs import EditJob, Generated, Sampler
+from underpaint_server.methods.disentangled.options import DisentangledEdit
+from underpaint_server.methods.disentangled.steps import Mixing, anchor
+from underpaint_server.methods.task import Context, Editing, Preparation
+from underpaint_server.models.facts import Facts
+from underpaint_server.rows import Steps
+
+
+def mixing_of(
+    embeds: Mapping[str, Tensor], model: Facts, steps: int, guidance_scale: float, sampler: Sampler, start: Tensor
+) -> Mixing:
+    """The mixing of an image that the model draws from ``start`` (c, h, w)."""
+    return Mixing(
+        grid=model.schedule.grid(steps),
+        source_embeds=embeds["source_prompt"],
+        target_embeds=embeds["target_prompt"],
+        negative_embeds=embeds["negative_prompt"],
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        start=start,
+        residuals=None,
+    )
+
+
+def anchored(mixing: Mixing, source: Tensor, steps: int, noise: Callable[[str, int], Tensor]) -> Steps[Mixing]:
+    """The same mixing, of a real image: a weight of 1 leads back to ``source`` (c, h, w)."""
+    return (yield from anchor(mixing, source, [noise("anchor", i) for i in range(steps)]))
+
+
+def _texts(options: DisentangledEdit) -> Mapping[str, str]:
+    return {"source_prompt": options.source_prompt}
+
+
+def _grid(options: DisentangledEdit, model: Facts) -> Grid:
+    return model.schedule.grid(len(options.weights))
+
+
+def _extra(task: Editing[DisentangledEdit, None], context: Context) -> Steps[Mixing]:
+    """``source`` is the start where the model draws the image, else the image itself."""
+    job, options, source = context.job, task.options, task.arrays["source"]
+    assert isinstance(job, EditJob)
+    steps = len(options.weights)
+    mixing = mixing_of(context.embeds, context.model, steps, job.guidance_scale, options.sampler, source)
+    if isinstance(job.source, Generated):
+        return mixing
+    return (yield from anchored(mixing, source, steps, task.noise))
+
+
+PREPARATION: Preparation[DisentangledEdit, Mixing] = Preparation(texts=_texts, grid=_grid, extra=_extra)

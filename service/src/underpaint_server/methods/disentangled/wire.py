@@ -1,0 +1,151 @@
+"""The message of disentangled edits: the weights of a direction, a list of weights, or a step to switch at."""
+
+from dataclasses import replace
+from typing import Final
+
+from underpaint.v1.edit_service_pb2 import DisentangledEdit as DisentangledMessage
+from underpaint.v1.edit_service_pb2 import EditRequest, MixingWeights
+
+from underpaint_server.errors import DirectionModelMismatch, DirectionStepsMismatch
+from underpaint_server.jobs import MAX_MIXING_WEIGHT, Direction, Generated, Sampler, Stored
+from underpaint_server.methods.disentangled.options import DisentangledEdit
+from underpaint_server.methods.message import Completing, Defaults, Fetch, Message, Reading
+from underpaint_server.wire.drafts import EditSource
+from underpaint_server.wire.fields import float32, single
+from underpaint_server.wire.names import direction_id, model_name
+from underpaint_server.wire.reader import SAMPLERS, Reader, sampler_of
+
+_SCALES: Final = (-2.0, 4.0)
+
+
+async def _lookup(request: EditRequest, fetch: Fetch) -> Direction | None:
+    """The direction that the request names; raises FieldInvalid, DirectionNotFound, StoreCorrupt, StoreUnavailable."""
+    if request.disentangled.WhichOneof("weights") != "direction":
+        return None
+    return await fetch.direction(direction_id(request.disentangled.direction, "disentangled.direction"))
+
+
+def _defaults(request: EditRequest, reader: Reader, direction: Direction | None) -> Defaults:
+    """As a direction was learned; as many steps as there are weights, where they come as a list."""
+    if direction is None:
+        return Defaults(len(request.disentangled.given.values) or reader.model.default_steps)
+    learned = direction.options
+    return Defaults(learned.num_inference_steps, learned.source_prompt, learned.target_prompt, learned.guidance_scale)
+
+
+def _read(asked: Reading) -> DisentangledEdit:
+    message, fields = asked.request.disentangled, asked.reader.fields
+    source_prompt = _source_prompt(asked)
+    weights = _weights(asked, _steps(asked))
+    scale = fields.between("disentangled.scale", message.scale if message.HasField("scale") else 1.0, *_SCALES)
+    default = asked.found.options.sampler if asked.found is not None else Sampler.DDIM
+    sampler = sampler_of(fields, "disentangled.sampler", message.sampler, default)
+    if scale != 1:
+        weights = tuple(1 - scale * (1 - weight) for weight in weights)
+        if not all(abs(weight) <= MAX_MIXING_WEIGHT for weight in weights):
+            fields.wrong(
+                "disentangled.scale", f"{scale:g} takes a weight out of [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]"
+            )
+            weights = ()
+    # To the precision of the wire, so that ``resolved`` has these very weights.
+    return DisentangledEdit(source_prompt, tuple(float32(single(weight)) for weight in weights), sampler)
+
+
+def _source_prompt(asked: Reading) -> str:
+    message = asked.request.disentangled
+    if isinstance(asked.source, Generated):
+        for name, said_by in (("source_prompt", "generated.prompt"), ("steps", "generated.steps")):
+            if getattr(message, name):
+                asked.reader.fields.wrong(f"disentangled.{name}", f"unused: {said_by} says it")
+        return asked.source.prompt
+    return asked.reader.prompt("disentangled.source_prompt", message.source_prompt or asked.defaults.source_prompt)
+
+
+def _steps(asked: Reading) -> int:
+    if isinstance(asked.source, Generated):
+        return asked.source.num_inference_steps
+    return asked.reader.steps("disentangled.steps", asked.request.disentangled.steps, asked.defaults.steps)
+
+
+def _weights(asked: Reading, steps: int) -> tuple[float, ...]:
+    """One a step, before the scale. A direction of other steps is refused later: the fields come first."""
+    message: DisentangledMessage = asked.request.disentangled
+    reader, fields = asked.reader, asked.reader.fields
+    match message.WhichOneof("weights"):
+        case "direction":
+            direction: Direction = asked.found
+            learned, most = direction.weights, reader.limits.max_steps
+            if len(learned) > most:
+                fields.wrong("disentangled.direction", f"has {len(learned)} steps, more than {most}")
+            return learned
+        case "switch_step":
+            switch_step = fields.index("disentangled.switch_step", message.switch_step, steps)
+            return (1.0,) * switch_step + (0.0,) * (steps - switch_step)
+        case "given":
+            return _given(reader, message.given, steps)
+        case _:
+            fields.wrong("disentangled.weights", "not set; choose one of direction, switch_step, given")
+            return ()
+
+
+def _given(reader: Reader, given: MixingWeights, steps: int) -> tuple[float, ...]:
+    path, fields, most = "disentangled.given.values", reader.fields, reader.limits.max_steps
+    weights = tuple(float32(value) for value in given.values[: most + 1])
+    if len(weights) > most:
+        fields.wrong(path, f"{len(given.values)} weights, more than {most}")
+        return ()
+    if len(weights) != steps:
+        fields.wrong(path, f"{len(weights)} weights for {steps} steps")
+    elif not all(-MAX_MIXING_WEIGHT <= weight <= MAX_MIXING_WEIGHT for weight in weights):  # which no NaN is
+        fields.wrong(path, f"one is outside [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]")
+        return ()
+    return weights
+
+
+def _check(asked: Reading, _options: DisentangledEdit) -> None:
+    """Raises DirectionModelMismatch and DirectionStepsMismatch."""
+    direction, model = asked.found, asked.reader.model
+    if direction is None:
+        return
+    metadata = {"resource_name": asked.request.disentangled.direction}
+    if direction.model_digest != model.digest:
+        raise DirectionModelMismatch(
+            f"{metadata['resource_name']} was learned on other weights than those of {model_name(model.id)}: learn"
+            " it there, or name its model",
+            metadata=metadata,
+        )
+    learned, steps = direction.options.num_inference_steps, _steps(asked)
+    if learned != steps:
+        raise DirectionStepsMismatch(
+            f"{metadata['resource_name']} was learned for {learned} steps, not for {steps}; leave the steps out",
+            metadata={**metadata, "steps": str(learned)},
+        )
+
+
+async def _complete(options: DisentangledEdit, completing: Completing) -> tuple[DisentangledEdit, None]:
+    """Without a source prompt of its own, the edit takes the stored inversion's."""
+    source = completing.source.source
+    if not options.source_prompt and isinstance(source, Stored):
+        options = replace(options, source_prompt=source.inversion.options.source_prompt)
+    return options, None
+
+
+def _write(request: EditRequest, options: DisentangledEdit, _source: EditSource) -> None:
+    message = request.disentangled
+    message.given.values.extend(options.weights)
+    message.scale = 1
+    message.sampler = SAMPLERS[options.sampler]
+    if request.WhichOneof("source") != "generated":  # which says these two itself
+        message.source_prompt = options.source_prompt
+        message.steps = len(options.weights)
+
+
+MESSAGE = Message(
+    read=_read,
+    write=_write,
+    guidance_scale=5.0,
+    lookup=_lookup,
+    defaults=_defaults,
+    check=_check,
+    complete=_complete,
+)

@@ -1,0 +1,1 @@
+"""EDICT: exact inversion through coupled latents, and the edit from it."""

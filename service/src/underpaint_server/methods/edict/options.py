@@ -1,0 +1,40 @@
+"""EDICT's options and cost (Wallace, Gokul, Naik; CVPR 2023; arXiv 2211.12446)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from underpaint_server.jobs import EditJob, EditOptions, Generated, InversionMethod, Phase
+from underpaint_server.methods.base import Method
+from underpaint_server.methods.cost import Plan, Stage, denoising, guided
+
+
+@dataclass(frozen=True, slots=True)
+class EdictInversion(InversionMethod):
+    """Exact inversion through coupled latents."""
+
+    name: ClassVar[str] = "edict"
+    label: ClassVar[str] = "EDICT"
+    evaluations_per_step: ClassVar[int] = 2
+    exact: ClassVar[bool] = True
+    default_guidance_scale: ClassVar[float] = 3.0
+
+    mixing_coefficient: float = 0.93
+    """EDICT's p, (0, 1]. Inverting widens the gap of the pair by p^-2 a step: raise p with the number of steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdictEdit(EditOptions):
+    """From an EDICT inversion back with the target prompt; it has no options of its own."""
+
+    name: ClassVar[str] = "edict"
+
+
+def _cost(job: EditJob) -> Plan:
+    if isinstance(job.source, Generated):
+        rows = EdictInversion.evaluations_per_step * guided(job.guidance_scale)
+        return (Stage(Phase.DENOISING, job.source.num_inference_steps, rows),)
+    assert job.inversion is not None
+    return denoising(job.inversion, job.guidance_scale)
+
+
+METHOD = Method(options=EdictEdit, inversion=EdictInversion, cost=_cost, exact=True)

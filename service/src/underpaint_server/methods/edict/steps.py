@@ -1,0 +1,74 @@
+"""EDICT: exact inversion through coupled latents (Wallace, Gokul, Naik; CVPR 2023; arXiv 2211.12446).
+
+Two latents x and y are kept at the same level. A step changes one with the noise prediction *of the other*, so its
+inverse can ask for the very same prediction: nothing is approximated (eqs. 11-15). Two details are only in the
+authors' code, and both matter: which of the two goes first alternates with the step, counted within the used part of
+the schedule; and the mixing that follows always changes x first.
+"""
+
+from torch import Tensor
+
+from underpaint_server.diffusion.ddim import coefficients
+from underpaint_server.diffusion.sampling import Guidance, guided
+from underpaint_server.diffusion.schedule import Level, downwards
+from underpaint_server.diffusion.snap import snap
+from underpaint_server.jobs import InversionOptions
+from underpaint_server.methods.edict.options import EdictInversion
+from underpaint_server.methods.task import Editing, Inverting, Outcome
+from underpaint_server.rows import Steps
+
+
+def invert(task: Inverting) -> Steps[dict[str, Tensor]]:
+    """``source``, and the pair ``x``, ``y`` (c, h, w) at the noisiest level of the grid.
+
+    The pair of a real image is not on the diagonal x = y: inversion widens its gap by p^-2 a step.
+    """
+    p = _mixing_coefficient(task.options)
+    x, y = task.source, task.source
+    for i, (_, noisy, clean) in reversed(list(enumerate(downwards(task.grid)))):
+        y = (y - (1 - p) * x) / p
+        x = (x - (1 - p) * y) / p
+        if i % 2 == 0:
+            y = yield from _undo(y, x, noisy, clean, task.guidance)
+            x = yield from _undo(x, y, noisy, clean, task.guidance)
+        else:
+            x = yield from _undo(x, y, noisy, clean, task.guidance)
+            y = yield from _undo(y, x, noisy, clean, task.guidance)
+    return {"source": task.source, "x": x, "y": y}
+
+
+def edit(task: Editing[object, None]) -> Steps[Outcome]:
+    """The pair brought back to the image's level with the target prompt; x is the result.
+
+    With the inversion's own prompt and guidance this is its exact inverse.
+    """
+    p, x, y = _mixing_coefficient(task.inversion), task.arrays["x"], task.arrays["y"]
+    for i, (_, noisy, clean) in enumerate(downwards(task.grid)):
+        if i % 2 == 0:
+            x = yield from _do(x, y, noisy, clean, task.guidance)
+            y = yield from _do(y, x, noisy, clean, task.guidance)
+        else:
+            y = yield from _do(y, x, noisy, clean, task.guidance)
+            x = yield from _do(x, y, noisy, clean, task.guidance)
+        x = p * x + (1 - p) * y
+        y = p * y + (1 - p) * x
+    return Outcome(x)
+
+
+def _mixing_coefficient(options: InversionOptions | None) -> float:
+    """p of the inversion, or its default where the pair is plain noise."""
+    method = EdictInversion() if options is None else options.method
+    assert isinstance(method, EdictInversion)
+    return method.mixing_coefficient
+
+
+def _do(one: Tensor, other: Tensor, noisy: Level, clean: Level, guidance: Guidance) -> Steps[Tensor]:
+    a, b = coefficients(noisy, clean)
+    noise_pred = yield from guided(snap(other), noisy, guidance)
+    return a * one + b * noise_pred
+
+
+def _undo(one: Tensor, other: Tensor, noisy: Level, clean: Level, guidance: Guidance) -> Steps[Tensor]:
+    a, b = coefficients(noisy, clean)
+    noise_pred = yield from guided(snap(other), noisy, guidance)
+    return (one - b * noise_pred) / a

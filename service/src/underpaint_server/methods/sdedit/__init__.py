@@ -1,0 +1,1 @@
+"""SDEdit: noise to a strength, denoise with the target prompt."""

@@ -1,0 +1,1 @@
+"""Work that outlives its call: learning directions, taken by one server of a store at a time."""

@@ -1,0 +1,327 @@
+"""One operation while this server has it: chunks of learning in the engine, and the state kept after each.
+
+How this server's claim works, and why two owners do no harm: see :mod:`underpaint_server.operations.manager`.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, TypeVar
+
+import structlog
+
+from underpaint_server.dispatch.job_handle import JobHandle
+from underpaint_server.dispatch.queue import Dispatcher
+from underpaint_server.errors import (
+    Bug,
+    DirectionExists,
+    DirectionNotFound,
+    Draining,
+    ModelLoading,
+    ModelNotReady,
+    OperationNotFound,
+    QueueFull,
+    StoreCorrupt,
+    StoreUnavailable,
+    UnderpaintError,
+    WorkerRestarted,
+)
+from underpaint_server.jobs import Direction, Generated, Learned, LearnJob, LearnState, Phase, Photo, Priority, Progress
+from underpaint_server.plans import optimization_steps
+from underpaint_server.settings import Settings
+from underpaint_server.stores.directions import DirectionStore
+from underpaint_server.stores.directions import Entry as DirectionEntry
+from underpaint_server.stores.operations import Claim, OperationStore, Task
+
+T = TypeVar("T")
+
+MAX_LOST: Final = 3
+"""Engines, or servers, that may end with an operation in them, one after another and without a step done."""
+
+_WATCH_S: Final = 1.0
+"""Time between two looks at whether the operation was ended elsewhere, at most."""
+_RETRY_S: Final = 1.0
+_PUBLISH_S: Final = 5.0
+
+_log = structlog.get_logger()
+
+
+class Encoder(Protocol):
+    """How the end of an operation is written; what the bytes mean is the caller's."""
+
+    def succeeded(self, name: str, entry: DirectionEntry) -> bytes:
+        """The operation has learned this direction."""
+
+    def failed(self, name: str, error: UnderpaintError, request_id: str) -> bytes:
+        """The operation ended with this error, or was cancelled."""
+
+    def is_error(self, data: bytes) -> bool:
+        """Whether :meth:`failed` wrote this; raises StoreCorrupt for bytes that neither wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What operations are run with."""
+
+    settings: Settings
+    engine: Dispatcher
+    operations: OperationStore
+    directions: DirectionStore
+    encoder: Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A claim of this server."""
+
+    number: int
+    claim: Claim
+    until: float
+    """When it is void, a reading of ``time.monotonic``."""
+
+
+class _Lost(Exception):
+    """Somebody else has the operation, or has ended it."""
+
+
+class OperationRun:
+    """Runs one operation from where its newest state is. ``task`` ends when this server has it no longer."""
+
+    def __init__(self, parts: Parts, name: str, held: Held, on_end: Callable[["OperationRun"], None]) -> None:
+        self.name = name
+        self._parts = parts
+        self._held = held
+        self._state: LearnState | None = None
+        self._handle: JobHandle | None = None
+        self._total = 0
+        self._reached = 0.0
+        """Steps done at the furthest; an engine that ends takes some of them with it."""
+        self._publishing = False
+        self._began = (time.monotonic(), 0)
+        self.task = asyncio.create_task(self._run())
+        self.task.add_done_callback(lambda _: on_end(self))
+
+    async def stop(self, *, release: bool) -> None:
+        """Give the operation up; ``release`` it for others to go on. A direction that is being stored is stored."""
+        if self._publishing:
+            await asyncio.wait((self.task,), timeout=_PUBLISH_S)
+        ended = self.task.done()
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        if release and not ended:
+            await self._release("DRAINING")
+
+    def progress(self) -> tuple[Progress, float | None]:
+        """How far it is, and its last loss."""
+        state, handle = self._state, self._handle
+        done = state.iteration if state else 0
+        loss = state.losses[-1] if state and state.losses else None
+        now = handle.progress if handle is not None and not handle.done else None
+        if now is None or now.phase is Phase.QUEUED:
+            phase = Phase.OPTIMIZING if done else Phase.QUEUED
+            position = now.queue_position if now else 0
+            return Progress(phase, done, self._total, self._fraction(done), position, self._left_s(done)), loss
+        chunk = min(self._parts.settings.learn_checkpoint_every, self._total - done)
+        step = {Phase.OPTIMIZING: now.step, Phase.DENOISING: chunk, Phase.DECODING: chunk}.get(now.phase, 0)
+        reached = done + now.fraction * chunk
+        fraction = self._fraction(reached)
+        return Progress(Phase.OPTIMIZING, done + step, self._total, fraction, 0, self._left_s(reached)), loss
+
+    def _fraction(self, reached: float) -> float:
+        self._reached = max(self._reached, reached)
+        return min(1.0, self._reached / max(1, self._total))
+
+    def _left_s(self, reached: float) -> float:
+        began, first = self._began
+        return (time.monotonic() - began) / (reached - first) * (self._total - reached) if reached > first else 0.0
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        outcome = await self._outcome()
+        if outcome is not None and not await insist(lambda: finish(self._parts, self.name, outcome)):
+            await insist(lambda: take_back(self._parts, self.name))
+        await insist(lambda: tidy(self._parts, self.name))
+
+    async def _outcome(self) -> DirectionEntry | UnderpaintError | None:
+        """How the operation ends; None where it goes on elsewhere, or ended there."""
+        try:
+            return await self._until_lost(self._work())
+        except _Lost:
+            _log.info("operation lost", operation=self.name)
+            return None
+        except (Draining, ModelNotReady) as error:
+            await self._release(error.reason)
+            return None
+        except UnderpaintError as error:
+            return error
+        except Exception:
+            _log.exception("an operation failed unforeseen", operation=self.name)
+            return Bug("an error nobody foresaw; the log has it")
+
+    async def _until_lost(self, work: Awaitable[T]) -> T:
+        """What the work gives; it is given up when the claim is lost."""
+        working, watching = asyncio.ensure_future(work), asyncio.ensure_future(self._watch())
+        try:
+            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise _Lost
+            return working.result()
+        finally:
+            for each in (working, watching):
+                each.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        """Renew the claim; ends when it is lost, or the operation has ended elsewhere."""
+        ttl_s = self._held.claim.ttl_s
+        while True:
+            await asyncio.sleep(min(_WATCH_S, ttl_s / 4))
+            try:
+                async with asyncio.timeout(self._held.until - time.monotonic()):
+                    if await self._parts.operations.is_done(self.name):
+                        return
+                    if time.monotonic() > self._held.until - ttl_s * 2 / 3:
+                        await self._claim_again(self._held.claim)
+            except (StoreUnavailable, TimeoutError):
+                self._check_held()
+
+    async def _claim_again(self, claim: Claim) -> None:
+        before, number = time.monotonic(), self._held.number + 1
+        if not await self._parts.operations.claim(self.name, number, claim):
+            raise _Lost
+        self._held = Held(number, claim, before + claim.ttl_s)
+
+    async def _release(self, reason: str) -> None:
+        _log.info("operation released", operation=self.name, reason=reason)
+        with suppress(_Lost, StoreUnavailable):  # then it is free, or soon is
+            await self._claim_again(replace(self._held.claim, released=True))
+
+    def _check_held(self) -> None:
+        if time.monotonic() >= self._held.until:
+            raise _Lost
+
+    # --- work -----------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> DirectionEntry:
+        operations = self._parts.operations
+        # After the claim, not before: the owner before this one may have come farther meanwhile.
+        seen = await insist(lambda: operations.look(self.name))
+        self._state = await insist(lambda: operations.state_of(seen))
+        task = await insist(lambda: operations.task(self.name))
+        assert task is not None
+        self._total = optimization_steps(task.options)
+        self._began = (time.monotonic(), seen.iteration)
+        _log.info("operation taken", operation=self.name, iteration=seen.iteration, claim=self._held.number)
+        examples = await insist(lambda: operations.examples(self.name, task))
+        while not (learned := await self._chunk(task, examples)).done:
+            self._state = learned.state
+            self._check_held()
+            if not await insist(lambda: operations.keep(self.name, learned.state)):
+                raise _Lost
+            _log.info(
+                "operation kept", operation=self.name, iteration=learned.state.iteration, loss=learned.state.losses[-1]
+            )
+        self._state = learned.state
+        return await self._publish(task, learned.state)
+
+    async def _chunk(self, task: Task, examples: tuple[Photo | Generated, ...]) -> Learned:
+        """The next few optimiser steps; again, where the engine ended in the midst of them."""
+        engine = self._parts.engine
+        job = LearnJob(task.model, task.options, examples, self._state, self._parts.settings.learn_checkpoint_every)
+        lost = 0
+        while True:
+            handle = None
+            try:
+                handle = self._handle = engine.submit(job, priority=Priority.LEARNING, deadline_s=None)
+                learned = await handle.result()
+            except (WorkerRestarted, ModelLoading):
+                lost += handle is not None
+                if lost >= MAX_LOST:
+                    raise Bug(f"the engine ended {lost} times with this work in it; it is given up") from None
+                await engine.wait_ready()
+            except QueueFull as error:
+                await asyncio.sleep(error.retry_after_s or _RETRY_S)
+            else:
+                assert isinstance(learned, Learned)
+                return learned
+            finally:
+                if handle is not None:
+                    handle.cancel()
+
+    async def _publish(self, task: Task, state: LearnState) -> DirectionEntry:
+        """Store the direction. Whoever ended with it stored, and no more, has stored this one."""
+        info, directions = self._parts.engine.models[task.model], self._parts.directions
+        direction = Direction(
+            display_name=task.display_name,
+            model=task.model,
+            model_digest=task.model_digest,
+            options=task.options,
+            weights=state.best_weights,
+            losses=state.losses,
+            content_features=info.content_features,
+            example_count=len(task.examples),
+            operation=self.name,
+        )
+        self._check_held()
+        self._publishing = True
+        try:
+            return await insist(lambda: directions.create(task.direction, direction))
+        except DirectionExists:
+            there = await insist(lambda: directions.get(task.direction))
+            if there.direction.operation != self.name:
+                raise
+            return there
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+async def insist(call: Callable[[], Awaitable[T]]) -> T:
+    """The answer of the store, asked again until it gives one."""
+    while True:
+        try:
+            return await call()
+        except StoreUnavailable as error:
+            await asyncio.sleep(error.retry_after_s or _RETRY_S)
+
+
+async def finish(parts: Parts, name: str, outcome: DirectionEntry | UnderpaintError) -> bool:
+    """Write how an operation ended; False if it had ended before."""
+    if not await parts.operations.finish(name, await _encoded(parts, name, outcome)):
+        return False
+    _log.info("operation ended", operation=name, reason=outcome.reason if isinstance(outcome, UnderpaintError) else "")
+    if isinstance(outcome, UnderpaintError):
+        await take_back(parts, name)
+    return True
+
+
+async def take_back(parts: Parts, name: str) -> None:
+    """An operation that failed leaves no direction, not even one that was stored a moment before its end."""
+    with suppress(DirectionNotFound, StoreCorrupt):
+        ended, task = await parts.operations.outcome(name), await parts.operations.task(name)
+        if ended is None or task is None or not parts.encoder.is_error(ended):
+            return
+        entry = await parts.directions.get(task.direction)
+        if entry.direction.operation == name:
+            await parts.directions.delete(task.direction, entry.etag)
+
+
+async def tidy(parts: Parts, name: str) -> None:
+    """Remove what an operation needs no more, if it has ended."""
+    with suppress(OperationNotFound):
+        seen = await parts.operations.look(name)
+        if seen.done_at is not None:
+            await parts.operations.clear(seen)
+
+
+async def _encoded(parts: Parts, name: str, outcome: DirectionEntry | UnderpaintError) -> bytes:
+    if isinstance(outcome, DirectionEntry):
+        return parts.encoder.succeeded(name, outcome)
+    try:
+        task = await parts.operations.task(name)
+    except StoreCorrupt:
+        task = None
+    return parts.encoder.failed(name, outcome, task.request_id if task is not None else "")

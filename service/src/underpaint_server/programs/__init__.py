@@ -1,0 +1,22 @@
+"""From a job to one generator of rows: texts and image in, inversion, edit, image out."""
+
+from underpaint_server.jobs import EditJob, InvertJob, Job, LearnJob, MaskJob, Result
+from underpaint_server.models.facts import Facts
+from underpaint_server.programs.edit import edit
+from underpaint_server.programs.invert import invert
+from underpaint_server.programs.learn import learn
+from underpaint_server.programs.mask import compute_mask
+from underpaint_server.rows import Steps
+
+
+def program(job: Job, model: Facts, batch_class: int | None) -> Steps[Result]:
+    """The generator that computes ``job``'s result, whose ``usage`` is left empty for the engine to fill in."""
+    match job:
+        case InvertJob():
+            return invert(job, model, batch_class)
+        case EditJob():
+            return edit(job, model, batch_class)
+        case MaskJob():
+            return compute_mask(job, model)
+        case LearnJob():
+            return learn(job, model)

@@ -1,0 +1,98 @@
+"""The program of an EditJob: what the edit starts from, the method's own preparation, the edit, the image."""
+
+from typing import Any
+
+from torch import Tensor
+
+from underpaint_server.diffusion.sampling import Guidance, together
+from underpaint_server.diffusion.schedule import Grid
+from underpaint_server.jobs import Companion, Edited, EditJob, Generated, Inversion, Photo, Result, Stored, Usage
+from underpaint_server.methods import METHODS
+from underpaint_server.methods.task import Context, Editing, Preparation, editor, inversion_grid, preparation
+from underpaint_server.models import tensors
+from underpaint_server.models.facts import Facts
+from underpaint_server.programs import parts
+from underpaint_server.programs.invert import run_inverter
+from underpaint_server.programs.parts import Texts
+from underpaint_server.rows import Decode, Steps
+
+Start = tuple[dict[str, Tensor], Inversion | None]
+"""Arrays that something starts from, and the inversion that was made for them, if one was."""
+
+
+def edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
+    """The program of an EditJob; raises NonFiniteLatents."""
+    prepare = preparation(job.method)
+    texts = yield from _texts(job, prepare)
+    companion_arrays = companion_made = None
+    if job.companion is not None:
+        (arrays, made), (companion_arrays, companion_made) = yield from together(
+            _source(job, texts, model, batch_class), _companion(job.model, job.companion, texts, model)
+        )
+    else:
+        arrays, made = yield from _source(job, texts, model, batch_class)
+    task: Editing[Any, Any] = Editing(
+        arrays=arrays,
+        grid=_grid(job, prepare, model),
+        guidance=Guidance(texts["target_prompt"], texts["negative_prompt"], job.guidance_scale),
+        noise=parts.noise(job.seed, arrays["source"], model),
+        inversion=job.inversion,
+        options=job.method,
+        extra=None,
+    )
+    task = yield from parts.with_extra(task, prepare.extra, Context(job, texts.embeds, model, companion_arrays))
+    outcome = yield from editor(job.method)(task)
+    tensors.check_finite(outcome.latents)
+    (image,) = yield [Decode(outcome.latents)]
+    mask = None if outcome.mask is None else tensors.mask_picture(outcome.mask, model)
+    notices = texts.notices + outcome.notices
+    return Edited(tensors.picture(image), mask, made, Usage(), notices, companion_made)
+
+
+def _texts(job: EditJob, prepare: Preparation[Any, Any]) -> Steps[Texts]:
+    own = {
+        "target_prompt": job.target_prompt,
+        "negative_prompt": job.negative_prompt,
+        "source_prompt": parts.source_prompt(job),
+    }
+    more = prepare.texts(job.method) if prepare.texts is not None else {}
+    return parts.embed(**{**own, **more, "empty": ""})
+
+
+def _grid(job: EditJob, prepare: Preparation[Any, Any], model: Facts) -> Grid:
+    if prepare.grid is not None:
+        return prepare.grid(job.method, model)
+    if METHODS[job.method.name].starts_from_noise and isinstance(job.source, Generated):
+        return model.schedule.grid(job.source.num_inference_steps)
+    assert job.inversion is not None
+    return inversion_grid(job.inversion, model)
+
+
+def _source(job: EditJob, texts: Texts, model: Facts, batch_class: int | None) -> Steps[Start]:
+    """What the edit starts from."""
+    source = job.source
+    match source:
+        case Stored(inversion=inversion):
+            return tensors.arrays(inversion, model), None
+        case Generated() if METHODS[job.method.name].starts_from_noise:
+            noise = parts.start(source, model)  # nothing has to be inverted: the source is drawn from this
+            return {"source": noise, "trajectory": noise[None], "x": noise, "y": noise}, None
+        case Generated():
+            latents = yield from parts.draw(source, job.guidance_scale, texts, model)
+        case Photo():
+            latents = yield from parts.encode(source, model)
+    if job.inversion is None:
+        return {"source": latents}, None
+    guidance = Guidance(texts["source_prompt"], texts["empty"], job.inversion.guidance_scale)
+    made = yield from run_inverter(job.model, job.inversion, latents, guidance, model, batch_class)
+    return tensors.arrays(made, model), made if isinstance(source, Photo) else None
+
+
+def _companion(model_id: str, companion: Companion, texts: Texts, model: Facts) -> Steps[Start]:
+    """The companion's arrays. It is inverted without text: the source's prompt does not describe it."""
+    if isinstance(companion.source, Stored):
+        return tensors.arrays(companion.source.inversion, model), None
+    latents = yield from parts.encode(companion.source, model)
+    guidance = Guidance(texts["empty"], texts["empty"], companion.inversion.guidance_scale)
+    made = yield from run_inverter(model_id, companion.inversion, latents, guidance, model, None)
+    return tensors.arrays(made, model), made

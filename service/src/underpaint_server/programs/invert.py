@@ -1,0 +1,60 @@
+"""Inversions: of an InvertJob, and of what an edit starts from."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from underpaint_server.diffusion.sampling import Guidance
+from underpaint_server.jobs import Inversion, InversionOptions, Inverted, InvertJob, Photo, Result, Usage
+from underpaint_server.methods.task import Editing, Inverting, inversion_grid, inverter, reconstructor
+from underpaint_server.models import tensors
+from underpaint_server.models.facts import Facts
+from underpaint_server.programs import parts
+from underpaint_server.rows import Decode, Steps
+
+
+def invert(job: InvertJob, model: Facts, batch_class: int | None) -> Steps[Result]:
+    """The program of an InvertJob; raises NonFiniteLatents."""
+    texts = yield from parts.embed(source_prompt=job.options.source_prompt, empty="")
+    guidance = Guidance(texts["source_prompt"], texts["empty"], job.options.guidance_scale)
+    inversion = job.inversion
+    if inversion is None:
+        source = yield from parts.encode(job.source, model)
+        inversion = yield from run_inverter(job.model, job.options, source, guidance, model, batch_class)
+    if job.verify:
+        inversion = yield from _verified(inversion, job.source, guidance, model)
+    return Inverted(inversion, Usage(), texts.notices)
+
+
+def run_inverter(
+    model_id: str, options: InversionOptions, source: Tensor, guidance: Guidance, model: Facts, batch_class: int | None
+) -> Steps[Inversion]:
+    """The inversion of latents (c, h, w); raises NonFiniteLatents."""
+    task = Inverting(source, inversion_grid(options, model), guidance, options)
+    arrays = yield from inverter(options.method)(task)
+    tensors.check_finite(*arrays.values())
+    return Inversion(
+        model=model_id,
+        model_digest=model.info.digest,
+        options=options,
+        width=source.shape[2] * model.vae_scale,
+        height=source.shape[1] * model.vae_scale,
+        batch_class=batch_class,
+        fingerprint=model.info.fingerprint,
+        arrays={name: array.cpu().numpy() for name, array in arrays.items()},
+    )
+
+
+def _verified(inversion: Inversion, photo: Photo, guidance: Guidance, model: Facts) -> Steps[Inversion]:
+    """The inversion with its round trip measured: latents against latents, pixels against pixels."""
+    arrays, options = tensors.arrays(inversion, model), inversion.options
+    grid = inversion_grid(options, model)
+    task: Editing[None, None] = Editing(arrays, grid, guidance, parts.no_noise, options, None, None)
+    outcome = yield from reconstructor(options.method)(task)
+    tensors.check_finite(outcome.latents)
+    (image,) = yield [Decode(outcome.latents)]
+    return replace(
+        inversion,
+        reconstruction_max_abs_error=float((outcome.latents - arrays["source"]).abs().max()),
+        reconstruction_psnr_db=tensors.psnr_db(tensors.picture(image), photo.pixels),
+    )

@@ -1,0 +1,50 @@
+"""The program of a LearnJob: images to learn on, some steps of learning, the state after them."""
+
+from math import isfinite
+
+from torch import Tensor
+
+from underpaint_server.diffusion.sampling import together
+from underpaint_server.errors import NonFiniteLatents
+from underpaint_server.jobs import Generated, Learned, LearnJob, LearnOptions, Photo, Result, Usage
+from underpaint_server.methods.disentangled import learn as weights
+from underpaint_server.methods.disentangled.prepare import anchored, mixing_of
+from underpaint_server.methods.disentangled.steps import Mixing, reference
+from underpaint_server.models.facts import Facts
+from underpaint_server.plans import optimization_steps
+from underpaint_server.programs import parts
+from underpaint_server.programs.parts import Texts
+from underpaint_server.rows import Steps
+
+
+def learn(job: LearnJob, model: Facts) -> Steps[Result]:
+    """The program of a LearnJob; raises NonFiniteLatents."""
+    options = job.options
+    texts = yield from parts.embed(
+        source_prompt=options.source_prompt,
+        target_prompt=options.target_prompt,
+        negative_prompt=options.negative_prompt,
+    )
+    examples = yield from together(*(_example(example, options, texts, model) for example in job.examples))
+    mixings, references = zip(*examples, strict=True)
+    state = yield from weights.learn(weights.Learning(mixings, references, options, job.state, job.iterations))
+    if not all(isfinite(loss) for loss in state.losses):
+        raise NonFiniteLatents(
+            f"the loss became NaN or infinite by optimiser step {state.iteration} of {optimization_steps(options)}; "
+            "use a smaller learning_rate or guidance_scale"
+        )
+    return Learned(state, state.iteration >= optimization_steps(options), Usage(), texts.notices)
+
+
+def _example(
+    example: Photo | Generated, options: LearnOptions, texts: Texts, model: Facts
+) -> Steps[tuple[Mixing, Tensor]]:
+    """An image to learn on, and its latents (c, h, w) at a weight of 1."""
+    steps = options.num_inference_steps
+    if isinstance(example, Generated):
+        start = parts.start(example, model)
+        mixing = mixing_of(texts.embeds, model, steps, options.guidance_scale, options.sampler, start)
+        return mixing, (yield from reference(mixing))
+    source = yield from parts.encode(example, model)
+    mixing = mixing_of(texts.embeds, model, steps, options.guidance_scale, options.sampler, source)
+    return (yield from anchored(mixing, source, steps, parts.noise(options.seed, source, model))), source

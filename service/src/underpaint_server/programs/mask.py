@@ -1,0 +1,44 @@
+"""The program of a MaskJob: only the mask that an edit would use."""
+
+from typing import Any
+
+from underpaint_server.diffusion.sampling import Guidance
+from underpaint_server.jobs import Generated, Masked, MaskJob, Photo, Result, Stored, Usage
+from underpaint_server.methods.task import Context, Editing, preparation
+from underpaint_server.models import tensors
+from underpaint_server.models.facts import Facts
+from underpaint_server.programs import parts
+from underpaint_server.rows import Steps
+
+
+def compute_mask(job: MaskJob, model: Facts) -> Steps[Result]:
+    """The program of a MaskJob."""
+    prepare = preparation(job.method)
+    assert prepare.mask is not None, "only methods that compute a mask are asked for one"
+    more = prepare.texts(job.method) if prepare.texts is not None else {}
+    own = {"target_prompt": job.target_prompt, "source_prompt": parts.source_prompt(job)}
+    texts = yield from parts.embed(**{**own, **more, "empty": ""})
+    match job.source:
+        case Stored(inversion=inversion):
+            source = tensors.arrays(inversion, model)["source"]
+        case Generated() as generated:
+            source = yield from parts.draw(generated, job.guidance_scale, texts, model)
+        case Photo() as photo:
+            source = yield from parts.encode(photo, model)
+    task: Editing[Any, None] = Editing(
+        arrays={"source": source},
+        grid=(),
+        guidance=Guidance(texts["target_prompt"], texts["empty"], job.guidance_scale),
+        noise=parts.noise(job.seed, source, model),
+        inversion=job.inversion,
+        options=job.method,
+        extra=None,
+    )
+    computed = yield from prepare.mask(task, Context(job, texts.embeds, model))
+    return Masked(
+        mask=tensors.mask_picture(computed.mask, model),
+        difference=computed.difference.float().cpu().numpy(),
+        coverage=float(computed.mask.mean()),
+        usage=Usage(),
+        notices=texts.notices + computed.notices,
+    )

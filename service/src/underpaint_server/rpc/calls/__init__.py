@@ -1,0 +1,1 @@
+"""What happens around every call: errors, metrics, log line, shared work, repeated request ids."""

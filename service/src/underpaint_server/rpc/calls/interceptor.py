@@ -1,0 +1,158 @@
+"""What happens around every RPC, whatever its shape: labels, log line, metrics, and errors turned into statuses."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import Message
+
+from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, InternalError, UnderpaintError
+from underpaint_server.rpc.calls.record import Call
+from underpaint_server.rpc.responses import status
+from underpaint_server.telemetry import Metrics
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Any
+"""``grpc.RpcMethodHandler``: one function in one of four attributes, untyped in grpc itself."""
+
+_SHAPES: Final = {
+    (False, False): "unary",
+    (False, True): "server_stream",
+    (True, False): "client_stream",
+    (True, True): "bidi_stream",
+}
+
+_AHEAD_S: Final = 0.1
+"""The caller's clock for the deadline runs a moment ahead of ours, so its cancel may come first."""
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler; ``default_model`` is the id that a request without a model means."""
+
+    def __init__(self, metrics: Metrics, default_model: str) -> None:
+        self._metrics = metrics
+        self._default_model = default_model
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """The handler of that method, wrapped; None, which gRPC answers with UNIMPLEMENTED, if there is none."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        shape = _SHAPES[handler.request_streaming, handler.response_streaming]
+
+        def follow() -> Call:
+            return Call(self._metrics, handler_call_details.method, shape, self._default_model)
+
+        return _wrap(handler, follow)
+
+
+def _wrap(handler: Handler, follow: Callable[[], Call]) -> Handler:
+    inner = _function(handler)
+    if handler.response_streaming:
+        return _make(handler, lambda requests, context: _stream(inner, requests, context, follow()))
+    return _make(handler, lambda requests, context: _unary(inner, requests, context, follow()))
+
+
+async def _unary(inner: Callable[..., Any], request: Any, context: Context, call: Call) -> Any:
+    async with _outcome(call, context):
+        response: Message = await inner(_seen(request, call), context)
+        call.sent(response)
+        return response
+
+
+async def _stream(inner: Callable[..., Any], request: Any, context: Context, call: Call) -> None:
+    async with _outcome(call, context):
+        answers = inner(_seen(request, call), context)
+        generates = inspect.isasyncgen(answers)
+        await (_write(answers, context, call) if generates else answers)
+
+
+async def _write(answers: AsyncGenerator[Message, None], context: Context, call: Call) -> None:
+    # A generator handed to gRPC is closed by the garbage collector when its caller goes away; one that is iterated
+    # here is closed at once, and what it waited for is given up.
+    async with aclosing(answers):
+        async for message in answers:
+            call.sent(message)
+            await context.write(message)
+
+
+def _seen(request: Any, call: Call) -> Any:
+    if isinstance(request, Message):
+        call.received(request)
+        return request
+    return _each_seen(request, call)
+
+
+async def _each_seen(requests: AsyncIterator[Message], call: Call) -> AsyncIterator[Message]:
+    async for request in requests:
+        call.received(request)
+        yield request
+
+
+@asynccontextmanager
+async def _outcome(call: Call, context: Context) -> AsyncIterator[None]:
+    try:
+        yield
+    except UnderpaintError as error:
+        if isinstance(error, InternalError):
+            call.crashed(error)
+        await _refuse(error, call, context)
+    except asyncio.CancelledError:
+        why = _why_cancelled(context)
+        call.ended(status.code_of(why), why.reason)
+        raise
+    except grpc.aio.AbortError:
+        call.ended(_code(context))
+        raise
+    except Exception as error:
+        call.crashed(error)
+        await _refuse(Bug(f"an error nobody foresaw; the log has it under request {call.request_id}"), call, context)
+    else:
+        call.ended(grpc.StatusCode.OK)
+
+
+async def _refuse(error: UnderpaintError, call: Call, context: Context) -> None:
+    code = status.code_of(error)
+    call.ended(code, error.reason)
+    await context.abort(code, status.message_of(error), status.trailers(error, call.request_id))
+
+
+def _why_cancelled(context: Context) -> UnderpaintError:
+    left_s = context.time_remaining()
+    expired = left_s is not None and left_s <= _AHEAD_S
+    return DeadlinePassed("before the answer") if expired else Cancelled("by the caller")
+
+
+def _code(context: Context) -> grpc.StatusCode:
+    number = context.code()
+    return next((code for code in grpc.StatusCode if number in (code, code.value[0])), grpc.StatusCode.UNKNOWN)
+
+
+def _function(handler: Handler) -> Callable[..., Any]:
+    functions: tuple[Callable[..., Any] | None, ...] = (
+        handler.unary_unary,
+        handler.unary_stream,
+        handler.stream_unary,
+        handler.stream_stream,
+    )
+    return next(function for function in functions if function is not None)
+
+
+def _make(handler: Handler, function: Callable[[Any, Context], Awaitable[Any]]) -> Handler:
+    async def behaviour(request: Any, context: Context) -> Any:
+        return await function(request, context)
+
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)

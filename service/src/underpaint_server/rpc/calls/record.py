@@ -1,0 +1,129 @@
+"""One RPC as operators see it: its labels, its log line, its metrics."""
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import uuid4
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+from underpaint.v1 import direction_service_pb2, edit_service_pb2, inversion_service_pb2
+
+from underpaint_server.telemetry import Metrics
+from underpaint_server.wire.names import is_request_id
+
+_log = structlog.get_logger()
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id")
+"""Of the RPC that this task serves: the caller's own, or one drawn here."""
+
+_MODEL_CHARS: Final = 80
+"""Of a model's name, which callers write freely, in the log."""
+
+_QUIET = ("grpc.health.", "grpc.reflection.")
+"""Services whose calls are not worth a line: probes come every few seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a request says about itself."""
+
+    request_id: str = ""
+    method: str = ""
+    """A value of :data:`underpaint_server.methods.JOB_NAMES`; empty for calls without."""
+    model: str = ""
+    """Id; empty for the default one, or for calls without."""
+
+
+def labels_of(request: Any) -> Labels:
+    """Labels of a request message."""
+    match request:
+        case edit_service_pb2.EditRequest():
+            return Labels(request.request_id, request.WhichOneof("method") or "", _id(request.model))
+        case edit_service_pb2.StreamEditRequest() | edit_service_pb2.SubmitEditRequest():
+            return labels_of(request.edit)
+        case edit_service_pb2.ComputeMaskRequest():
+            return Labels(request.edit.request_id, "mask", _id(request.edit.model))
+        case inversion_service_pb2.InvertRequest():
+            method = request.parameters.WhichOneof("method")
+            return Labels(request.request_id, f"invert_{method}" if method else "", _id(request.model))
+        case inversion_service_pb2.StreamInvertRequest():
+            return labels_of(request.invert)
+        case direction_service_pb2.LearnDirectionRequest():
+            return Labels(request.request_id, "learn", _id(request.direction.model))
+        case _:
+            return Labels()
+
+
+class Call:
+    """Follows one RPC from arrival to its end."""
+
+    def __init__(self, metrics: Metrics, path: str, shape: str, default_model: str) -> None:
+        self._metrics = metrics
+        self._service, _, self._rpc = path.lstrip("/").rpartition("/")
+        self._shape = shape
+        self._default_model = default_model
+        self._labels = Labels()
+        self._started = time.perf_counter()
+        self._sent = 0
+        self.request_id = str(uuid4())
+        metrics.on_request_started(service=self._service, rpc=self._rpc, grpc_type=shape)
+        self._bind()
+
+    def received(self, message: Message) -> None:
+        """The request, or one message of its stream."""
+        self._metrics.on_request_message(rpc=self._rpc, bytes=message.ByteSize())
+        self._labels = labels_of(message)
+        # Anything else is refused, and must not be written to the trailers and the log on the way there.
+        if is_request_id(self._labels.request_id):
+            self.request_id = self._labels.request_id
+            self._bind()
+
+    def sent(self, message: Message) -> None:
+        """One message of the answer."""
+        self._metrics.on_response_message(rpc=self._rpc, bytes=message.ByteSize())
+        self._sent += 1
+        if self._sent == 1 and self._labels.method and self._shape.endswith("stream"):
+            self._metrics.on_first_event(method=self._labels.method, seconds=self._elapsed_s())
+
+    def ended(self, code: grpc.StatusCode, reason: str = "") -> None:
+        """The end, and why."""
+        seconds, labels = self._elapsed_s(), self._labels
+        model = (labels.model or self._default_model) if labels.method else ""
+        self._metrics.on_request_handled(
+            service=self._service,
+            rpc=self._rpc,
+            grpc_type=self._shape,
+            code=code.name,
+            seconds=seconds,
+            reason=reason,
+            method=labels.method,
+            model=model,
+        )
+        write = _log.debug if self._service.startswith(_QUIET) else _log.info
+        write(
+            "rpc",
+            rpc=f"{self._service}/{self._rpc}",
+            method=labels.method,
+            model=model,
+            code=code.name,
+            reason=reason,
+            duration_s=round(seconds, 6),
+        )
+
+    def crashed(self, error: BaseException) -> None:
+        """Something unforeseen was raised: the traceback goes to the log, not to the caller."""
+        _log.error("unforeseen error", rpc=f"{self._service}/{self._rpc}", exc_info=error)
+
+    def _bind(self) -> None:
+        REQUEST_ID.set(self.request_id)
+        structlog.contextvars.bind_contextvars(request_id=self.request_id)
+
+    def _elapsed_s(self) -> float:
+        return time.perf_counter() - self._started
+
+
+def _id(model: str) -> str:
+    return model.removeprefix("models/")[:_MODEL_CHARS]

@@ -1,0 +1,84 @@
+"""What all services of the gRPC server share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from underpaint_server.dispatch.queue import Dispatcher
+from underpaint_server.dispatch.supervisor import EngineState
+from underpaint_server.errors import ModelLoading, ModelNotFound, ModelNotReady
+from underpaint_server.jobs import ModelInfo
+from underpaint_server.operations.manager import OperationManager
+from underpaint_server.rpc.calls.idempotency import Idempotency
+from underpaint_server.rpc.calls.singleflight import SingleFlight
+from underpaint_server.rpc.responses.operation import OperationEncoder
+from underpaint_server.rpc.threads import Threads
+from underpaint_server.settings import Settings
+from underpaint_server.stores import Stores
+from underpaint_server.telemetry import Metrics
+from underpaint_server.wire.images import ImageLimits
+from underpaint_server.wire.names import model_id, model_name
+
+_LOADING_RETRY_S = 2.0
+
+
+@dataclass(slots=True)
+class ServerContext:
+    """The parts of the front process; lives on its event loop."""
+
+    settings: Settings
+    engine: Dispatcher
+    stores: Stores
+    manager: OperationManager
+    metrics: Metrics
+    threads: Threads
+    idempotency: Idempotency
+    inverting: SingleFlight[Any]
+    """Inversions being made for InversionService, by name."""
+    draining: bool = False
+    """Set once, when the server is about to stop."""
+
+    @classmethod
+    def build(cls, settings: Settings, engine: Dispatcher, stores: Stores, metrics: Metrics) -> "ServerContext":
+        """All parts from the settings."""
+        return cls(
+            settings=settings,
+            engine=engine,
+            stores=stores,
+            manager=OperationManager(settings, engine, stores.operations, stores.directions, OperationEncoder()),
+            metrics=metrics,
+            threads=Threads(settings.max_running + settings.queue_capacity),
+            idempotency=Idempotency(ttl_s=settings.replay_ttl_s, max_bytes=settings.replay_bytes, metrics=metrics),
+            inverting=SingleFlight(on_join=lambda: metrics.on_store_request(result="joined")),
+        )
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The largest image that is decoded."""
+        return ImageLimits(self.settings.max_image_bytes, self.settings.max_image_pixels)
+
+    def model(self, name: str, path: str = "model") -> ModelInfo:
+        """The model of that name, the default one for ``""``, once it is loaded.
+
+        Raises FieldInvalid at ``path``, ModelNotFound, ModelLoading, ModelNotReady.
+        """
+        identifier = self.configured(name, path) if name else self.engine.configured[0]
+        info = self.engine.models.get(identifier)
+        if info is not None:
+            return info
+        if self.engine.state is EngineState.FAILED:
+            raise ModelNotReady(
+                f"{model_name(identifier)} failed to load: {self.engine.error}",
+                metadata={"resource_name": model_name(identifier)},
+            )
+        raise ModelLoading(f"{model_name(identifier)} is still loading", retry_after_s=_LOADING_RETRY_S)
+
+    def configured(self, name: str, path: str) -> str:
+        """The id in "models/{id}" if the server has it, loaded or not. Raises FieldInvalid, ModelNotFound."""
+        identifier = model_id(name, path)
+        if identifier not in self.engine.configured:
+            available = ", ".join(model_name(other) for other in self.engine.configured)
+            raise ModelNotFound(
+                f"this server has no {name}; it has {available}",
+                metadata={"resource_type": "underpaint.v1.Model", "resource_name": name},
+            )
+        return identifier

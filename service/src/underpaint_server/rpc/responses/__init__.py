@@ -1,0 +1,7 @@
+"""From results to messages, and from errors to statuses."""
+
+from underpaint_server.rpc.responses.common import notices, progress, server_timing, usage
+from underpaint_server.rpc.responses.edit import edited, masked, preview
+from underpaint_server.rpc.responses.inversion import inversion
+
+__all__ = ["edited", "inversion", "masked", "notices", "preview", "progress", "server_timing", "usage"]

@@ -1,0 +1,67 @@
+"""What several responses have: progress, usage, notices, fitting and time as messages."""
+
+from dataclasses import asdict
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from underpaint.v1 import types_pb2
+
+from underpaint_server.jobs import Notice, Phase, Progress, Usage
+from underpaint_server.wire.fitting import Fitting
+
+_PHASES: Final = {phase: types_pb2.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
+
+
+def progress(now: Progress, loss: float | None = None) -> types_pb2.Progress:
+    """A snapshot; ``loss`` is that of learning."""
+    return types_pb2.Progress(
+        phase=_PHASES[now.phase],
+        step=now.step,
+        total_steps=now.total_steps,
+        fraction=now.fraction,
+        queue_position=now.queue_position,
+        eta=duration(now.eta_s),
+        loss=loss,
+    )
+
+
+def fitting(record: Fitting) -> types_pb2.Fitting:
+    """How the picture was fitted."""
+    return types_pb2.Fitting(**asdict(record))
+
+
+def usage(spent: Usage, cache_hit: bool) -> types_pb2.Usage:
+    """What the job cost."""
+    return types_pb2.Usage(
+        queue_time=duration(spent.queue_time_s),
+        compute_time=duration(spent.compute_time_s),
+        network_evaluations=spent.network_evaluations,
+        mean_batch_size=spent.mean_batch_size,
+        inversion_cache_hit=cache_hit,
+    )
+
+
+def notices(found: tuple[Notice, ...]) -> list[types_pb2.Notice]:
+    """What the caller should know."""
+    return [types_pb2.Notice(reason=notice.reason, message=notice.message) for notice in found]
+
+
+def server_timing(spent: types_pb2.Usage) -> str:
+    """The ``server-timing`` trailer: milliseconds queued and computed."""
+    queue, compute = spent.queue_time.ToNanoseconds() / 1e6, spent.compute_time.ToNanoseconds() / 1e6
+    return f"queue;dur={queue:.1f}, compute;dur={compute:.1f}"
+
+
+def duration(seconds: float) -> Duration:
+    """A length of time."""
+    message = Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+def timestamp(seconds: float) -> Timestamp:
+    """Unix time."""
+    message = Timestamp()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message

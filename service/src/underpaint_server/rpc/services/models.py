@@ -1,0 +1,82 @@
+"""ModelService: what this server can do, and the limits that requests are held against."""
+
+# ruff: noqa: N802, ARG002 (methods and their arguments are the contract's)
+
+from typing import Final
+
+from underpaint.v1 import model_service_pb2 as messages
+from underpaint.v1 import model_service_pb2_grpc
+
+from underpaint_server.dispatch.supervisor import EngineState
+from underpaint_server.errors import FieldInvalid, FieldViolation, MethodDisabled
+from underpaint_server.rpc.calls.interceptor import Context
+from underpaint_server.rpc.context import ServerContext
+from underpaint_server.wire.fields import page_size
+from underpaint_server.wire.names import model_name
+
+_STATES: Final = {
+    EngineState.STARTING: messages.MODEL_STATE_LOADING,
+    EngineState.READY: messages.MODEL_STATE_READY,
+    EngineState.RESTARTING: messages.MODEL_STATE_LOADING,
+    EngineState.FAILED: messages.MODEL_STATE_FAILED,
+    EngineState.CLOSED: messages.MODEL_STATE_DRAINING,
+}
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """Reads models; which ones there are is decided by the settings, so loading and unloading are not offered."""
+
+    def __init__(self, server: ServerContext) -> None:
+        self._server = server
+
+    async def GetModel(self, request: messages.GetModelRequest, context: Context) -> messages.GetModelResponse:
+        """One model, loaded or not."""
+        return messages.GetModelResponse(model=self._model(self._server.configured(request.name, "name")))
+
+    async def ListModels(self, request: messages.ListModelsRequest, context: Context) -> messages.ListModelsResponse:
+        """A page of models, the default one first."""
+        size, there = page_size(request.page_size), self._server.engine.configured
+        first = _first(request.page_token, there)
+        page, rest = there[first : first + size], there[first + size :]
+        return messages.ListModelsResponse(
+            models=[self._model(identifier) for identifier in page],
+            next_page_token=model_name(rest[0]) if rest else "",
+        )
+
+    async def LoadModel(self, request: messages.LoadModelRequest, context: Context) -> messages.LoadModelResponse:
+        """Not offered."""
+        raise MethodDisabled("models are chosen with --models when the server starts")
+
+    async def UnloadModel(self, request: messages.UnloadModelRequest, context: Context) -> messages.UnloadModelResponse:
+        """Not offered."""
+        raise MethodDisabled("models are chosen with --models when the server starts")
+
+    def _model(self, identifier: str) -> messages.Model:
+        engine, settings = self._server.engine, self._server.settings
+        state = messages.MODEL_STATE_DRAINING if self._server.draining else _STATES[engine.state]
+        limits = messages.Limits(
+            max_image_bytes=settings.max_image_bytes,
+            max_image_pixels=settings.max_image_pixels,
+            max_steps=settings.max_steps,
+            max_batch_size=settings.max_batch_size,
+            max_prompt_chars=settings.max_prompt_chars,
+            max_mask_samples=settings.max_mask_samples,
+        )
+        model = messages.Model(name=model_name(identifier), state=state, error=engine.error, limits=limits)
+        info = engine.models.get(identifier)
+        if info is not None:
+            model.digest, model.width, model.height = info.digest, info.width, info.height
+            model.default_steps, model.limits.size_multiple = info.default_steps, info.size_multiple
+            model.methods.extend(info.methods)
+            model.feature_sites.extend(info.feature_sites)
+            model.prompt_tokens = info.prompt_tokens
+        return model
+
+
+def _first(token: str, there: tuple[str, ...]) -> int:
+    if not token:
+        return 0
+    names = [model_name(identifier) for identifier in there]
+    if token not in names:
+        raise FieldInvalid(FieldViolation("page_token", "not one that this server gave"))
+    return names.index(token)

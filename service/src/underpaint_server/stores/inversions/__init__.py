@@ -1,0 +1,1 @@
+"""The inversion store: names, files, an index of what is stored, and expiry."""
