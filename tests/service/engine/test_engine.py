@@ -69,7 +69,7 @@ def test_an_injection_asks_for_what_its_plan_says_whatever_is_stored_already() -
             assert result.usage.network_evaluations == total_rows(other) == rows
             assert (result.inversion is None, result.companion is None) == (
                 other.source is source,
-                other.content is content,
+                other.companion is content,
             )
             assert np.array_equal(result.pixels, made.pixels)
 
