@@ -152,13 +152,13 @@ class Settings(BaseSettings):
     """From which level on a line is written."""
 
     @property
-    def places(self) -> tuple[tuple[str, str], ...]:
+    def model_locations(self) -> tuple[tuple[str, str], ...]:
         """(id, place) of every model, the default first; an empty place is the embedded model."""
         pairs = tuple((name, place) for name, _, place in (spec.partition("=") for spec in self.models))
         return pairs or ((EMBEDDED_MODEL, ""),)
 
     @property
-    def clip_places(self) -> dict[str, str]:
+    def clip_directories(self) -> dict[str, str]:
         """Id of a model -> directory of its CLIP."""
         return {name: place for name, _, place in (spec.partition("=") for spec in self.clips)}
 

@@ -24,7 +24,7 @@ from underpaint_server.jobs import Descent, Generated, LearnJob, Phase, Photo, P
 from underpaint_server.methods.disentangled.options import DisentangledEdit
 from underpaint_server.rpc.requests.edit import edit_draft
 from underpaint_server.stores import directions as files
-from underpaint_server.stores.operations import Seen
+from underpaint_server.stores.operations import OperationSummary
 from underpaint_server.wire.fields import Fields
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -215,7 +215,7 @@ async def test_an_id_is_given_once(idle: Wire) -> None:
 async def test_of_calls_at_the_same_moment_one_gets_the_id(idle: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = idle.context.stores.operations.scan
 
-    async def slow() -> dict[str, Seen]:
+    async def slow() -> dict[str, OperationSummary]:
         found = await scan()
         await asyncio.sleep(0.05)  # a store far away: the others look before this one has written
         return found

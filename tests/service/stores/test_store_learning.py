@@ -125,7 +125,7 @@ async def test_an_operation_comes_back_to_the_bit(blobs: Blobs) -> None:
     assert drawn == TASK.examples[1]
     assert np.array_equal(first.pixels, photos[0])
     assert np.array_equal(second.pixels, photos[1])
-    assert await store.keep(NAME, STATE)
+    assert await store.save_state(NAME, STATE)
     seen = await other.look(NAME)
     assert (seen.claim, seen.iteration, seen.done_at) == (0, 2, None)
     assert repr(await other.state_of(seen)) == repr(STATE)
@@ -139,13 +139,13 @@ async def test_everything_of_an_operation_is_created_once(blobs: Blobs) -> None:
     assert sum(await asyncio.gather(*(store.claim(NAME, 1, claim) for claim in claims))) == 1
     assert await store.claim(NAME, 2, replace(claims[0], released=True))
     older = replace(STATE, losses=(0.1,))
-    assert await store.keep(NAME, STATE)
-    assert await store.keep(NAME, STATE), "what is there and equal is kept"
-    assert not await store.keep(NAME, older)
+    assert await store.save_state(NAME, STATE)
+    assert await store.save_state(NAME, STATE), "what is there and equal is kept"
+    assert not await store.save_state(NAME, older)
     assert sorted(await asyncio.gather(*(store.finish(NAME, str(k).encode()) for k in range(8)))) == [False] * 7 + [
         True
     ]
-    seen = await store.look(NAME)
+    seen = await store.summary(NAME)
     assert await store.claim_of(seen) == replace(claims[0], released=True)
     assert await store.state_of(seen) == STATE
     assert await store.is_done(NAME)
@@ -155,17 +155,17 @@ async def test_what_ended_leaves_only_its_end_and_what_is_forgotten_nothing(blob
     store = OperationStore(blobs)
     await store.create(NAME, TASK, [disc(8), disc(8)])
     await store.claim(NAME, 1, Claim("me", 30, 0, 0))
-    await store.keep(NAME, STATE)
+    await store.save_state(NAME, STATE)
     await store.finish(NAME, b"the end")
-    await store.clear(await store.look(NAME))
+    await store.clear(await store.summary(NAME))
     assert {Path(blob.path).name for blob in await blobs.below("operations")} == {"request", "done"}
     assert await store.outcome(NAME) == b"the end"
-    await store.forget(await store.look(NAME))
+    await store.forget(await store.summary(NAME))
     assert await blobs.below("operations") == []
     assert await store.scan() == {}
     for name in (NAME, "?", "../x"):
         with pytest.raises(OperationNotFound):
-            await store.look(name)
+            await store.summary(name)
     assert await store.task(NAME) is None
 
 
@@ -173,8 +173,8 @@ async def test_damage_is_told(tmp_path: Path) -> None:
     store = OperationStore(Blobs(LocalStore(tmp_path)))
     await store.create(NAME, TASK, [disc(8), disc(8)])
     await store.claim(NAME, 1, Claim("me", 30, 0, 0))
-    await store.keep(NAME, STATE)
-    seen, fresh = await store.look(NAME), OperationStore(Blobs(LocalStore(tmp_path)))
+    await store.save_state(NAME, STATE)
+    seen, fresh = await store.summary(NAME), OperationStore(Blobs(LocalStore(tmp_path)))
     for path in (tmp_path / "operations" / NAME).iterdir():
         damaged(path)
     for call in (fresh.task(NAME), fresh.examples(NAME, TASK), fresh.claim_of(seen), fresh.state_of(seen)):

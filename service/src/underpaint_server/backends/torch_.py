@@ -195,7 +195,7 @@ def _tile_conditioning(unet: nn.Module) -> None:
 
 def _edit_loss(model: Family, directory: Path, model_id: str, settings: Settings) -> EditLoss | None:
     """What directions are learned by; None where the checkpoint has no CLIP beside it."""
-    clip = checkpoint.clip(directory, settings.clip_places.get(model_id, ""))
+    clip = checkpoint.clip(directory, settings.clip_directories.get(model_id, ""))
     if clip is None or not isinstance(model, StableDiffusion):
         return None
     device = model.vae.device

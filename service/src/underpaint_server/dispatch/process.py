@@ -46,7 +46,7 @@ class EngineProcess:
         """Of the child."""
         return self._process.pid
 
-    def tell(self, order: Order) -> None:
+    def send(self, order: Order) -> None:
         """Send an order, without waiting for the child to read it; what a dead child never read is lost with it."""
         self._orders.put(order)
 
@@ -56,7 +56,7 @@ class EngineProcess:
 
     async def stop(self) -> None:
         """Ask the child to leave, and end it if it does not."""
-        self.tell(Stop())
+        self.send(Stop())
         await asyncio.to_thread(self._process.join, STOP_S)
         self._process.kill()
         await asyncio.to_thread(self._process.join)

@@ -82,7 +82,7 @@ class Dispatcher:
     @property
     def configured(self) -> tuple[str, ...]:
         """Ids of the models from the settings, the default first."""
-        return tuple(name for name, _ in self._settings.places)
+        return tuple(name for name, _ in self._settings.model_locations)
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
@@ -213,7 +213,7 @@ class Dispatcher:
                 self._pace.rest(time.monotonic())
             self._running[job.id] = job
             job.move(0)
-            self._engine.tell(StartJob(job.id, job.job, job.priority, job.submitted, job.deadline, job.preview_every))
+            self._engine.send(StartJob(job.id, job.job, job.priority, job.submitted, job.deadline, job.preview_every))
         for position, job in enumerate(self._waiting):
             job.move(position + 1)
 
@@ -237,19 +237,19 @@ class Dispatcher:
         elif job.id in self._running:
             self._metrics.on_cancelled(method=job_name(job.job), stage="running")
             job.cancelled_at = time.monotonic()
-            self._engine.tell(CancelJob(job.id))
+            self._engine.send(CancelJob(job.id))
             job.end(Cancelled("cancelled while running"))
 
     def _extend(self, job: JobHandle) -> None:
         if job.id in self._running:
-            self._engine.tell(ExtendJob(job.id, job.deadline))
+            self._engine.send(ExtendJob(job.id, job.deadline))
 
     def _settle(self, job: JobHandle, outcome: UnderpaintError) -> None:
         """End a job from the front's side and forget it."""
         if job in self._waiting:
             self._waiting.remove(job)
         elif self._running.pop(job.id, None) is not None:
-            self._engine.tell(CancelJob(job.id))
+            self._engine.send(CancelJob(job.id))
         job.end(outcome)
         self._dispatch()
 
@@ -312,7 +312,7 @@ class Dispatcher:
             self._metrics.on_deadline_missed(method=method, stage="running")
         elif not isinstance(report.outcome, UnderpaintError):
             self._measure(method, job.priority, report.outcome.usage)
-            self._engine.calm_down()
+            self._engine.reset_crashes()
         job.end(report.outcome)
         self._dispatch()
 

@@ -76,10 +76,10 @@ class Supervisor:
         the end of a start as long as the last one, however long this model takes to load."""
         return min(MAX_RESTART_S, max(RESTART_S, self._start_s * 2 / 3))
 
-    def tell(self, order: Order) -> None:
+    def send(self, order: Order) -> None:
         """Send an order; one that the process no longer reads is lost with it, and a crash follows."""
         if self._process is not None:
-            self._process.tell(order)
+            self._process.send(order)
 
     def end_stalled(self) -> None:
         """End a process that makes no progress; it is restarted."""
@@ -87,7 +87,7 @@ class Supervisor:
             self._reason = "stall"
             self._process.kill()
 
-    def calm_down(self) -> None:
+    def reset_crashes(self) -> None:
         """A job ended well: the crashes before it do not count any more."""
         self._crashes = 0
 

@@ -213,16 +213,16 @@ class Engine:
             del self._runs[row.job]
             self._report(Ended(row.job, replace(run.result, usage=run.progress.usage())))
         else:
-            self._tell(run, moved)
+            self._report_progress(run, moved)
 
-    def _tell(self, run: JobRun, moved: bool) -> None:
+    def _report_progress(self, run: JobRun, moved: bool) -> None:
         if run.progress.due(now()):
             self._report(Advanced(run.start.id, run.progress.snapshot(now()), run.progress.rows))
         guess = run.take_preview() if moved else None
         if guess is not None:
-            self._show(run, guess)
+            self._report_preview(run, guess)
 
-    def _show(self, run: JobRun, guess: Decode) -> None:
+    def _report_preview(self, run: JobRun, guess: Decode) -> None:
         """A preview, decoded on the spot. One that fails is left out: it is no part of the answer."""
         backend = self._backends[run.start.job.model]
         size = backend.batch_class(Decode, tuple(guess.latents.shape)) or backend.minimum(Decode)

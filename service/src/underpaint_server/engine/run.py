@@ -41,7 +41,7 @@ class JobRun:
         self.method = job_name(start.job)
         self.result: Result | None = None
         self.served = 0
-        self.progress = Counter(start, plan(start.job))
+        self.progress = ProgressCounter(start, plan(start.job))
         self._backend = backend
         self._batch_class = _batch_class(start.job, backend)
         self._generator = program(start.job, backend.facts, self._batch_class)
@@ -106,7 +106,7 @@ class JobRun:
         return Key(self.start.job.model, kind, shape, self._backend.batch_class(kind, shape))
 
 
-class Counter:
+class ProgressCounter:
     """Counts a job's rows against its plan: the one place that progress, usage and phases come from."""
 
     def __init__(self, start: StartJob, stages: tuple[Stage, ...]) -> None:

@@ -39,7 +39,7 @@ def main(pipe: Connection, settings: Settings) -> None:
 
     inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), name="orders", daemon=True).start()
-    pipe.send(Ready(tuple((backends[name].facts.info, seconds[name]) for name, _ in settings.places)))
+    pipe.send(Ready(tuple((backends[name].facts.info, seconds[name]) for name, _ in settings.model_locations)))
     Engine(backends, inbox, pipe.send, settings.max_batch_size, settings.learn_share).run()
 
 
@@ -57,7 +57,7 @@ def _load(settings: Settings) -> tuple[dict[str, "Backend"], dict[str, float]]:
     from underpaint_server.backends import load
 
     backends, seconds = {}, {}
-    for name, place in settings.places:
+    for name, place in settings.model_locations:
         begin = time.monotonic()
         backends[name] = load(place, name, settings)
         seconds[name] = time.monotonic() - begin

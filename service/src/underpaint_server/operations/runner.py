@@ -73,7 +73,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldClaim:
     """A claim of this server."""
 
     number: int
@@ -82,14 +82,14 @@ class Held:
     """When it is void, a reading of ``time.monotonic``."""
 
 
-class _Lost(Exception):
+class _ClaimLost(Exception):
     """Somebody else has the operation, or has ended it."""
 
 
 class OperationRun:
     """Runs one operation from where its newest state is. ``task`` ends when this server has it no longer."""
 
-    def __init__(self, parts: Parts, name: str, held: Held, on_end: Callable[["OperationRun"], None]) -> None:
+    def __init__(self, parts: Parts, name: str, held: HeldClaim, on_end: Callable[["OperationRun"], None]) -> None:
         self.name = name
         self._parts = parts
         self._held = held
@@ -141,15 +141,15 @@ class OperationRun:
 
     async def _run(self) -> None:
         outcome = await self._outcome()
-        if outcome is not None and not await insist(lambda: finish(self._parts, self.name, outcome)):
-            await insist(lambda: take_back(self._parts, self.name))
-        await insist(lambda: tidy(self._parts, self.name))
+        if outcome is not None and not await retry_store(lambda: finish(self._parts, self.name, outcome)):
+            await retry_store(lambda: remove_direction(self._parts, self.name))
+        await retry_store(lambda: remove_leftovers(self._parts, self.name))
 
     async def _outcome(self) -> DirectionEntry | UnderpaintError | None:
         """How the operation ends; None where it goes on elsewhere, or ended there."""
         try:
             return await self._until_lost(self._work())
-        except _Lost:
+        except _ClaimLost:
             _log.info("operation lost", operation=self.name)
             return None
         except (Draining, ModelNotReady) as error:
@@ -167,7 +167,7 @@ class OperationRun:
         try:
             await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                raise _Lost
+                raise _ClaimLost
             return working.result()
         finally:
             for each in (working, watching):
@@ -191,36 +191,36 @@ class OperationRun:
     async def _claim_again(self, claim: Claim) -> None:
         before, number = time.monotonic(), self._held.number + 1
         if not await self._parts.operations.claim(self.name, number, claim):
-            raise _Lost
-        self._held = Held(number, claim, before + claim.ttl_s)
+            raise _ClaimLost
+        self._held = HeldClaim(number, claim, before + claim.ttl_s)
 
     async def _release(self, reason: str) -> None:
         _log.info("operation released", operation=self.name, reason=reason)
-        with suppress(_Lost, StoreUnavailable):  # then it is free, or soon is
+        with suppress(_ClaimLost, StoreUnavailable):  # then it is free, or soon is
             await self._claim_again(replace(self._held.claim, released=True))
 
     def _check_held(self) -> None:
         if time.monotonic() >= self._held.until:
-            raise _Lost
+            raise _ClaimLost
 
     # --- work -----------------------------------------------------------------------------------------------------
 
     async def _work(self) -> DirectionEntry:
         operations = self._parts.operations
         # After the claim, not before: the owner before this one may have come farther meanwhile.
-        seen = await insist(lambda: operations.look(self.name))
-        self._state = await insist(lambda: operations.state_of(seen))
-        task = await insist(lambda: operations.task(self.name))
+        summary = await retry_store(lambda: operations.summary(self.name))
+        self._state = await retry_store(lambda: operations.state_of(summary))
+        task = await retry_store(lambda: operations.task(self.name))
         assert task is not None
         self._total = optimization_steps(task.options)
-        self._began = (time.monotonic(), seen.iteration)
-        _log.info("operation taken", operation=self.name, iteration=seen.iteration, claim=self._held.number)
-        examples = await insist(lambda: operations.examples(self.name, task))
+        self._began = (time.monotonic(), summary.iteration)
+        _log.info("operation taken", operation=self.name, iteration=summary.iteration, claim=self._held.number)
+        examples = await retry_store(lambda: operations.examples(self.name, task))
         while not (learned := await self._chunk(task, examples)).done:
             self._state = learned.state
             self._check_held()
-            if not await insist(lambda: operations.keep(self.name, learned.state)):
-                raise _Lost
+            if not await retry_store(lambda: operations.save_state(self.name, learned.state)):
+                raise _ClaimLost
             _log.info(
                 "operation kept", operation=self.name, iteration=learned.state.iteration, loss=learned.state.losses[-1]
             )
@@ -268,9 +268,9 @@ class OperationRun:
         self._check_held()
         self._publishing = True
         try:
-            return await insist(lambda: directions.create(task.direction, direction))
+            return await retry_store(lambda: directions.create(task.direction, direction))
         except DirectionExists:
-            there = await insist(lambda: directions.get(task.direction))
+            there = await retry_store(lambda: directions.get(task.direction))
             if there.direction.operation != self.name:
                 raise
             return there
@@ -279,7 +279,7 @@ class OperationRun:
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
-async def insist(call: Callable[[], Awaitable[T]]) -> T:
+async def retry_store(call: Callable[[], Awaitable[T]]) -> T:
     """The answer of the store, asked again until it gives one."""
     while True:
         try:
@@ -294,11 +294,11 @@ async def finish(parts: Parts, name: str, outcome: DirectionEntry | UnderpaintEr
         return False
     _log.info("operation ended", operation=name, reason=outcome.reason if isinstance(outcome, UnderpaintError) else "")
     if isinstance(outcome, UnderpaintError):
-        await take_back(parts, name)
+        await remove_direction(parts, name)
     return True
 
 
-async def take_back(parts: Parts, name: str) -> None:
+async def remove_direction(parts: Parts, name: str) -> None:
     """An operation that failed leaves no direction, not even one that was stored a moment before its end."""
     with suppress(DirectionNotFound, StoreCorrupt):
         ended, task = await parts.operations.outcome(name), await parts.operations.task(name)
@@ -309,12 +309,12 @@ async def take_back(parts: Parts, name: str) -> None:
             await parts.directions.delete(task.direction, entry.etag)
 
 
-async def tidy(parts: Parts, name: str) -> None:
+async def remove_leftovers(parts: Parts, name: str) -> None:
     """Remove what an operation needs no more, if it has ended."""
     with suppress(OperationNotFound):
-        seen = await parts.operations.look(name)
-        if seen.done_at is not None:
-            await parts.operations.clear(seen)
+        summary = await parts.operations.summary(name)
+        if summary.done_at is not None:
+            await parts.operations.clear(summary)
 
 
 async def _encoded(parts: Parts, name: str, outcome: DirectionEntry | UnderpaintError) -> bytes:

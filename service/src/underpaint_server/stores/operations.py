@@ -79,7 +79,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class OperationSummary:
     """What the place tells of an operation without opening anything."""
 
     name: str
@@ -90,7 +90,7 @@ class Seen:
     iteration: int = 0
     """Of the newest state, 0 for none."""
     done_at: float | None = None
-    litter: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
     """Objects beside request and done."""
 
     @property
@@ -113,14 +113,14 @@ class OperationStore:
 
     # --- looking --------------------------------------------------------------------------------------------------
 
-    async def scan(self) -> dict[str, Seen]:
+    async def scan(self) -> dict[str, OperationSummary]:
         """All operations by id."""
-        return {seen.name: seen for seen in _seen(await self._blobs.below(_FOLDER))}
+        return {summary.name: summary for summary in _summaries(await self._blobs.below(_FOLDER))}
 
-    async def look(self, name: str) -> Seen:
+    async def summary(self, name: str) -> OperationSummary:
         """One operation; raises OperationNotFound."""
-        for seen in _seen(await self._blobs.below(f"{_FOLDER}/{name}") if NAME.fullmatch(name) else ()):
-            return seen
+        for summary in _summaries(await self._blobs.below(f"{_FOLDER}/{name}") if NAME.fullmatch(name) else ()):
+            return summary
         raise OperationNotFound(
             f"no operations/{name} here, or no longer",
             metadata={"resource_type": "google.longrunning.Operation", "resource_name": f"operations/{name}"},
@@ -146,14 +146,14 @@ class OperationStore:
             raise StoreCorrupt("the images of the operation are missing")
         return await asyncio.to_thread(_with_photos, task.examples, data)
 
-    async def claim_of(self, seen: Seen) -> Claim | None:
+    async def claim_of(self, summary: OperationSummary) -> Claim | None:
         """The newest claim; None if nobody ever had it, or it has just gone."""
-        data = await self._read(seen.name, f"claim-{seen.claim:06d}") if seen.claim else None
+        data = await self._read(summary.name, f"claim-{summary.claim:06d}") if summary.claim else None
         return None if data is None else _parsed(_CLAIM, data)
 
-    async def state_of(self, seen: Seen) -> LearnState | None:
+    async def state_of(self, summary: OperationSummary) -> LearnState | None:
         """The newest state; None if there is none, or it has just gone."""
-        data = await self._read(seen.name, f"state-{seen.iteration:06d}") if seen.iteration else None
+        data = await self._read(summary.name, f"state-{summary.iteration:06d}") if summary.iteration else None
         return None if data is None else _parsed(_STATE, data)
 
     async def outcome(self, name: str) -> bytes | None:
@@ -177,7 +177,7 @@ class OperationStore:
         """Take, renew or release an operation; False if somebody else has that number."""
         return await self._create(name, f"claim-{number:06d}", _CLAIM.dump_json(claim))
 
-    async def keep(self, name: str, state: LearnState) -> bool:
+    async def save_state(self, name: str, state: LearnState) -> bool:
         """Keep how far it has come; False if somebody else has come as far already."""
         return await self._create(name, f"state-{state.iteration:06d}", _STATE.dump_json(state))
 
@@ -187,15 +187,15 @@ class OperationStore:
 
     # --- removing -------------------------------------------------------------------------------------------------
 
-    async def clear(self, seen: Seen) -> None:
+    async def clear(self, summary: OperationSummary) -> None:
         """Remove what a finished operation does not need any more."""
-        await asyncio.gather(*(self._blobs.remove(_path(seen.name, part)) for part in seen.litter))
+        await asyncio.gather(*(self._blobs.remove(_path(summary.name, part)) for part in summary.leftovers))
 
-    async def forget(self, seen: Seen) -> None:
+    async def forget(self, summary: OperationSummary) -> None:
         """Remove a finished operation: the request first, for what has none is no operation."""
-        self._tasks.pop(seen.name, None)
-        await self._blobs.remove(_path(seen.name, "request"))
-        await self.clear(replace(seen, litter=(*seen.litter, "done")))
+        self._tasks.pop(summary.name, None)
+        await self._blobs.remove(_path(summary.name, "request"))
+        await self.clear(replace(summary, leftovers=(*summary.leftovers, "done")))
 
     async def _create(self, name: str, part: str, data: bytes) -> bool:
         # The place may have written it and the answer been lost: what is there and equal counts as written.
@@ -206,7 +206,7 @@ class OperationStore:
         return None if data is None else unsealed(data)
 
 
-def _seen(blobs: Iterable[Blob]) -> list[Seen]:
+def _summaries(blobs: Iterable[Blob]) -> list[OperationSummary]:
     found: dict[str, list[tuple[str, str, int, float]]] = {}
     for blob in blobs:
         match = _OBJECT.fullmatch(blob.path)
@@ -215,15 +215,15 @@ def _seen(blobs: Iterable[Blob]) -> list[Seen]:
     return [_one(name, parts) for name, parts in found.items() if any(part[0] == "request" for part in parts)]
 
 
-def _one(name: str, parts: list[tuple[str, str, int, float]]) -> Seen:
+def _one(name: str, parts: list[tuple[str, str, int, float]]) -> OperationSummary:
     times = {part: at for part, _, _, at in parts}
-    return Seen(
+    return OperationSummary(
         name=name,
         created_at=times["request"],
         claim=max((number for _, kind, number, _ in parts if kind == "claim"), default=0),
         iteration=max((number for _, kind, number, _ in parts if kind == "state"), default=0),
         done_at=times.get("done"),
-        litter=tuple(sorted(times.keys() - {"request", "done"})),
+        leftovers=tuple(sorted(times.keys() - {"request", "done"})),
     )
 
 

@@ -16,7 +16,7 @@ from underpaint_server.wire.names import is_request_id
 
 
 @dataclass(slots=True)
-class _Seen:
+class _Entry:
     fingerprint: bytes
     flight: SharedCall[Any]
     bytes: int = 0
@@ -37,7 +37,7 @@ class Idempotency:
         self._max_bytes = max_bytes
         self._metrics = metrics
         self._clock = clock
-        self._seen: dict[str, _Seen] = {}
+        self._entries: dict[str, _Entry] = {}
         self._bytes = 0
 
     def join(
@@ -57,52 +57,52 @@ class Idempotency:
             raise FieldInvalid(FieldViolation("request_id", "not a UUID of version 4"))
         request_id = request_id.lower()
         self._expire()
-        seen = self._seen.get(request_id)
-        if seen is not None and seen.flight.open:
-            return self._again(request_id, seen, fingerprint, deadline)
+        entry = self._entries.get(request_id)
+        if entry is not None and entry.flight.open:
+            return self._again(request_id, entry, fingerprint, deadline)
         flight: SharedCall[Any] = SharedCall(run, deadline)
         self._forget(request_id)
-        self._seen[request_id] = _Seen(fingerprint, flight)
+        self._entries[request_id] = _Entry(fingerprint, flight)
         flight.on_done(lambda: self._ended(request_id, flight))
         return flight
 
-    def _again(self, request_id: str, seen: _Seen, fingerprint: bytes, deadline: Deadline) -> SharedCall[Any]:
-        if seen.fingerprint != fingerprint:
+    def _again(self, request_id: str, entry: _Entry, fingerprint: bytes, deadline: Deadline) -> SharedCall[Any]:
+        if entry.fingerprint != fingerprint:
             raise RequestIdReused(f"request {request_id} came before with another payload; draw a new id")
-        self._metrics.on_replay(result="replayed" if seen.flight.done else "joined")
-        seen.flight.extend(deadline)
-        return seen.flight
+        self._metrics.on_replay(result="replayed" if entry.flight.done else "joined")
+        entry.flight.extend(deadline)
+        return entry.flight
 
     def _ended(self, request_id: str, flight: SharedCall[Any]) -> None:
-        seen = self._seen.get(request_id)
-        if seen is None or seen.flight is not flight:
+        entry = self._entries.get(request_id)
+        if entry is None or entry.flight is not flight:
             return
         if not flight.open:
             self._forget(request_id)
             return
-        del self._seen[request_id]  # to the end: the order is that of the answers
-        seen.bytes, seen.expires_at = flight.answer.ByteSize(), self._clock() + self._ttl_s
-        self._seen[request_id] = seen
-        self._bytes += seen.bytes
+        del self._entries[request_id]  # to the end: the order is that of the answers
+        entry.bytes, entry.expires_at = flight.answer.ByteSize(), self._clock() + self._ttl_s
+        self._entries[request_id] = entry
+        self._bytes += entry.bytes
         self._make_room()
 
     def _make_room(self) -> None:
-        for request_id, seen in list(self._seen.items()):
+        for request_id, entry in list(self._entries.items()):
             if self._bytes <= self._max_bytes:
                 return
-            if seen.flight.done:
+            if entry.flight.done:
                 self._forget(request_id)
 
     def _expire(self) -> None:
         now = self._clock()
-        expired = takewhile(lambda item: item[1].expires_at <= now or not item[1].flight.done, self._seen.items())
-        for request_id in [key for key, seen in expired if seen.flight.done]:
+        expired = takewhile(lambda item: item[1].expires_at <= now or not item[1].flight.done, self._entries.items())
+        for request_id in [key for key, entry in expired if entry.flight.done]:
             self._forget(request_id)
 
     def _forget(self, request_id: str) -> None:
-        seen = self._seen.pop(request_id, None)
-        if seen is not None:
-            self._bytes -= seen.bytes
+        entry = self._entries.pop(request_id, None)
+        if entry is not None:
+            self._bytes -= entry.bytes
 
 
 def fingerprint(kind: str, request: Message) -> bytes:

@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, InternalError, UnderpaintError
-from underpaint_server.rpc.calls.record import Call
+from underpaint_server.rpc.calls.record import CallRecord
 from underpaint_server.rpc.responses import status
 from underpaint_server.telemetry import Metrics
 
@@ -47,34 +47,34 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return None
         shape = _SHAPES[handler.request_streaming, handler.response_streaming]
 
-        def follow() -> Call:
-            return Call(self._metrics, handler_call_details.method, shape, self._default_model)
+        def follow() -> CallRecord:
+            return CallRecord(self._metrics, handler_call_details.method, shape, self._default_model)
 
         return _wrap(handler, follow)
 
 
-def _wrap(handler: Handler, follow: Callable[[], Call]) -> Handler:
+def _wrap(handler: Handler, follow: Callable[[], CallRecord]) -> Handler:
     inner = _function(handler)
     if handler.response_streaming:
         return _make(handler, lambda requests, context: _stream(inner, requests, context, follow()))
     return _make(handler, lambda requests, context: _unary(inner, requests, context, follow()))
 
 
-async def _unary(inner: Callable[..., Any], request: Any, context: Context, call: Call) -> Any:
+async def _unary(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord) -> Any:
     async with _outcome(call, context):
-        response: Message = await inner(_seen(request, call), context)
+        response: Message = await inner(_recorded(request, call), context)
         call.sent(response)
         return response
 
 
-async def _stream(inner: Callable[..., Any], request: Any, context: Context, call: Call) -> None:
+async def _stream(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord) -> None:
     async with _outcome(call, context):
-        answers = inner(_seen(request, call), context)
+        answers = inner(_recorded(request, call), context)
         generates = inspect.isasyncgen(answers)
         await (_write(answers, context, call) if generates else answers)
 
 
-async def _write(answers: AsyncGenerator[Message, None], context: Context, call: Call) -> None:
+async def _write(answers: AsyncGenerator[Message, None], context: Context, call: CallRecord) -> None:
     # A generator handed to gRPC is closed by the garbage collector when its caller goes away; one that is iterated
     # here is closed at once, and what it waited for is given up.
     async with aclosing(answers):
@@ -83,27 +83,27 @@ async def _write(answers: AsyncGenerator[Message, None], context: Context, call:
             await context.write(message)
 
 
-def _seen(request: Any, call: Call) -> Any:
+def _recorded(request: Any, call: CallRecord) -> Any:
     if isinstance(request, Message):
         call.received(request)
         return request
-    return _each_seen(request, call)
+    return _each_recorded(request, call)
 
 
-async def _each_seen(requests: AsyncIterator[Message], call: Call) -> AsyncIterator[Message]:
+async def _each_recorded(requests: AsyncIterator[Message], call: CallRecord) -> AsyncIterator[Message]:
     async for request in requests:
         call.received(request)
         yield request
 
 
 @asynccontextmanager
-async def _outcome(call: Call, context: Context) -> AsyncIterator[None]:
+async def _outcome(call: CallRecord, context: Context) -> AsyncIterator[None]:
     try:
         yield
     except UnderpaintError as error:
         if isinstance(error, InternalError):
             call.crashed(error)
-        await _refuse(error, call, context)
+        await _abort(error, call, context)
     except asyncio.CancelledError:
         why = _why_cancelled(context)
         call.ended(status.code_of(why), why.reason)
@@ -113,12 +113,12 @@ async def _outcome(call: Call, context: Context) -> AsyncIterator[None]:
         raise
     except Exception as error:
         call.crashed(error)
-        await _refuse(Bug(f"an error nobody foresaw; the log has it under request {call.request_id}"), call, context)
+        await _abort(Bug(f"an error nobody foresaw; the log has it under request {call.request_id}"), call, context)
     else:
         call.ended(grpc.StatusCode.OK)
 
 
-async def _refuse(error: UnderpaintError, call: Call, context: Context) -> None:
+async def _abort(error: UnderpaintError, call: CallRecord, context: Context) -> None:
     code = status.code_of(error)
     call.ended(code, error.reason)
     await context.abort(code, status.message_of(error), status.trailers(error, call.request_id))

@@ -57,7 +57,7 @@ def labels_of(request: Any) -> Labels:
             return Labels()
 
 
-class Call:
+class CallRecord:
     """Follows one RPC from arrival to its end."""
 
     def __init__(self, metrics: Metrics, path: str, shape: str, default_model: str) -> None:

@@ -7,34 +7,34 @@ from underpaint_server.jobs import Phase, Progress
 from underpaint_server.plans import optimization_steps
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.responses.operation import parsed, unfinished
-from underpaint_server.stores.operations import Seen
+from underpaint_server.stores.operations import OperationSummary
 from underpaint_server.wire.names import operation_name
 
 
 async def current_operation(server: ServerContext, name: str) -> operations_pb2.Operation:
     """One operation as it is now; raises OperationNotFound, StoreCorrupt."""
-    return await operation_message(server, await server.stores.operations.look(name))
+    return await operation_message(server, await server.stores.operations.summary(name))
 
 
-async def operation_message(server: ServerContext, seen: Seen) -> operations_pb2.Operation:
+async def operation_message(server: ServerContext, summary: OperationSummary) -> operations_pb2.Operation:
     """The same of an operation that was looked at already; raises StoreCorrupt."""
     try:
-        ended = await server.stores.operations.outcome(seen.name) if seen.done_at is not None else None
+        ended = await server.stores.operations.outcome(summary.name) if summary.done_at is not None else None
         if ended is not None:
             return parsed(ended)
-        here = server.manager.progress(seen.name)
-        return unfinished(seen.name, *(here or await _stored_progress(server, seen)))
+        here = server.manager.progress(summary.name)
+        return unfinished(summary.name, *(here or await _stored_progress(server, summary)))
     except StoreCorrupt as error:
-        name = operation_name(seen.name)
+        name = operation_name(summary.name)
         raise StoreCorrupt(
             f"{name} is damaged: cancel and delete it, and learn again ({error.message})",
             metadata={"resource_name": name},
         ) from error
 
 
-async def _stored_progress(server: ServerContext, seen: Seen) -> tuple[Progress, float | None]:
+async def _stored_progress(server: ServerContext, summary: OperationSummary) -> tuple[Progress, float | None]:
     """How far it was when its state was last stored: another server runs it, or none."""
-    task, state = await server.stores.operations.task(seen.name), await server.stores.operations.state_of(seen)
+    task, state = await server.stores.operations.task(summary.name), await server.stores.operations.state_of(summary)
     total = optimization_steps(task.options) if task is not None else 0
     if state is None:
         return Progress(Phase.QUEUED, 0, total, 0.0), None

@@ -30,7 +30,7 @@ from underpaint_server.rpc.handlers.source import Fetcher
 from underpaint_server.rpc.requests.learn import MAX_DISPLAY_CHARS, LearnDraft, learn_draft
 from underpaint_server.rpc.responses.direction import direction
 from underpaint_server.stores import directions as files
-from underpaint_server.stores.operations import Seen, Task
+from underpaint_server.stores.operations import OperationSummary, Task
 from underpaint_server.wire.fields import Fields, page_size
 from underpaint_server.wire.names import direction_id, direction_name
 
@@ -162,7 +162,9 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
 
     async def _check_place(self, draft: LearnDraft) -> None:
         """Raises DirectionExists, OperationsFull."""
-        unfinished = [seen for seen in (await self._server.stores.operations.scan()).values() if seen.done_at is None]
+        unfinished = [
+            summary for summary in (await self._server.stores.operations.scan()).values() if summary.done_at is None
+        ]
         if draft.is_named and await self._is_taken(draft.direction, unfinished):
             name = direction_name(draft.direction)
             raise DirectionExists(
@@ -176,10 +178,10 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
                 retry_after_s=_FULL_RETRY_S,
             )
 
-    async def _is_taken(self, name: str, unfinished: list[Seen]) -> bool:
+    async def _is_taken(self, name: str, unfinished: list[OperationSummary]) -> bool:
         if await self._server.stores.directions.exists(name):
             return True
-        tasks = [await self._server.stores.operations.task(seen.name) for seen in unfinished]
+        tasks = [await self._server.stores.operations.task(summary.name) for summary in unfinished]
         return any(task is not None and task.direction == name for task in tasks)
 
 

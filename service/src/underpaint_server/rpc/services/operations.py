@@ -14,7 +14,7 @@ from underpaint_server.rpc.calls.interceptor import Context
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.handlers.operation import current_operation, operation_message
 from underpaint_server.rpc.responses.operation import failed
-from underpaint_server.stores.operations import Seen
+from underpaint_server.stores.operations import OperationSummary
 from underpaint_server.stores.paging import key_of, token_of
 from underpaint_server.wire.fields import page_size
 from underpaint_server.wire.names import operation_id
@@ -45,10 +45,10 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):  # type: ignore
         size, wanted = page_size(request.page_size), _filter(request)
         before = key_of(request.page_token) if request.page_token else None
         found = (await self._server.stores.operations.scan()).values()
-        chosen = [seen for seen in found if wanted is None or wanted is (seen.done_at is not None)]
-        keys = sorted(((seen.create_time, seen.name) for seen in chosen), reverse=True)
+        chosen = [summary for summary in found if wanted is None or wanted is (summary.done_at is not None)]
+        keys = sorted(((summary.create_time, summary.name) for summary in chosen), reverse=True)
         left = keys if before is None else [key for key in keys if key < before]
-        by_name = {seen.name: seen for seen in chosen}
+        by_name = {summary.name: summary for summary in chosen}
         page = [await self._of(by_name[name]) for _, name in left[:size]]
         token = token_of(left[size - 1]) if len(left) > size else ""
         return operations_pb2.ListOperationsResponse(operations=page, next_page_token=token)
@@ -64,32 +64,32 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):  # type: ignore
         while not (now := await current_operation(self._server, name)).done and (left_s := end - time.monotonic()) > 0:
             if learning.closed:
                 break
-            await learning.some_end(min(left_s, poll_s))
+            await learning.wait_for_end(min(left_s, poll_s))
             poll_s = min(2 * poll_s, _MAX_POLL_S)
         return now
 
     async def CancelOperation(self, request: operations_pb2.CancelOperationRequest, context: Context) -> Empty:
         """End one within a step; nothing of what it learned is kept. One that is done stays as it is."""
-        seen = await self._server.stores.operations.look(operation_id(request.name, "name"))
-        await self._server.manager.cancel(seen)
+        summary = await self._server.stores.operations.summary(operation_id(request.name, "name"))
+        await self._server.manager.cancel(summary)
         return Empty()
 
     async def DeleteOperation(self, request: operations_pb2.DeleteOperationRequest, context: Context) -> Empty:
         """Forget one that is done."""
-        seen = await self._server.stores.operations.look(operation_id(request.name, "name"))
-        if seen.done_at is None:
+        summary = await self._server.stores.operations.summary(operation_id(request.name, "name"))
+        if summary.done_at is None:
             raise OperationRunning(
                 f"{request.name} is not done: cancel it first", metadata={"resource_name": request.name}
             )
-        await self._server.stores.operations.forget(seen)
+        await self._server.stores.operations.forget(summary)
         return Empty()
 
-    async def _of(self, seen: Seen) -> operations_pb2.Operation:
+    async def _of(self, summary: OperationSummary) -> operations_pb2.Operation:
         """An operation of a list, which a damaged one does not spoil."""
         try:
-            return await operation_message(self._server, seen)
+            return await operation_message(self._server, summary)
         except StoreCorrupt as error:
-            return failed(seen.name, error, "")
+            return failed(summary.name, error, "")
 
 
 def _filter(request: operations_pb2.ListOperationsRequest) -> bool | None:

@@ -39,7 +39,7 @@ class Stat:
     """Unix time of the last use on record."""
 
 
-class Objects:
+class InversionFiles:
     """Reads and writes whole inversions.
 
     A missing one is FileNotFoundError wherever it is read; a place that does not answer is StoreUnavailable anywhere.

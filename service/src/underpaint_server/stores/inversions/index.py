@@ -9,7 +9,7 @@ from underpaint_server.stores.inversions.record import Record
 
 
 @dataclass(slots=True)
-class Kept:
+class IndexEntry:
     """One entry."""
 
     record: Record
@@ -25,7 +25,7 @@ class Index:
     """Entries by name, least recently used first; their bytes summed."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._kept: OrderedDict[str, IndexEntry] = OrderedDict()
         self.total_bytes = 0
 
     def __len__(self) -> int:
@@ -34,28 +34,28 @@ class Index:
     def __contains__(self, name: str) -> bool:
         return name in self._kept
 
-    def get(self, name: str) -> Kept | None:
+    def get(self, name: str) -> IndexEntry | None:
         """The entry, or None."""
         return self._kept.get(name)
 
-    def items(self) -> Iterable[tuple[str, Kept]]:
+    def items(self) -> Iterable[tuple[str, IndexEntry]]:
         """All entries, least recently used first."""
         return self._kept.items()
 
-    def oldest(self) -> tuple[str, Kept] | None:
+    def oldest(self) -> tuple[str, IndexEntry] | None:
         """The least recently used entry."""
         return next(iter(self._kept.items()), None)
 
-    def put(self, name: str, record: Record, stat: Stat) -> Kept:
+    def put(self, name: str, record: Record, stat: Stat) -> IndexEntry:
         """Add an entry, or replace it in its place; a use that was known already is not forgotten."""
         before = self._kept.get(name)
         self.total_bytes += stat.size_bytes - (before.stat.size_bytes if before else 0)
         used_at = max(stat.used_at, before.used_at if before else 0.0)
         on_record_at = max(stat.used_at, before.on_record_at if before else 0.0)
-        self._kept[name] = Kept(record, stat, used_at, on_record_at)
+        self._kept[name] = IndexEntry(record, stat, used_at, on_record_at)
         return self._kept[name]
 
-    def drop(self, name: str) -> Kept | None:
+    def drop(self, name: str) -> IndexEntry | None:
         """Forget an entry; None if there was none."""
         kept = self._kept.pop(name, None)
         if kept is not None:

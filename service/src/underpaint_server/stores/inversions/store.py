@@ -19,8 +19,8 @@ from obstore.store import ObjectStore
 
 from underpaint_server.errors import ImageTooLarge, InversionExpired, StoreCorrupt, StoreUnavailable
 from underpaint_server.jobs import Inversion
-from underpaint_server.stores.inversions.files import NAME, Objects, Stat
-from underpaint_server.stores.inversions.index import Index, Kept
+from underpaint_server.stores.inversions.files import NAME, InversionFiles, Stat
+from underpaint_server.stores.inversions.index import Index, IndexEntry
 from underpaint_server.stores.inversions.record import decode, decode_record, encode
 from underpaint_server.stores.paging import key_of, token_of
 from underpaint_server.telemetry import Metrics
@@ -58,7 +58,7 @@ class InversionStore:
     """Inversions by name, for many tasks of one event loop. Any call raises StoreUnavailable if the place is silent."""
 
     def __init__(
-        self, objects: Objects, *, max_bytes: int, ttl_s: float, metrics: Metrics, clock: Callable[[], float]
+        self, objects: InversionFiles, *, max_bytes: int, ttl_s: float, metrics: Metrics, clock: Callable[[], float]
     ) -> None:
         self._objects = objects
         self._max_bytes = max_bytes
@@ -85,7 +85,7 @@ class InversionStore:
 
         Expired entries are removed in the background too, until :meth:`close` or the end of the event loop.
         """
-        store = cls(Objects(objects), max_bytes=max_bytes, ttl_s=ttl_s, metrics=metrics, clock=clock)
+        store = cls(InversionFiles(objects), max_bytes=max_bytes, ttl_s=ttl_s, metrics=metrics, clock=clock)
         await store._look_at_all()
         await store._make_room()
         metrics.watch_store(store)
@@ -132,7 +132,7 @@ class InversionStore:
         async with self._lock(name):
             kept = await self._look(name)
         if kept is None:
-            raise _gone(name)
+            raise _not_found(name)
         return self._entry(name, kept)
 
     async def export(self, name: str) -> bytes:
@@ -188,11 +188,11 @@ class InversionStore:
                 # Another replica was faster by a moment; the content is the same.
                 there = await self._look(name)
                 if there is None:
-                    raise _gone(name) from None
+                    raise _not_found(name) from None
         await self._record_use(name, there)
         return self._entry(name, there)
 
-    async def _look(self, name: str) -> Kept | None:
+    async def _look(self, name: str) -> IndexEntry | None:
         """The entry as it is in the place itself now; None if absent, or expired, and then it is removed."""
         try:
             head, stat = await self._objects.read_head(name)
@@ -225,7 +225,7 @@ class InversionStore:
         except FileNotFoundError:
             self._index.drop(name)
             self._metrics.on_store_request(result="expired" if known else "miss")
-            raise _gone(name) from None
+            raise _not_found(name) from None
         except StoreCorrupt as error:
             async with self._lock(name):
                 await self._remove(name)
@@ -246,7 +246,7 @@ class InversionStore:
         self._index.use(name, self._clock())
         return await self._objects.read(name)
 
-    async def _record_use(self, name: str, kept: Kept) -> None:
+    async def _record_use(self, name: str, kept: IndexEntry) -> None:
         now, on_record = self._clock(), kept.on_record_at
         self._index.use(name, now)
         if now - on_record < self._ttl_s / _USES_RECORDED_PER_TTL:
@@ -282,14 +282,14 @@ class InversionStore:
                 _log.error("a stored inversion was damaged and has been removed", inversion=name, error=error.message)
 
     async def _make_room(self) -> None:
-        if self._victim() is None:
+        if self._next_to_evict() is None:
             return
         if self._clock() - self._looked_at > _FRESH_S:
             await self._look_at_all()
-        while (victim := self._victim()) is not None:
-            await self._evict(*victim)
+        while (next_to_evict := self._next_to_evict()) is not None:
+            await self._evict(*next_to_evict)
 
-    def _victim(self) -> tuple[str, str] | None:
+    def _next_to_evict(self) -> tuple[str, str] | None:
         oldest = self._index.oldest()
         if oldest is None:
             return None
@@ -316,10 +316,10 @@ class InversionStore:
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
 
-    def _expired(self, kept: Kept) -> bool:
+    def _expired(self, kept: IndexEntry) -> bool:
         return kept.used_at + self._ttl_s < self._clock()
 
-    def _entry(self, name: str, kept: Kept) -> Entry:
+    def _entry(self, name: str, kept: IndexEntry) -> Entry:
         record = kept.record
         expire_time = datetime.fromtimestamp(kept.used_at + self._ttl_s, UTC)
         return Entry(name, record.inversion, record.fitting, kept.stat.size_bytes, record.create_time, expire_time)
@@ -335,10 +335,10 @@ class InversionStore:
 
 def _check(name: str) -> None:
     if not NAME.fullmatch(name):
-        raise _gone(name)
+        raise _not_found(name)
 
 
-def _gone(name: str) -> InversionExpired:
+def _not_found(name: str) -> InversionExpired:
     return InversionExpired(
         f"inversions/{name} does not exist, or no longer: invert the image again", metadata=_resource(name)
     )
