@@ -126,8 +126,9 @@ def _help(owners: Methods, field: str) -> str:
         default if len(names) == len(owners) else f"{default} for {', '.join(names)}"
         for default, names in defaults.items()
     ]
+    sentence = _sentence(next(iter(docs.values())))
     parts = (
-        _sentence(next(iter(docs.values()))),
+        sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence,
         f"(default: {'; '.join(values)})" if values else "",
         f"[{', '.join(owners)}]" if len(owners) > 1 else "",
     )
@@ -136,8 +137,7 @@ def _help(owners: Methods, field: str) -> str:
 
 def _sentence(text: str | None) -> str:
     first = _SENTENCE.match(text or "")
-    sentence = _plain(first[1] if first else text or "")
-    return sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence
+    return _plain(first[1] if first else text or "")
 
 
 def _plain(text: str) -> str:

@@ -190,7 +190,7 @@ _ADVICE: tuple[tuple[type[errors.UnderpaintError], str], ...] = (
     (errors.ImageTooLarge, "send a smaller image, or compress it more"),
     (errors.ImageUndecodable, "send a PNG, JPEG or WebP file"),
     (errors.OutOfMemory, "use a smaller image"),
-    (errors.MethodDisabled, "`underpaint models` lists the methods of each model"),
+    (errors.MethodDisabled, "the server does not offer this call; it may be older than this client"),
     (errors.ServerError, "report it to the operator of the server, with the request ID {request_id}"),
 )
 
