@@ -77,10 +77,10 @@ class _Named(ABC):
 # --- how to invert ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InversionMethod(_Named):
     """Base of the ways to invert."""
 
-    __slots__ = ()
     _table: ClassVar[dict[str, type["InversionMethod"]]] = {}
     name: ClassVar[str]
     """Its field in the contract's ``InversionParameters``, and its name on the command line."""
@@ -148,18 +148,21 @@ class DdimInversion(InversionMethod):
 
 
 DEFAULT_INVERSION = EdictInversion()
+"""The method of ``Client.invert`` and ``underpaint invert`` when none is given."""
 
 
 # --- how to edit ------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EditMethod(_Named):
     """Base of the ways to edit."""
 
-    __slots__ = ()
     _table: ClassVar[dict[str, type["EditMethod"]]] = {}
     name: ClassVar[str]
     """Its field in the contract's ``EditRequest``, its name in ``Model.methods`` and on the command line."""
+    steps: int | None = None
+    """Steps of the whole schedule. Default: the model's."""
 
     @abstractmethod
     def _write(self, request: edit_pb.EditRequest, source_prompt: str) -> None:
@@ -167,7 +170,6 @@ class EditMethod(_Named):
 
     def _inversion(self, source_prompt: str) -> inversion_pb.InversionParameters | None:
         """How a photo is inverted for this edit; None when it is not inverted."""
-        del source_prompt
         return None
 
     def _needs_target_prompt(self) -> bool:
@@ -177,7 +179,6 @@ class EditMethod(_Named):
     @classmethod
     def _draws_noise(cls, request: edit_pb.EditRequest) -> bool:
         """Whether the edit uses noise from ``request.seed``; else a generated source's seed is the only one."""
-        del request
         return True
 
 
@@ -189,8 +190,6 @@ EDIT_METHODS = EditMethod._table
 class _DdimInverting(EditMethod):
     """A method that starts from a DDIM inversion of the source."""
 
-    steps: int | None = None
-    """Steps of the whole schedule. Default: the model's."""
     strength: float | None = None
     """Share of the schedule that is run, (0, 1]: near 0 little is changed, 1 starts from pure noise. Default: 0.8."""
     convention: Convention | str | None = None
@@ -212,8 +211,6 @@ class Edict(EditMethod):
     """
 
     name = "edict"
-    steps: int | None = None
-    """Steps of the whole schedule. Default: the model's."""
     strength: float | None = None
     """Share of the schedule that is run, (0, 1]: near 0 little is changed, 1 starts from pure noise. Default: 0.8."""
     mixing_coefficient: float | None = None
@@ -257,8 +254,6 @@ class SdEdit(EditMethod):
     name = "sdedit"
     strength: float | None = None
     """Share of the schedule that is run, (0, 1]: near 0 little is changed, 1 starts from pure noise. Default: 0.8."""
-    steps: int | None = None
-    """Steps of the whole schedule. Default: the model's."""
 
     def _write(self, request: edit_pb.EditRequest, source_prompt: str) -> None:
         request.sdedit.CopyFrom(edit_pb.SdEdit(**_wire.given(strength=self.strength, steps=self.steps)))
@@ -407,15 +402,16 @@ class ContentInjection(_DdimInverting):
 
 
 DEFAULT_EDIT = Edict()
+"""The method of ``Client.edit`` and ``underpaint edit`` when none is given."""
 
 
 # --- how to learn -----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnMethod(_Named):
     """Base of the ways to learn a direction."""
 
-    __slots__ = ()
     _table: ClassVar[dict[str, type["LearnMethod"]]] = {}
     name: ClassVar[str]
     """Its value in the contract's ``LearnMethod`` in lower case, and its name on the command line."""
