@@ -38,9 +38,11 @@ def tint():
         """Image with the colours; 50% grey is neutral. The first sentence is the help."""
         shades: Sequence[int] = ()
         """Shades."""
+        invert: bool = False
+        """Whether the tint is inverted."""
 
         def _write(self, request, source_prompt):
-            request.sdedit.CopyFrom(edit_service_pb2.SdEdit(strength=self.amount, steps=sum(self.shades)))
+            request.sdedit.CopyFrom(edit_service_pb2.SdEdit(strength=self.amount, steps=sum(self.shades) + self.invert))
 
     yield Tint
     del EDIT_METHODS["tint"]
@@ -70,11 +72,12 @@ def test_a_new_method_is_on_the_command_line(tint, command, server):
     assert "settings of tint: Tint the image (nobody, 1900)" in text
     assert "--amount X amount of the tint, (0, 1] (default: 0.25)" in text
     assert "--palette FILE image with the colours; 50% grey is neutral --shades N,N,... shades" in text
-    flags = ("--amount", "0.5", "--palette", "photo.png", "--shades", "2,3", "--target", server.target)
+    assert "--invert, --no-invert whether the tint is inverted" in text
+    flags = ("--amount", "0.5", "--palette", "photo.png", "--shades", "2,3", "--invert", "--target", server.target)
     status, printed = command("edit", "photo.png", "t", "--method", "tint", *flags)
     assert (status, printed.err) == (0, "")
     (request,) = server.named("Edit")
-    assert request.sdedit == edit_service_pb2.SdEdit(strength=0.5, steps=5)
+    assert request.sdedit == edit_service_pb2.SdEdit(strength=0.5, steps=6)
 
 
 def test_flags_of_a_new_method_are_refused_for_others_and_demanded_for_it(tint, command, server):

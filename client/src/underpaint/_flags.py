@@ -21,6 +21,7 @@ Methods = Mapping[str, type[Any]]
 """Dataclasses by the name of the method; several may have the same field."""
 _SENTENCE = re.compile(r"(.+?)\.(?=\s|$)", re.DOTALL)
 _DEFAULT = re.compile(r"Default: (.+?)\.(?=\s|$)", re.DOTALL)
+_METAVARS: dict[Any, str] = {int: "N", float: "X"}
 
 
 class UsageError(Exception):
@@ -76,7 +77,8 @@ def flag(name: str) -> str:
 def _add_flag(group: Any, owners: Methods, field: str) -> None:
     method = next(iter(owners.values()))
     takes = _takes(typing.get_type_hints(method)[field])
-    group.add_argument(flag(field), help=_help(owners, field).replace("%", "%%"), **takes)
+    repeatable = "; repeatable" if takes.get("action") == "append" else ""
+    group.add_argument(flag(field), help=_help(owners, field).replace("%", "%%") + repeatable, **takes)
 
 
 def _takes(annotation: Any) -> dict[str, Any]:
@@ -90,15 +92,14 @@ def _takes(annotation: Any) -> dict[str, Any]:
             if item is str:
                 return {"action": "append", "metavar": "NAME"}
             return {"type": _list_of(item), "metavar": ",".join((_METAVARS[item], _METAVARS[item], "..."))}
+        if option is bool:
+            return {"action": argparse.BooleanOptionalAction}
         if option in (int, float):
             return {"type": option, "metavar": _METAVARS[option]}
     if bytes in options:  # an image: a file here
         resources = [option for option in options if dataclasses.is_dataclass(option)]
         return {"metavar": "FILE|NAME" if resources else "FILE"}
     return {"metavar": "TEXT" if options == [str] else "NAME"}
-
-
-_METAVARS: dict[Any, str] = {int: "N", float: "X"}
 
 
 def _alternatives(annotation: Any) -> list[Any]:
