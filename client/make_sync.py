@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Make the synchronous client from the asynchronous one.
+"""Generate the synchronous client from the asynchronous one.
 
 python client/make_sync.py            write src/underpaint/client.py
-python client/make_sync.py --check    exit 1 if it is not what src/underpaint/aio.py gives
+python client/make_sync.py --check    exit 1 if src/underpaint/client.py is not up to date with src/underpaint/aio.py
 """
 
 import re
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent / "src" / "underpaint"
-HEADER = '''"""The synchronous client. Made from ``aio.py`` by ``client/make_sync.py``; change that one."""
+HEADER = '''"""The synchronous client, generated from ``aio.py`` by ``client/make_sync.py``: edit ``aio.py``."""
 '''
 RULES = (
     (r"\A\"\"\".*?\"\"\"\n", HEADER),
@@ -26,24 +26,24 @@ RULES = (
 
 
 def synchronous(source: str) -> str:
-    """The synchronous text of an asynchronous one, formatted."""
+    """The synchronous source code for an asynchronous one, formatted."""
     for pattern, replacement in RULES:
         source = re.sub(pattern, replacement, source, flags=re.DOTALL)
-    tidy = ["ruff", "check", "--quiet", "--select=I", "--fix", "-"], ["ruff", "format", "--quiet", "-"]
-    for command in tidy:
+    commands = ["ruff", "check", "--quiet", "--select=I", "--fix", "-"], ["ruff", "format", "--quiet", "-"]
+    for command in commands:
         run = [sys.executable, "-m", *command, "--stdin-filename", str(PACKAGE / "client.py")]
         source = subprocess.run(run, input=source, check=True, capture_output=True, text=True).stdout
     return source
 
 
 def main() -> int:
-    """Write or compare; returns the exit status."""
-    wanted = synchronous((PACKAGE / "aio.py").read_text())
+    """Write the file, or with ``--check`` compare it; returns the exit status."""
+    generated = synchronous((PACKAGE / "aio.py").read_text())
     target = PACKAGE / "client.py"
     if "--check" not in sys.argv[1:]:
-        target.write_text(wanted)
-    elif target.read_text() != wanted:
-        print("client.py is not what aio.py gives; run: python client/make_sync.py", file=sys.stderr)
+        target.write_text(generated)
+    elif target.read_text() != generated:
+        print("client.py is not up to date with aio.py; run: python client/make_sync.py", file=sys.stderr)
         return 1
     return 0
 

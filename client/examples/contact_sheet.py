@@ -1,4 +1,4 @@
-"""Edit one picture with every method at the same time, and lay the results side by side."""
+"""Edit one image with every method concurrently, and write the results side by side into one image."""
 
 import asyncio
 import time
@@ -52,17 +52,17 @@ ACROSS = 5
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One row of the printed table."""
 
     method: str
-    rows: int
+    evaluations: int
     seconds: float
     psnr_db: float | None
-    occupancy: float
+    batch_size: float
 
 
 async def main() -> None:
-    """Two inversions with their round trips, then all edits at once."""
+    """Run two inversions with their reconstructions, then all edits concurrently."""
     options = flags(__doc__, "contact_sheet").parse_args()
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,22 +70,22 @@ async def main() -> None:
     async with AsyncClient(options.target) as client:
         with Progress(*COLUMNS) as drawing:
             bars = {name: drawing.add_task(name, start=False, total=1.0, phase="") for name in names}
-            inversions, made = await _inversions(client, drawing, bars)
+            inversions, inversion_rows = await _inversions(client, drawing, bars)
             content = (await client.generate(CONTENT, seed=1)).image
-            edits, rows = await _edits(client, drawing, bars, ContentInjection(content=content))
+            edits, edit_rows = await _edits(client, drawing, bars, ContentInjection(content=content))
         exact = inversions["EDICT"]
         reconstruction = (await client.edit(exact, SOURCE, Edict(), seed=1)).image
-    pictures = {"source": Image.open(PHOTO), "EDICT reconstruction": reconstruction}
+    images = {"source": Image.open(PHOTO), "EDICT reconstruction": reconstruction}
     if edits["DiffEdit"].mask is not None:
-        pictures["DiffEdit mask"] = edits["DiffEdit"].mask
-    pictures |= {name: edit.image for name, edit in edits.items() if name != INJECTION}
-    pictures |= {"content": content, INJECTION: edits[INJECTION].image}
+        images["DiffEdit mask"] = edits["DiffEdit"].mask
+    images |= {name: edit.image for name, edit in edits.items() if name != INJECTION}
+    images |= {"content": content, INJECTION: edits[INJECTION].image}
     file = folder / "contact_sheet.png"
-    _sheet(pictures).save(file)
-    _print(made + rows)
+    _sheet(images).save(file)
+    _print(inversion_rows + edit_rows)
     print(
-        f"EDICT brings the latents back to {exact.reconstruction_max_abs_error:.1e}, "
-        f"DDIM to {inversions['DDIM'].reconstruction_max_abs_error:.1e} (largest error)"
+        f"largest error of the reconstructed latents: EDICT {exact.reconstruction_max_abs_error:.1e}, "
+        f"DDIM {inversions['DDIM'].reconstruction_max_abs_error:.1e}"
     )
     print(f"wrote {file}")
 
@@ -93,28 +93,28 @@ async def main() -> None:
 async def _inversions(
     client: AsyncClient, drawing: Progress, bars: dict[str, TaskID]
 ) -> tuple[dict[str, Inversion], list[Row]]:
-    async def one(name: str, method: EdictInversion | DdimInversion) -> tuple[Inversion, float]:
+    async def invert(name: str, method: EdictInversion | DdimInversion) -> tuple[Inversion, float]:
         begin = time.monotonic()
-        made = await client.invert(
+        inversion = await client.invert(
             PHOTO, method=method, source_prompt=SOURCE, verify=True, progress=_follow(drawing, bars[f"invert {name}"])
         )
         drawing.update(bars[f"invert {name}"], completed=1.0, phase="done")
-        return made, time.monotonic() - begin
+        return inversion, time.monotonic() - begin
 
     names = ("EDICT", "DDIM")
-    results = await asyncio.gather(one("EDICT", EdictInversion()), one("DDIM", DdimInversion()))
+    results = await asyncio.gather(invert("EDICT", EdictInversion()), invert("DDIM", DdimInversion()))
     rows = [
         Row(
             f"invert {name}, verify",
-            made.usage.network_evaluations,
+            inversion.usage.network_evaluations,
             seconds,
-            made.reconstruction_psnr_db,
-            made.usage.mean_batch_size,
+            inversion.reconstruction_psnr_db,
+            inversion.usage.mean_batch_size,
         )
-        for name, (made, seconds) in zip(names, results, strict=True)
-        if made.usage is not None
+        for name, (inversion, seconds) in zip(names, results, strict=True)
+        if inversion.usage is not None
     ]
-    return {name: made for name, (made, _) in zip(names, results, strict=True)}, rows
+    return {name: inversion for name, (inversion, _) in zip(names, results, strict=True)}, rows
 
 
 async def _edits(
@@ -122,9 +122,9 @@ async def _edits(
 ) -> tuple[dict[str, Edited], list[Row]]:
     methods = METHODS | {INJECTION: injection}
 
-    async def one(name: str) -> tuple[Edited, float]:
+    async def edit(name: str) -> tuple[Edited, float]:
         begin = time.monotonic()
-        edit = await client.edit(
+        edited = await client.edit(
             PHOTO,
             "" if name == INJECTION else TARGET,
             methods[name],
@@ -133,14 +133,14 @@ async def _edits(
             progress=_follow(drawing, bars[name]),
         )
         drawing.update(bars[name], completed=1.0, phase="done")
-        return edit, time.monotonic() - begin
+        return edited, time.monotonic() - begin
 
-    results = dict(zip(methods, await asyncio.gather(*map(one, methods)), strict=True))
+    results = dict(zip(methods, await asyncio.gather(*map(edit, methods)), strict=True))
     rows = [
-        Row(name, edit.usage.network_evaluations, seconds, None, edit.usage.mean_batch_size)
-        for name, (edit, seconds) in results.items()
+        Row(name, edited.usage.network_evaluations, seconds, None, edited.usage.mean_batch_size)
+        for name, (edited, seconds) in results.items()
     ]
-    return {name: edit for name, (edit, _) in results.items()}, rows
+    return {name: edited for name, (edited, _) in results.items()}, rows
 
 
 def _follow(drawing: Progress, bar: TaskID) -> Callable[[Step], None]:
@@ -151,27 +151,27 @@ def _follow(drawing: Progress, bar: TaskID) -> Callable[[Step], None]:
     return show
 
 
-def _sheet(pictures: dict[str, Image.Image]) -> Image.Image:
-    """All pictures, each under its label."""
+def _sheet(images: dict[str, Image.Image]) -> Image.Image:
+    """One image of all images, each under its label."""
     label, gap = 22, 8
-    down = -(-len(pictures) // ACROSS)
+    down = -(-len(images) // ACROSS)
     sheet = Image.new("RGB", (ACROSS * (CELL + gap) + gap, down * (CELL + label + gap) + gap), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for k, (name, picture) in enumerate(pictures.items()):
+    for k, (name, image) in enumerate(images.items()):
         line, column = divmod(k, ACROSS)
         left, top = gap + column * (CELL + gap), gap + line * (CELL + label + gap)
         pen.text((left + CELL // 2, top), name, fill="black", anchor="ma", font=font)
         top += label
-        sheet.paste(picture.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC), (left, top))
+        sheet.paste(image.convert("RGB").resize((CELL, CELL), Image.Resampling.BICUBIC), (left, top))
         pen.rectangle((left - 1, top - 1, left + CELL, top + CELL), outline="silver")
     return sheet
 
 
 def _print(rows: list[Row]) -> None:
-    table = Table("method", "rows", "seconds", "reconstruction PSNR", "jobs a pass")
+    table = Table("method", "evaluations", "seconds", "reconstruction PSNR", "batch size")
     for row in rows:
         psnr = "" if row.psnr_db is None else f"{row.psnr_db:.1f} dB"
-        table.add_row(row.method, str(row.rows), f"{row.seconds:.1f}", psnr, f"{row.occupancy:.1f}")
+        table.add_row(row.method, str(row.evaluations), f"{row.seconds:.1f}", psnr, f"{row.batch_size:.1f}")
     Console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""Draw one picture with more and more of another's content in it; the second picture is inverted only once."""
+"""Draw the content of one image in the style of another, with four weights; each image is inverted once."""
 
 from pathlib import Path
 
@@ -6,21 +6,21 @@ from PIL import Image
 from sample import flags, red_circle
 from underpaint import Client, ContentInjection, Ddim, DdimInversion
 
-LOOK = Path(__file__).with_name("sunglasses.png")  # from Fluent Emoji, MIT licence
+STYLE = Path(__file__).with_name("sunglasses.png")  # from Fluent Emoji, MIT licence
 WEIGHTS = (0.0, 0.15, 0.3, 0.45)
 
 
 def main() -> None:
-    """Invert both pictures, inject at several weights, lay the results side by side."""
+    """Invert both images, inject with each weight, write the results side by side into one image."""
     options = flags(__doc__, "content_injection.png").parse_args()
     with Client(options.target) as client:
-        look = client.invert(LOOK, method=DdimInversion(), steps=20, strength=1)
+        style = client.invert(STYLE, method=DdimInversion(), steps=20, strength=1)
         content = client.invert(red_circle(), method=DdimInversion(features=["mid"]), steps=20, strength=1)
-        drawn = [client.edit(look, method=ContentInjection(content=content, weight=weight)) for weight in WEIGHTS]
-        plain = client.edit(look, "an icon", Ddim(), guidance_scale=1)
-    print(f"{drawn[0].usage.network_evaluations} evaluations each, {plain.usage.network_evaluations} without content")
-    sheet = Image.new("RGB", (64 * len(drawn), 64))
-    for k, result in enumerate(drawn):
+        results = [client.edit(style, method=ContentInjection(content=content, weight=weight)) for weight in WEIGHTS]
+        plain = client.edit(style, "an icon", Ddim(), guidance_scale=1)
+    print(f"{results[0].usage.network_evaluations} evaluations each, {plain.usage.network_evaluations} without content")
+    sheet = Image.new("RGB", (64 * len(results), 64))
+    for k, result in enumerate(results):
         sheet.paste(result.image, (64 * k, 0))
     sheet.save(options.output)
     print("written", options.output)

@@ -1,17 +1,19 @@
-"""Learn an edit from one drawn picture, then use it on a photo, more and less of it."""
+"""Learn a direction from one generated image, then apply it to another image at full and at half scale."""
 
 from sample import SOURCE_PROMPT, TARGET_PROMPT, flags, red_circle
 from underpaint import Client, Disentangled, GradientLearning
 
 options = flags(__doc__, "learn_direction.png").parse_args()
 with Client(options.target) as client:
-    few = GradientLearning(optimization_steps=2)  # ten are usual, and take five times as long
-    learning = client.learn(SOURCE_PROMPT, TARGET_PROMPT, [7], method=few, steps=10)
-    print(learning.name, "goes on whatever happens here; attach() finds it again")
-    direction = learning.result(progress=lambda now: print(now.phase, f"{now.fraction:.0%}", now.loss))
-    print(f"{direction.name}: loss {direction.losses[0]:.3f}, at best {min(direction.losses):.3f}")
+    method = GradientLearning(optimization_steps=2)  # the default of 10 takes five times as long
+    learning = client.learn(SOURCE_PROMPT, TARGET_PROMPT, [7], method=method, steps=10)
+    print(learning.name, "runs on the server; attach() returns its handle to any program")
+    direction = learning.result(
+        progress=lambda progress: print(progress.phase, f"{progress.fraction:.0%}", progress.loss)
+    )
+    print(f"{direction.name}: loss {direction.losses[0]:.3f} at first, {min(direction.losses):.3f} at best")
     blue = client.edit(red_circle(), "", Disentangled(direction=direction))
     half = client.edit(red_circle(), "", Disentangled(direction=direction, scale=0.5), seed=blue.resolved.seed)
-    print("written", blue.save(options.output), "and half as much of it", half.image.size)
+    print("written", blue.save(options.output), "and edited at half scale,", half.image.size)
     client.delete_direction(direction)
     learning.forget()

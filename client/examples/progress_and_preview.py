@@ -1,4 +1,4 @@
-"""Follow an edit: progress of each phase, a preview every few steps, and the mask that DiffEdit found."""
+"""Follow an edit: progress of each phase, a preview every five steps, and the mask that DiffEdit computed."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from underpaint import Client, DiffEdit, Preview, Progress
 
 
 def on_progress(progress: Progress) -> None:
-    """Print one line for each snapshot; the server skips some when this is slow."""
+    """Print one line; some progress is skipped when this function is slow."""
     eta = "" if progress.eta_s is None else f", {progress.eta_s:.1f} s left"
     print(f"{progress.fraction:4.0%} {progress.phase} {progress.step}/{progress.total_steps}{eta}")
 
@@ -31,12 +31,13 @@ def main() -> None:
             on_preview=on_preview,
             preview_every=5,
         )
-        again = client.repeat(result.resolved)
+        repeated = client.repeat(result.resolved)
     result.save(folder / "result.png")
     if result.mask is not None:
         result.mask.save(folder / "mask.png")
     (folder / "resolved.json").write_text(result.resolved.to_json())
-    print(f"written to {folder}; the repeat is {'the same' if again.image_bytes == result.image_bytes else 'another'}")
+    same = repeated.image_bytes == result.image_bytes
+    print(f"written to {folder}; the repeated edit has {'the same' if same else 'other'} bytes")
 
 
 if __name__ == "__main__":

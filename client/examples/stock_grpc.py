@@ -1,7 +1,7 @@
-"""The same service from plain gRPC: generated stubs, no client library.
+"""The service with plain gRPC: generated stubs, without the client.
 
-Everything the client does beyond this is in the contract too: retries come from a service config, refusals from
-``google.rpc.Status``, progress from a server stream.
+The contract has all that the client adds: retries by a service config, errors as ``google.rpc.Status``, progress by a
+server stream.
 """
 
 import sys
@@ -18,21 +18,21 @@ from underpaint.v1 import inversion_service_pb2, types_pb2
 
 
 def explain(error: Any) -> str:
-    """Reason and fields at fault, from the trailer that carries google.rpc.Status."""
+    """Status code, reason and wrong fields of an error, from the trailer with google.rpc.Status."""
     trailers = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(trailers.get("grpc-status-details-bin", b""))
     lines = [f"{error.code().name}: {error.details()}"]
     for detail in status.details:
-        info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         if detail.Unpack(info):
             lines.append(f"reason {info.reason} {dict(info.metadata)}")
-        elif detail.Unpack(bad):
-            lines += [f"{violation.field}: {violation.description}" for violation in bad.field_violations]
+        elif detail.Unpack(bad_request):
+            lines += [f"{violation.field}: {violation.description}" for violation in bad_request.field_violations]
     return "\n  ".join(lines)
 
 
 def main() -> None:
-    """One edit over the stream, then one that the server refuses."""
+    """Run one edit with progress, then one that the server refuses."""
     options = flags(__doc__, "stock_grpc.png").parse_args()
     edit = pb.EditRequest(
         request_id=str(uuid.uuid4()),
@@ -52,7 +52,7 @@ def main() -> None:
         try:
             service.Edit(pb.EditRequest(target_prompt=TARGET_PROMPT, sdedit=pb.SdEdit(strength=2)), timeout=120)
         except grpc.RpcError as error:
-            print("refused, as it should be:", explain(error))
+            print("refused as expected:", explain(error))
         else:
             sys.exit("a strength of 2 was accepted")
 

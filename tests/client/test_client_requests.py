@@ -227,7 +227,7 @@ def test_an_inversion_can_be_named_in_three_ways(client, server, photo):
     ],
 )
 def test_contradictions_are_refused_before_anything_is_sent(client, server, source, options):
-    with pytest.raises(ValueError, match=r"leave|needs|steps|valid"):
+    with pytest.raises(ValueError, match=r"leave it out|leave them out|needs on_preview|must be|choose one of"):
         client.edit(source, "t", **options)
     assert server.requests == []
 

@@ -1,4 +1,4 @@
-"""Underpaint: diffusion inversion and real-image editing, from Python.
+"""Underpaint: diffusion inversion and real-image editing with a gRPC server.
 
 ::
 

@@ -1,7 +1,7 @@
-"""The calls of the client without the I/O: generators that yield a :class:`Call`, get its answer, return a result.
+"""The calls of the client without the I/O: generators that yield a :class:`Call`, receive its answer, return a result.
 
-An answer is the response message, or for a stream whatever its reader makes of the messages. A failed call is thrown
-into the generator as one of our errors. Both clients run these same generators.
+An answer is the response message, or for a server stream the return value of its reader's ``end``. A failed call is
+thrown into the generator as an UnderpaintError. Both clients run these generators.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -24,14 +24,14 @@ T = TypeVar("T")
 OnProgress = Callable[[results.Progress], Any]
 OnPreview = Callable[[results.Preview], Any]
 Delivery = tuple[Callable[[Any], Any], Any]
-"""A callback of the user's, and what to call it with."""
+"""A callback of the caller's, and its argument."""
 
 
 class Reader(Protocol):
-    """Makes one answer of a stream's messages."""
+    """Turns the messages of a server stream into one answer."""
 
     def feed(self, message: Any) -> Iterable[Delivery]:
-        """Take the next message."""
+        """Take the next message; returns the callbacks to call for it."""
 
     def end(self) -> Any:
         """The answer, after the last message."""
@@ -39,7 +39,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC."""
+    """An RPC of the contract."""
 
     path: str
     response: type[Message]
@@ -47,17 +47,17 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One RPC to make; with a reader it is a server stream, with more parts a client stream."""
+    """One RPC to make: a server stream if it has a reader, a client stream if it has more messages, else unary."""
 
     method: Method
     request: Message
     reader: Reader | None = None
     more: Sequence[Message] = ()
-    """What follows the request on a client stream."""
+    """Messages after the request on a client stream."""
 
     @property
     def request_id(self) -> str:
-        """Id of the work in it, if it has one."""
+        """Request id; empty for a request without one. A streaming request has it in its field for the work."""
         request: Any = self.request
         work = getattr(request, "edit", None) or getattr(request, "invert", None) or request
         return getattr(work, "request_id", "")
@@ -68,22 +68,22 @@ Flow = Generator[Call, Any, T]
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Who wants to know what happens on the way."""
+    """The caller's callbacks for an edit that runs."""
 
     on_progress: OnProgress | None = None
     on_preview: OnPreview | None = None
     preview_every: int | None = None
-    """Steps from one preview to the next."""
+    """Steps from one preview to the next, 1 or more. Default: 5."""
 
     def __post_init__(self) -> None:
         if self.preview_every is not None and self.on_preview is None:
-            raise ValueError("preview_every needs on_preview, which gets the previews")
+            raise ValueError("preview_every needs on_preview, which receives the previews: set both or neither")
         if self.preview_every is not None and self.preview_every < 1:
-            raise ValueError("preview_every is a number of steps, 1 or more")
+            raise ValueError(f"preview_every is {self.preview_every}: it must be a number of steps, 1 or more")
 
     @property
     def any(self) -> bool:
-        """Whether somebody listens; else the unary RPC does."""
+        """Whether there is a callback; without one the unary RPC is called."""
         return self.on_progress is not None or self.on_preview is not None
 
 
@@ -114,13 +114,13 @@ _DELETE_OPERATION = Method("/google.longrunning.Operations/DeleteOperation", Emp
 
 
 def edit(work: _requests.Edit, listeners: Listeners) -> Flow[results.Edited]:
-    """Edit; from the photo once more when the inversion is gone."""
+    """Edit an image. If the source's inversion has expired, the edit is sent again with the photo."""
     sent, response = yield from _or_from_origin(work, lambda request: _edit_call(request, listeners))
     return _responses.edited(response, sent, work.origin)
 
 
 def compute_mask(work: _requests.Edit) -> Flow[results.Mask]:
-    """Compute DiffEdit's mask; from the photo once more when the inversion is gone."""
+    """Compute a mask. If the source's inversion has expired, the request is sent again with the photo."""
     sent, response = yield from _or_from_origin(
         work, lambda request: Call(_COMPUTE_MASK, edit_pb.ComputeMaskRequest(edit=request))
     )
@@ -138,7 +138,7 @@ def invert(request: inversion_pb.InvertRequest, on_progress: OnProgress | None) 
 
 
 def get_inversion(name: str) -> Flow[results.Inversion]:
-    """Look one inversion up."""
+    """Fetch one inversion."""
     response = yield Call(_GET_INVERSION, inversion_pb.GetInversionRequest(name=name))
     return _responses.inversion(response.inversion)
 
@@ -147,7 +147,7 @@ def list_inversions(page_size: int, page_token: str) -> Flow[tuple[list[results.
     """One page, and the token of the next, empty after the last."""
     request = inversion_pb.ListInversionsRequest(page_size=page_size, page_token=page_token)
     response = yield Call(_LIST_INVERSIONS, request)
-    return [_responses.inversion(each) for each in response.inversions], response.next_page_token
+    return [_responses.inversion(message) for message in response.inversions], response.next_page_token
 
 
 def delete_inversion(name: str, allow_missing: bool) -> Flow[None]:
@@ -156,7 +156,7 @@ def delete_inversion(name: str, allow_missing: bool) -> Flow[None]:
 
 
 def export_inversion(name: str) -> Flow[bytes]:
-    """The safetensors file of an inversion, its size and checksum checked."""
+    """The safetensors file of an inversion, with size and checksum verified."""
     content: bytes = yield Call(_EXPORT_INVERSION, inversion_pb.ExportInversionRequest(name=name), _Export(name))
     return content
 
@@ -168,7 +168,7 @@ def learn(request: direction_pb.LearnDirectionRequest) -> Flow[results.Operation
 
 
 def get_direction(name: str) -> Flow[results.Direction]:
-    """Look one direction up."""
+    """Fetch one direction."""
     response = yield Call(_GET_DIRECTION, direction_pb.GetDirectionRequest(name=name))
     return _responses.direction(response.direction)
 
@@ -177,7 +177,7 @@ def list_directions(page_size: int, page_token: str) -> Flow[tuple[list[results.
     """One page, and the token of the next, empty after the last."""
     request = direction_pb.ListDirectionsRequest(page_size=page_size, page_token=page_token)
     response = yield Call(_LIST_DIRECTIONS, request)
-    return [_responses.direction(each) for each in response.directions], response.next_page_token
+    return [_responses.direction(message) for message in response.directions], response.next_page_token
 
 
 def delete_direction(name: str, etag: str) -> Flow[None]:
@@ -186,26 +186,26 @@ def delete_direction(name: str, etag: str) -> Flow[None]:
 
 
 def export_direction(name: str) -> Flow[bytes]:
-    """The safetensors file of a direction, its size and checksum checked."""
+    """The safetensors file of a direction, with size and checksum verified."""
     content: bytes = yield Call(_EXPORT_DIRECTION, direction_pb.ExportDirectionRequest(name=name), _Export(name))
     return content
 
 
 def import_direction(content: bytes, name: str, display_name: str) -> Flow[results.Direction]:
-    """Store a file that was exported."""
+    """Store an exported file as a direction."""
     first, *more = _requests.import_direction(content, name, display_name, _crc32c.extend(0, content))
     response = yield Call(_IMPORT_DIRECTION, first, more=more)
     return _responses.direction(response.direction)
 
 
 def get_operation(name: str) -> Flow[results.Operation]:
-    """Look one operation up."""
+    """Fetch one operation."""
     response = yield Call(_GET_OPERATION, operations_pb2.GetOperationRequest(name=name))
     return _responses.operation(response)
 
 
 def wait_operation(name: str, seconds: float) -> Flow[results.Operation]:
-    """The operation when it is done, or as it is after so many seconds."""
+    """The operation once it is done, or its state after so many seconds."""
     timeout = Duration()
     timeout.FromNanoseconds(round(seconds * 1e9))
     response = yield Call(_WAIT_OPERATION, operations_pb2.WaitOperationRequest(name=name, timeout=timeout))
@@ -214,12 +214,12 @@ def wait_operation(name: str, seconds: float) -> Flow[results.Operation]:
 
 def list_operations(done: bool | None, page_size: int, page_token: str) -> Flow[tuple[list[results.Operation], str]]:
     """One page, and the token of the next, empty after the last."""
-    wanted = "" if done is None else f"done={str(done).lower()}"
+    done_filter = "" if done is None else f"done={str(done).lower()}"
     request = operations_pb2.ListOperationsRequest(
-        name="operations", filter=wanted, page_size=page_size, page_token=page_token
+        name="operations", filter=done_filter, page_size=page_size, page_token=page_token
     )
     response = yield Call(_LIST_OPERATIONS, request)
-    return [_responses.operation(each) for each in response.operations], response.next_page_token
+    return [_responses.operation(message) for message in response.operations], response.next_page_token
 
 
 def cancel_operation(name: str) -> Flow[None]:
@@ -228,26 +228,26 @@ def cancel_operation(name: str) -> Flow[None]:
 
 
 def delete_operation(name: str) -> Flow[None]:
-    """Forget one operation."""
+    """Delete one operation from the server's list."""
     yield Call(_DELETE_OPERATION, operations_pb2.DeleteOperationRequest(name=name))
 
 
 def get_model(name: str) -> Flow[results.Model]:
-    """Look one model up."""
+    """Fetch one model."""
     response = yield Call(_GET_MODEL, model_pb.GetModelRequest(name=name))
     return _responses.model(response.model)
 
 
 def list_models() -> Flow[list[results.Model]]:
-    """All models, page by page."""
-    found: list[results.Model] = []
+    """All models, fetched page by page."""
+    models: list[results.Model] = []
     token = ""
     while True:
         response = yield Call(_LIST_MODELS, model_pb.ListModelsRequest(page_token=token))
-        found += [_responses.model(each) for each in response.models]
+        models += [_responses.model(message) for message in response.models]
         token = response.next_page_token
         if not token:
-            return found
+            return models
 
 
 def _edit_call(request: edit_pb.EditRequest, listeners: Listeners) -> Call:
@@ -270,14 +270,15 @@ def _or_from_origin(
     try:
         return work.request, (yield call(work.request))
     except (InversionExpired, StoreCorrupt) as error:
-        again = _requests.from_origin(work)
-        if again is None or error.metadata.get("resource_name") == again.content_injection.inversion:
+        retry = _requests.from_origin(work)
+        missing = error.metadata.get("resource_name")
+        if retry is None or (missing and missing != work.request.inversion):  # the photo replaces only the source
             raise
-    return again, (yield call(again))
+    return retry, (yield call(retry))
 
 
 class _Events:
-    """Routes a stream's events to those who listen and keeps its last one, the result."""
+    """Passes the events of a stream to their callbacks and keeps the last event, the result."""
 
     def __init__(self, routes: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]) -> None:
         self._routes = routes
@@ -287,25 +288,25 @@ class _Events:
         kind = message.WhichOneof("event")
         if kind == "result":
             self._result = message.result
-        elif kind in self._routes:  # else an event that nobody asked for, or newer than this client
-            listener, convert = self._routes[kind]
-            yield listener, convert(getattr(message, kind))
+        elif kind in self._routes:  # events without a callback, or unknown to this client, are ignored
+            callback, convert = self._routes[kind]
+            yield callback, convert(getattr(message, kind))
 
     def end(self) -> Any:
         if self._result is None:
-            raise ServerError("the server ended the stream without a result")
+            raise ServerError("the server ended the stream without a result: send the request again")
         return self._result
 
 
 class _Export:
-    """Puts a file together from its chunks."""
+    """Assembles a file from its chunks and verifies it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._content = bytearray()
         self._total: int | None = None
         self._crc = 0
-        self._promised: int | None = None
+        self._expected_crc: int | None = None
 
     def feed(
         self, message: inversion_pb.ExportInversionResponse | direction_pb.ExportDirectionResponse
@@ -314,18 +315,18 @@ class _Export:
             self._total = message.total_bytes
         self._content += message.chunk
         self._crc = _crc32c.extend(self._crc, message.chunk)
-        self._promised = message.crc32c
+        self._expected_crc = message.crc32c
         return ()
 
     def end(self) -> bytes:
         if len(self._content) != self._total:
             raise ExportCorrupt(
-                f"{self._name}: {len(self._content)} of {self._total or 0} bytes arrived; export again",
+                f"{self._name}: {len(self._content)} of {self._total or 0} bytes were received; export again",
                 metadata={"expected": str(self._total or 0), "actual": str(len(self._content))},
             )
-        if self._crc != self._promised:
+        if self._crc != self._expected_crc:
             raise ExportCorrupt(
-                f"{self._name}: the checksum does not match; export again",
-                metadata={"expected": f"{self._promised:08x}", "actual": f"{self._crc:08x}"},
+                f"{self._name}: the checksum of the received file does not match; export again",
+                metadata={"expected": f"{self._expected_crc:08x}", "actual": f"{self._crc:08x}"},
             )
         return bytes(self._content)

@@ -1,8 +1,8 @@
 """Channels: their options, and when they are opened.
 
-A channel is opened at the first call and never used in another process, nor under another event loop, than the one it
-was opened in: gRPC's threads do not survive a fork, and its asyncio half belongs to its loop. So a client may be made
-before a fork; whether a process may fork after its first call is up to its version of gRPC.
+A channel is opened at the first call. It is used only in the process, and for asyncio only under the event loop, that
+opened it: gRPC's threads do not survive a fork, and a ``grpc.aio`` channel belongs to one loop. So a client may be
+created before a fork. Whether a process may fork after its first call depends on its version of gRPC.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from underpaint.errors import ConnectionFailed, DeadlinePassed
 T = TypeVar("T")
 _MIB = 1024 * 1024
 
-# Asked once before the first call, so that a wrong target is told from slow work. gRPC's own wait for readiness keeps a
-# thread that complains when the channel closes soon after. An empty message is a valid request for the whole server.
+# Called once before the first call, to tell a wrong target from a slow request. gRPC's own wait for readiness keeps a
+# thread that logs an error when the channel is closed soon after. An empty message asks for the health of the server.
 _PROBE = "/grpc.health.v1.Health/Check"
 
 MAX_MESSAGE_BYTES = 24 * _MIB
@@ -53,7 +53,7 @@ SERVICE_CONFIG = {
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES + _MIB),  # a larger message than this is never retried
+    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES + _MIB),  # gRPC does not retry a larger message
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
@@ -63,7 +63,7 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the server is and how to reach it."""
+    """Address of the server, and how to connect to it."""
 
     address: str
     credentials: grpc.ChannelCredentials | None
@@ -73,48 +73,48 @@ class Target:
 
     @property
     def all_options(self) -> list[tuple[str, Any]]:
-        """Ours, but for those that the caller has set."""
+        """The client's channel options, overridden by the caller's."""
         return list({**dict(OPTIONS), **dict(self.options)}.items())
 
-    def refuse_silence(self, answer: Any, waited_s: float) -> None:
-        """Raise ConnectionFailed when the probe timed out; any other answer, even a refusal, comes from a server."""
-        if answer.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+    def check_probe(self, error: Any, waited_s: float) -> None:
+        """Raise ConnectionFailed when the probe timed out; any other error was sent by a server."""
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise ConnectionFailed(
-                f"no server answers at {self.address} within {waited_s:.3g} s: is it running, and is the target right?"
-            ) from answer
+                f"no server answers at {self.address} within {waited_s:.3g} s: check that it runs, and the target"
+            ) from error
 
 
 class Deadline:
-    """What is left of a call's timeout, over all RPCs that it takes."""
+    """The time limit of a call, for all its RPCs together."""
 
     def __init__(self, timeout: float) -> None:
         self._end = time.monotonic() + timeout
 
     def left(self) -> float:
-        """Seconds, above 0; raises DeadlinePassed otherwise."""
+        """Seconds left, above 0; raises DeadlinePassed when none are."""
         left = self._end - time.monotonic()
         if left <= 0:
-            raise DeadlinePassed("the timeout passed before the call was complete")
+            raise DeadlinePassed("the timeout passed before the call was complete: use a longer timeout")
         return left
 
 
 @dataclass(slots=True)
 class Opened(Generic[T]):
-    """A channel, and whether it has ever reached a server."""
+    """A channel, and whether it has reached a server."""
 
     channel: T
     reached: bool = False
 
 
 class Owned(Generic[T]):
-    """One channel for each owner (a process, or a process's event loop), opened when first asked for."""
+    """One channel for each owner (a process, or an event loop of a process), opened when it is first needed."""
 
     def __init__(self, make: Callable[[], T], owner: Callable[[], object]) -> None:
         self._make = make
         self._owner = owner
         self._lock = threading.Lock()
         self._held: tuple[object, Opened[T]] | None = None
-        self._foreign: list[Opened[T]] = []
+        self._inherited: list[Opened[T]] = []
 
     def get(self) -> Opened[T]:
         """The owner's channel."""
@@ -122,12 +122,13 @@ class Owned(Generic[T]):
         with self._lock:
             if self._held is None or self._held[0] != owner:
                 if self._held is not None:
-                    self._foreign.append(self._held[1])  # never closed: closing waits for threads that are not here
+                    # Kept open: closing another owner's channel waits for threads that this process does not have.
+                    self._inherited.append(self._held[1])
                 self._held = (owner, Opened(self._make()))
             return self._held[1]
 
     def take(self) -> T | None:
-        """The owner's channel, given up; None when there is none."""
+        """Remove and return the owner's channel; None when there is none."""
         with self._lock:
             held, self._held = self._held, None
         return held[1].channel if held is not None and held[0] == self._owner() else None
@@ -150,17 +151,17 @@ class Connection:
         """The channel, which has reached a server at least once."""
         opened = self._owned.get()
         if not opened.reached:
-            patience = min(self._target.connect_timeout, deadline.left())
+            wait_s = min(self._target.connect_timeout, deadline.left())
             try:
                 probe: Any = opened.channel.unary_unary(_PROBE)
-                probe(b"", timeout=patience, wait_for_ready=True)
-            except grpc.RpcError as answer:
-                self._target.refuse_silence(answer, patience)
+                probe(b"", timeout=wait_s, wait_for_ready=True)
+            except grpc.RpcError as error:
+                self._target.check_probe(error, wait_s)
             opened.reached = True
         return opened.channel
 
     def close(self) -> None:
-        """Close it; the next call opens another."""
+        """Close the channel; the next call opens another."""
         channel = self._owned.take()
         if channel is not None:
             channel.close()
@@ -183,39 +184,39 @@ class AsyncConnection:
         """The channel, which has reached a server at least once."""
         opened = self._owned.get()
         if not opened.reached:
-            patience = min(self._target.connect_timeout, deadline.left())
+            wait_s = min(self._target.connect_timeout, deadline.left())
             try:
                 probe: Any = opened.channel.unary_unary(_PROBE)
-                await probe(b"", timeout=patience, wait_for_ready=True)
-            except grpc.RpcError as answer:
-                self._target.refuse_silence(answer, patience)
+                await probe(b"", timeout=wait_s, wait_for_ready=True)
+            except grpc.RpcError as error:
+                self._target.check_probe(error, wait_s)
             opened.reached = True
         return opened.channel
 
     async def close(self) -> None:
-        """Close it; the next call opens another."""
+        """Close the channel; the next call opens another."""
         channel = self._owned.take()
         if channel is not None:
             await channel.close()
 
 
 def deliver(callback: Callable[[Any], Any], value: Any) -> None:
-    """Call a listener."""
+    """Call a callback."""
     callback(value)
 
 
 async def deliver_async(callback: Callable[[Any], Any], value: Any) -> None:
-    """Call a listener, which may be a coroutine function."""
-    outcome = callback(value)
-    if inspect.isawaitable(outcome):
-        await outcome
+    """Call a callback, which may be a coroutine function."""
+    result = callback(value)
+    if inspect.isawaitable(result):
+        await result
 
 
 def pause(seconds: float) -> None:
-    """Do nothing for so long."""
+    """Sleep."""
     time.sleep(seconds)
 
 
 async def pause_async(seconds: float) -> None:
-    """Let others work for so long."""
+    """Sleep without blocking the event loop."""
     await asyncio.sleep(seconds)

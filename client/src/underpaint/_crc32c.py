@@ -1,4 +1,4 @@
-"""CRC-32C (Castagnoli), which exports are sealed with. A table of 256 entries; about 10 MB a second."""
+"""CRC-32C (Castagnoli), the checksum of exported files, by a table of 256 entries; about 10 MB a second."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ _TABLE = tuple(_table())
 
 
 def extend(crc: int, data: bytes) -> int:
-    """The checksum of all bytes so far and ``data``; begin with 0."""
+    """The checksum of data whose checksum is ``crc``, followed by ``data``; of no data it is 0."""
     table = _TABLE
     crc ^= 0xFFFFFFFF
     for byte in data:

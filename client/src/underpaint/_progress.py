@@ -1,4 +1,4 @@
-"""Who is told about progress: the caller's function, or a bar on stderr."""
+"""Progress of a call: passed to the caller's function, or drawn as a bar on stderr."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[[Progress], Any])
 
 @contextmanager
 def listening(progress: bool | F | None) -> Iterator[F | Callable[[Progress], Any] | None]:
-    """A listener for the length of a call: the given function, a bar for True, None for nobody."""
+    """The callback for the duration of a call: the given function, a bar for True, else None."""
     if progress is True:
         with _rich() as drawing:
             yield Bar(drawing)
@@ -23,7 +23,7 @@ def listening(progress: bool | F | None) -> Iterator[F | Callable[[Progress], An
 
 
 class Bar:
-    """Draws snapshots: phase, share of the whole, steps of the phase, time left."""
+    """Draws phase, share of the whole request, steps of the phase and time left."""
 
     def __init__(self, drawing: "RichProgress") -> None:
         self._drawing = drawing
@@ -59,6 +59,6 @@ def _rich() -> "RichProgress":
         TextColumn("{task.fields[detail]}"),
         TextColumn("{task.fields[eta]}"),
     )
-    # Without a terminal the bar would be noise in a log, and in a notebook rich draws its own.
-    silent = not (console.is_terminal or console.is_jupyter)
-    return RichProgress(*columns, console=console, transient=True, disable=silent)
+    # No bar where stderr is a log file; a notebook is no terminal, but rich can draw there.
+    hidden = not (console.is_terminal or console.is_jupyter)
+    return RichProgress(*columns, console=console, transient=True, disable=hidden)

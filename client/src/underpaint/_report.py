@@ -1,4 +1,4 @@
-"""What the command prints about a result: rows for people, plain values for machines."""
+"""What the command prints about a result: as text for a terminal, as plain values for JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from underpaint.results import Direction, Edited, Inversion, Mask, Model, Notice
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The same facts twice."""
+    """One result in both forms."""
 
     data: Any
-    """For ``--json``."""
+    """Plain values, for ``--json``."""
     rows: Sequence[Sequence[str]]
-    """For a terminal."""
+    """Cells of a table, row by row, for a terminal."""
 
     def text(self) -> str:
-        """The rows, columns aligned."""
+        """The rows, with aligned columns."""
         widths = [max(len(cell) for cell in column) for column in zip(*self.rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in self.rows)
         return "\n".join(line.rstrip() for line in lines)
 
 
 def of_edit(result: Edited, files: Mapping[str, Path]) -> Report:
-    """An edit."""
+    """Report of an edit."""
     data = {
         **_files(files),
         "media_type": result.media_type,
@@ -42,7 +42,7 @@ def of_edit(result: Edited, files: Mapping[str, Path]) -> Report:
 
 
 def of_mask(result: Mask, files: Mapping[str, Path]) -> Report:
-    """A mask."""
+    """Report of a mask."""
     data = {
         **_files(files),
         "coverage": result.coverage,
@@ -56,7 +56,7 @@ def of_mask(result: Mask, files: Mapping[str, Path]) -> Report:
 
 
 def of_inversion(inversion: Inversion, files: Mapping[str, Path]) -> Report:
-    """An inversion."""
+    """Report of an inversion."""
     psnr, error = inversion.reconstruction_psnr_db, inversion.reconstruction_max_abs_error
     data = {
         **_files(files),
@@ -74,7 +74,7 @@ def of_inversion(inversion: Inversion, files: Mapping[str, Path]) -> Report:
     }
     rows = [*_file_rows(files), ("inversion", inversion.name), ("model", inversion.model)]
     rows += [("size", f"{inversion.width} x {inversion.height} px, {inversion.size_bytes} bytes of latents")]
-    rows += [("round trip", f"{psnr:.1f} dB")] if psnr is not None else []
+    rows += [("reconstruction", f"{psnr:.1f} dB")] if psnr is not None else []
     rows += [("latent error", f"{error:.2g}")] if error is not None else []
     rows += [("expires", f"{inversion.expire_time:%Y-%m-%d %H:%M:%S} UTC")] if inversion.expire_time else []
     rows += _usage_rows(inversion.usage) if inversion.usage else []
@@ -82,7 +82,7 @@ def of_inversion(inversion: Inversion, files: Mapping[str, Path]) -> Report:
 
 
 def of_models(models: Sequence[Model]) -> Report:
-    """A table of models."""
+    """Report of all models."""
     data = [
         {
             "name": model.name,
@@ -99,44 +99,44 @@ def of_models(models: Sequence[Model]) -> Report:
     ]
     rows = [("MODEL", "STATE", "SIZE", "STEPS", "METHODS")]
     for model in models:
-        size = f"{model.width}x{model.height}" if model.width else "-"  # not known before it is loaded
-        does = model.error or " ".join(model.methods) or "-"
-        rows.append((model.name.removeprefix("models/"), model.state, size, str(model.default_steps or "-"), does))
+        size = f"{model.width}x{model.height}" if model.width else "-"  # unknown until it is loaded
+        methods = model.error or " ".join(model.methods) or "-"
+        rows.append((model.name.removeprefix("models/"), model.state, size, str(model.default_steps or "-"), methods))
     return Report(data, rows)
 
 
 def of_direction(direction: Direction, files: Mapping[str, Path]) -> Report:
-    """A direction."""
+    """Report of a direction."""
     rows = [*_file_rows(files), ("direction", direction.name), ("model", direction.model)]
     rows += [("before", direction.source_prompt), ("after", direction.target_prompt)]
     rows += [("steps", f"{direction.steps}, {direction.sampler}, guidance {direction.guidance_scale:g}")]
     if direction.losses:
-        rows += [("loss", f"{direction.losses[0]:.4g}, at best {min(direction.losses):.4g}")]
+        rows += [("loss", f"{direction.losses[0]:.4g} at first, {min(direction.losses):.4g} at best")]
     return Report(_files(files) | _direction(direction), rows)
 
 
 def of_directions(directions: Sequence[Direction]) -> Report:
-    """A table of directions."""
+    """Report of all directions."""
     rows = [("DIRECTION", "MODEL", "STEPS", "BEFORE", "AFTER")]
-    for each in directions:
-        name, model = each.name.removeprefix("directions/"), each.model.removeprefix("models/")
-        rows.append((name, model, str(each.steps), each.source_prompt, each.target_prompt))
-    return Report([_direction(each) for each in directions], rows)
+    for direction in directions:
+        name, model = direction.name.removeprefix("directions/"), direction.model.removeprefix("models/")
+        rows.append((name, model, str(direction.steps), direction.source_prompt, direction.target_prompt))
+    return Report([_direction(direction) for direction in directions], rows)
 
 
 def of_operations(operations: Sequence[Operation]) -> Report:
-    """A table of operations."""
+    """Report of all operations."""
     rows = [("OPERATION", "STATE", "STEP", "DIRECTION")]
-    for each in operations:
-        step = f"{each.progress.step}/{each.progress.total_steps}" if each.progress else "-"
-        state = str(_operation(each)["state"])
-        name = each.direction.name.removeprefix("directions/") if each.direction else "-"
-        rows.append((each.name.removeprefix("operations/"), state, step, name))
-    return Report([_operation(each) for each in operations], rows)
+    for operation in operations:
+        progress, direction = operation.progress, operation.direction
+        step = f"{progress.step}/{progress.total_steps}" if progress else "-"
+        name = direction.name.removeprefix("directions/") if direction else "-"
+        rows.append((operation.name.removeprefix("operations/"), str(_operation(operation)["state"]), step, name))
+    return Report([_operation(operation) for operation in operations], rows)
 
 
 def of_operation(operation: Operation) -> Report:
-    """One operation."""
+    """Report of an operation."""
     rows = [("operation", operation.name), ("state", str(_operation(operation)["state"]))]
     if operation.progress is not None and not operation.done:
         rows += [("step", f"{operation.progress.step} of {operation.progress.total_steps}")]
@@ -147,15 +147,15 @@ def of_operation(operation: Operation) -> Report:
     return Report(_operation(operation), rows)
 
 
-def of_nothing(text: str) -> Report:
-    """Something was done, and there is nothing to show."""
+def of_done(text: str) -> Report:
+    """Report of an action without a result."""
     return Report({"done": text}, [(text,)])
 
 
 def _direction(direction: Direction) -> dict[str, Any]:
     created = direction.create_time.isoformat() if direction.create_time else None
-    facts = {name: getattr(direction, name) for name in Direction.__dataclass_fields__}
-    return facts | {"create_time": created, "weights": list(direction.weights), "losses": list(direction.losses)}
+    fields = {name: getattr(direction, name) for name in Direction.__dataclass_fields__}
+    return fields | {"create_time": created, "weights": list(direction.weights), "losses": list(direction.losses)}
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
@@ -176,38 +176,44 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 
 _ADVICE: tuple[tuple[type[errors.UnderpaintError], str], ...] = (
-    (errors.ConnectionFailed, "start one with `underpaint-server`, or name it with --target or UNDERPAINT_TARGET"),
+    (
+        errors.ConnectionFailed,
+        "start a server with `underpaint-server`, or name a running one with --target or UNDERPAINT_TARGET",
+    ),
     (errors.Unavailable, "try again in {retry_after}"),
-    (errors.DeadlineExceeded, "give it longer with --timeout, or ask for fewer --steps"),
-    (errors.ModelNotFound, "`underpaint models` lists those that exist"),
-    (errors.DirectionNotFound, "`underpaint directions` lists those that exist"),
-    (errors.OperationNotFound, "`underpaint operations` lists those that are remembered"),
+    (errors.DeadlineExceeded, "allow more time with --timeout, or use fewer --steps"),
+    (errors.ModelNotFound, "`underpaint models` lists the models of the server"),
+    (errors.DirectionNotFound, "`underpaint directions` lists the directions on the server"),
+    (errors.OperationNotFound, "`underpaint operations` lists the operations on the server"),
     (errors.InversionExpired, "invert the photo again with `underpaint invert`"),
-    (errors.PayloadTooLarge, "send a smaller or better compressed picture"),
-    (errors.ImageTooLarge, "send a smaller or better compressed picture"),
+    (errors.PayloadTooLarge, "send a smaller image, or compress it more"),
+    (errors.ImageTooLarge, "send a smaller image, or compress it more"),
     (errors.ImageUndecodable, "send a PNG, JPEG or WebP file"),
-    (errors.OutOfMemory, "ask for a smaller picture"),
-    (errors.MethodDisabled, "`underpaint models` lists the methods of each model"),
-    (errors.ServerError, "report it to whoever runs the server, with the request id {request_id}"),
+    (errors.OutOfMemory, "use a smaller image"),
+    (errors.MethodDisabled, "the server does not offer this call; it may be older than this client"),
+    (errors.ServerError, "report it to the operator of the server, with the request ID {request_id}"),
 )
 
 
 def of_error(error: errors.UnderpaintError) -> Report:
-    """A failure, with what to do next."""
+    """Report of an error, with what to do about it."""
     retry_after = f"{error.retry_after_s:.3g} s" if error.retry_after_s else "a moment"
     advice = next((text for kind, text in _ADVICE if isinstance(error, kind)), "")
-    advice = advice.format(retry_after=retry_after, request_id=error.request_id or "in its log")
+    advice = advice.format(retry_after=retry_after, request_id=error.request_id or "from the server log")
     data = {
         "error": type(error).__name__,
         "message": error.message,
         "reason": error.reason,
         "metadata": error.metadata,
-        "violations": [{"path": each.path, "description": each.description} for each in error.violations],
+        "violations": [
+            {"path": violation.path, "description": violation.description} for violation in error.violations
+        ],
         "retry_after_s": error.retry_after_s,
         "request_id": error.request_id,
     }
     rows = [(f"{error.message}{f' ({error.reason})' if error.reason else ''}",)]
-    rows += [(f"  {each.path}: {each.description}",) for each in error.violations if each.path not in error.message]
+    more = [violation for violation in error.violations if violation.path not in error.message]
+    rows += [(f"  {violation.path}: {violation.description}",) for violation in more]
     return Report({"error": data}, [*rows, (f"  -> {advice}",)] if advice else rows)
 
 
@@ -225,14 +231,14 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 def _usage_rows(usage: Usage) -> list[tuple[str, str]]:
     cached = ", inversion from the store" if usage.inversion_cache_hit else ""
-    time = f"{usage.compute_time_s:.2f} s of computing, {usage.queue_time_s:.2f} s of waiting"
+    time = f"{usage.compute_time_s:.2f} s on the device, {usage.queue_time_s:.2f} s in the queue"
     work = f"{usage.network_evaluations} network evaluations, mean batch {usage.mean_batch_size:.1f}{cached}"
     return [("time", time), ("work", work)]
 
 
 def _notices(notices: Sequence[Notice]) -> list[dict[str, str]]:
-    return [{"reason": each.reason, "message": each.message} for each in notices]
+    return [{"reason": notice.reason, "message": notice.message} for notice in notices]
 
 
 def _notice_rows(notices: Sequence[Notice]) -> list[tuple[str, str]]:
-    return [("note", f"{each.message} ({each.reason})") for each in notices]
+    return [("note", f"{notice.message} ({notice.reason})") for notice in notices]

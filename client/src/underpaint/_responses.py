@@ -1,4 +1,4 @@
-"""From messages to results: pure functions."""
+"""From response messages to results: pure functions."""
 
 import array
 import sys
@@ -9,9 +9,10 @@ from google.longrunning import operations_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from underpaint import _status, results
-from underpaint.methods import Convention, DdimInversion, EdictInversion, Fit, Sampler
-from underpaint.results import Origin
+from underpaint import _status, _wire, results
+from underpaint.choices import Fit, Sampler
+from underpaint.methods import INVERSION_METHODS, LEARN_METHODS
+from underpaint.resources import Direction, InversionHandle, Origin
 from underpaint.v1 import direction_service_pb2 as direction_pb
 from underpaint.v1 import edit_service_pb2 as edit_pb
 from underpaint.v1 import inversion_service_pb2 as inversion_pb
@@ -20,7 +21,7 @@ from underpaint.v1 import types_pb2 as types_pb
 
 
 def edited(message: edit_pb.EditResponse, sent: edit_pb.EditRequest, origin: Origin | None) -> results.Edited:
-    """The result of an edit; ``sent`` and ``origin`` are kept so that it can be repeated and built upon."""
+    """The result of an edit. It keeps ``sent``'s photo, or ``origin``, to make its inversion again after it expires."""
     return results.Edited(
         image_bytes=message.image.content,
         media_type=message.image.media_type or "image/png",
@@ -34,20 +35,20 @@ def mask(message: edit_pb.ComputeMaskResponse, sent: edit_pb.EditRequest, origin
     return results.Mask(
         mask_bytes=message.mask.content,
         difference=_floats(message.difference),
-        coverage=_short(message.coverage),
+        coverage=_wire.short(message.coverage),
         **_answer(message, sent, origin),
     )
 
 
 def inverted(message: inversion_pb.InvertResponse, sent: inversion_pb.InvertRequest) -> results.Inversion:
-    """The result of an inversion, with the photo to make it again."""
-    made = message.inversion
-    origin = Origin(sent.image, made.parameters, made.model)
-    return inversion(made, origin=origin, usage=usage(message.usage), notices=_notices(message))
+    """The result of an inversion, with the photo to make it again after it expires."""
+    stored = message.inversion
+    origin = Origin(sent.image, stored.parameters, stored.model)
+    return inversion(stored, origin=origin, usage=usage(message.usage), notices=_notices(message))
 
 
 def inversion(message: inversion_pb.Inversion, **more: Any) -> results.Inversion:
-    """A stored inversion."""
+    """A stored inversion; ``more`` are the fields that only a new one has."""
     return results.Inversion(
         name=message.name,
         model=message.model,
@@ -65,12 +66,12 @@ def inversion(message: inversion_pb.Inversion, **more: Any) -> results.Inversion
 
 
 def progress(message: types_pb.Progress) -> results.Progress:
-    """A snapshot."""
+    """Progress of a request."""
     return results.Progress(
-        phase=_known(results.Phase, types_pb.Phase, "PHASE_", message.phase),
+        phase=_wire.member(types_pb.Phase, results.Phase, message.phase) or results.Phase.UNKNOWN,
         step=message.step,
         total_steps=message.total_steps,
-        fraction=_short(message.fraction),
+        fraction=_wire.short(message.fraction),
         queue_position=message.queue_position,
         eta_s=_seconds(message.eta) if message.HasField("eta") else None,
         loss=message.loss if message.HasField("loss") else None,
@@ -78,19 +79,19 @@ def progress(message: types_pb.Progress) -> results.Progress:
 
 
 def accepted(message: edit_pb.Accepted) -> results.Progress:
-    """Admission, as the first snapshot."""
+    """The server's admission of a request, as its first progress."""
     return results.Progress(results.Phase.QUEUED, 0, 0, 0.0, message.queue_position, None)
 
 
 def preview(message: edit_pb.Preview) -> results.Preview:
-    """A look on the way."""
+    """A preview of the image."""
     return results.Preview(step=message.step, image_bytes=message.image.content)
 
 
-def direction(message: direction_pb.Direction) -> results.Direction:
-    """A learned edit."""
-    plms = message.sampler == types_pb.SAMPLER_PLMS
-    return results.Direction(
+def direction(message: direction_pb.Direction) -> Direction:
+    """A learned direction."""
+    method = _wire.text(direction_pb.LearnMethod, message.method)
+    return Direction(
         name=message.name,
         display_name=message.display_name,
         model=message.model,
@@ -98,11 +99,11 @@ def direction(message: direction_pb.Direction) -> results.Direction:
         source_prompt=message.source_prompt,
         target_prompt=message.target_prompt,
         steps=message.steps,
-        weights=tuple(map(_short, message.weights)),
-        sampler=Sampler.PLMS if plms else Sampler.DDIM,
-        guidance_scale=_short(message.guidance_scale),
+        weights=tuple(map(_wire.short, message.weights)),
+        sampler=_wire.member(types_pb.Sampler, Sampler, message.sampler) or Sampler.DDIM,
+        guidance_scale=_wire.short(message.guidance_scale),
         content_features=message.content_features,
-        method=_LEARN_METHODS.get(message.method, ""),
+        method=method if method in LEARN_METHODS else "",
         losses=tuple(message.losses),
         example_count=message.example_count,
         create_time=_time(message.create_time),
@@ -112,14 +113,14 @@ def direction(message: direction_pb.Direction) -> results.Direction:
 
 def operation(message: operations_pb2.Operation) -> results.Operation:
     """An operation that learns a direction."""
-    now, learned = types_pb.Progress(), direction_pb.Direction()
-    has_progress = message.metadata.Unpack(now)
-    has_learned = message.HasField("response") and message.response.Unpack(learned)
+    current, learned = types_pb.Progress(), direction_pb.Direction()
+    has_progress = message.metadata.Unpack(current)
+    has_direction = message.HasField("response") and message.response.Unpack(learned)
     return results.Operation(
         name=message.name,
         done=message.done,
-        progress=progress(now) if has_progress else None,
-        direction=direction(learned) if has_learned else None,
+        progress=progress(current) if has_progress else None,
+        direction=direction(learned) if has_direction else None,
         error=_status.from_status(message.error) if message.HasField("error") else None,
     )
 
@@ -129,7 +130,7 @@ def model(message: model_pb.Model) -> results.Model:
     limits = message.limits
     return results.Model(
         name=message.name,
-        state=_known(results.ModelState, model_pb.ModelState, "MODEL_STATE_", message.state),
+        state=_wire.member(model_pb.ModelState, results.ModelState, message.state) or results.ModelState.UNKNOWN,
         digest=message.digest,
         methods=tuple(message.methods),
         limits=results.Limits(**{field.name: getattr(limits, field.name) for field in limits.DESCRIPTOR.fields}),
@@ -143,23 +144,23 @@ def model(message: model_pb.Model) -> results.Model:
 
 
 def usage(message: types_pb.Usage) -> results.Usage:
-    """Cost."""
+    """What a request cost."""
     return results.Usage(
         queue_time_s=_seconds(message.queue_time),
         compute_time_s=_seconds(message.compute_time),
         network_evaluations=message.network_evaluations,
-        mean_batch_size=_short(message.mean_batch_size),
+        mean_batch_size=_wire.short(message.mean_batch_size),
         inversion_cache_hit=message.inversion_cache_hit,
     )
 
 
 def _answer(message: Any, sent: edit_pb.EditRequest, origin: Origin | None) -> dict[str, Any]:
     if sent.WhichOneof("source") == "image":
-        # What was asked, not what was resolved: with an inversion for its source, a resolved request has no parameters.
+        # From the request that was sent: a resolved request with an inversion as its source has no parameters.
         origin = Origin(sent.image, sent.inversion_parameters, message.resolved.model)
     return {
         "resolved": results.Resolved(message.resolved, origin),
-        "inversion": results.InversionHandle(message.inversion, origin=origin) if message.inversion else None,
+        "inversion": InversionHandle(message.inversion, origin=origin) if message.inversion else None,
         "usage": usage(message.usage),
         "fitting": _fitting(message),
         "notices": _notices(message),
@@ -167,55 +168,37 @@ def _answer(message: Any, sent: edit_pb.EditRequest, origin: Origin | None) -> d
 
 
 def _parameters(message: inversion_pb.InversionParameters) -> results.InversionParameters:
-    method: EdictInversion | DdimInversion
-    if message.WhichOneof("method") == "ddim":
-        current = message.ddim.convention == inversion_pb.DDIM_CONVENTION_CURRENT
-        convention = Convention.CURRENT if current else Convention.TARGET
-        method = DdimInversion(convention=convention, features=tuple(message.ddim.features))
-    else:
-        method = EdictInversion(mixing_coefficient=_short(message.edict.mixing_coefficient))
+    kind = INVERSION_METHODS.get(message.WhichOneof("method") or "")
     return results.InversionParameters(
-        method, message.steps, _short(message.strength), _short(message.guidance_scale), message.source_prompt
+        method=kind._read(message) if kind is not None else None,
+        steps=message.steps,
+        strength=_wire.short(message.strength),
+        guidance_scale=_wire.short(message.guidance_scale),
+        source_prompt=message.source_prompt,
     )
 
 
 def _fitting(message: Any) -> results.Fitting | None:
     if not message.HasField("fitting"):
         return None
-    f = message.fitting
+    fitting = message.fitting
     return results.Fitting(
-        fit=Fit(types_pb.Fit.Name(f.fit).removeprefix("FIT_").lower()) if f.fit in _FITS else None,
-        source_size=(f.source_width, f.source_height),
-        size=(f.width, f.height),
-        source_box=results.Box(f.source_left, f.source_top, f.source_box_width, f.source_box_height),
-        box=results.Box(f.left, f.top, f.box_width, f.box_height),
+        fit=_wire.member(types_pb.Fit, Fit, fitting.fit),
+        source_size=(fitting.source_width, fitting.source_height),
+        size=(fitting.width, fitting.height),
+        source_box=results.Box(
+            fitting.source_left, fitting.source_top, fitting.source_box_width, fitting.source_box_height
+        ),
+        box=results.Box(fitting.left, fitting.top, fitting.box_width, fitting.box_height),
     )
-
-
-_LEARN_METHODS = {
-    int(direction_pb.LEARN_METHOD_GRADIENT): "gradient",
-    int(direction_pb.LEARN_METHOD_SEARCH): "search",
-}
-_FITS = (types_pb.FIT_CROP, types_pb.FIT_PAD, types_pb.FIT_RESIZE)
 
 
 def _notices(message: Any) -> tuple[results.Notice, ...]:
     return tuple(results.Notice(notice.reason, notice.message) for notice in message.notices)
 
 
-def _known(kind: Any, wire: Any, prefix: str, value: int) -> Any:
-    if value == 0 or value not in wire.values():
-        return kind.UNKNOWN  # a newer server may say more than this client knows
-    return kind(wire.Name(value).removeprefix(prefix).lower())
-
-
 def _optional(message: Any, name: str) -> float | None:
-    return _short(getattr(message, name)) if message.HasField(name) else None
-
-
-def _short(value: float) -> float:
-    """0.8 instead of 0.800000011920929: a float32 has seven digits."""
-    return float(f"{value:.7g}")
+    return _wire.short(getattr(message, name)) if message.HasField(name) else None
 
 
 def _seconds(duration: Duration) -> float:

@@ -1,4 +1,4 @@
-"""From a gRPC error to one of ours: the table, and the decoding of ``google.rpc.Status``."""
+"""From a gRPC error to an UnderpaintError: the table of classes, and the decoding of ``google.rpc.Status``."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -61,31 +61,31 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.INTERNAL, "BUG"): errors.Bug,
     (_Code.UNKNOWN, ""): errors.ServerError,
 }
-"""(status code, ``ErrorInfo.reason``) to class. "" is no reason, "*" one that is not listed; it falls back to ""."""
+"""Class by status code and ``ErrorInfo.reason``: "" is no reason, "*" any reason not listed, else that of ""."""
 
 
 def translate(error: grpc.RpcError, request_id: str) -> UnderpaintError:
     """The error to raise for a failed call; ``error`` becomes its cause."""
-    call: Any = error  # every error of a call is also the call, for both kinds of channel
-    ours = _ours(call.code(), call.details() or "", _details(call.trailing_metadata()), request_id)
-    ours.__cause__ = error
-    return ours
+    call: Any = error  # for both kinds of channel the error has the methods of the call
+    translated = _error(call.code(), call.details() or "", _details(call.trailing_metadata()), request_id)
+    translated.__cause__ = error
+    return translated
 
 
 def from_status(status: Any) -> UnderpaintError:
-    """The error in a ``google.rpc.Status`` that came inside an answer."""
+    """The error in a ``google.rpc.Status`` that is part of an answer."""
     code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
-    return _ours(code, status.message, _unpacked(status), "")
+    return _error(code, status.message, _unpacked(status), "")
 
 
-def _ours(code: grpc.StatusCode, message: str, details: "tuple[Message, ...]", request_id: str) -> UnderpaintError:
+def _error(code: grpc.StatusCode, message: str, details: "tuple[Message, ...]", request_id: str) -> UnderpaintError:
     facts = _facts(details)
     reason = facts.pop("reason", "")
     kind = _kind(code, reason)
     if kind is errors.ResourceExhausted and "larger than max" in message:
-        kind = errors.PayloadTooLarge  # the transport's own refusal has nothing but its text
-    elif message == "Deadline Exceeded":  # the channel's own words for the caller's timeout
-        message = "the timeout passed before the server answered"
+        kind = errors.PayloadTooLarge  # gRPC's own error has no reason, only this text
+    elif message == "Deadline Exceeded":  # gRPC's own text when the caller's timeout passes
+        message = "the timeout passed before the server answered: use a longer timeout"
     facts.setdefault("request_id", request_id)
     return kind(message or code.name, reason=reason, details=details, **facts)
 
@@ -105,31 +105,31 @@ def _details(trailers: Any) -> "tuple[Message, ...]":
     try:
         return _unpacked(status_pb2.Status.FromString(payload))
     except DecodeError:
-        return ()  # a proxy wrote the trailer; code and message still tell the story
+        return ()  # a proxy may write such a trailer; code and message remain
 
 
 def _unpacked(status: Any) -> "tuple[Message, ...]":
     from google.rpc import error_details_pb2
 
-    found: list[Message] = []
+    details: list[Message] = []
     for packed in status.details:
         kind = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2], None)
         if kind is not None and packed.Is(kind.DESCRIPTOR):
-            found.append(kind.FromString(packed.value))
-    return tuple(found)
+            details.append(kind.FromString(packed.value))
+    return tuple(details)
 
 
 def _facts(details: "tuple[Message, ...]") -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for detail in details:
-        found: Any = detail
+        message: Any = detail
         match detail.DESCRIPTOR.name:
             case "ErrorInfo":
-                facts |= {"reason": found.reason, "metadata": dict(found.metadata)}
+                facts |= {"reason": message.reason, "metadata": dict(message.metadata)}
             case "BadRequest":
-                facts["violations"] = tuple(FieldViolation(v.field, v.description) for v in found.field_violations)
+                facts["violations"] = tuple(FieldViolation(v.field, v.description) for v in message.field_violations)
             case "RetryInfo":
-                facts["retry_after_s"] = found.retry_delay.ToNanoseconds() / 1e9
+                facts["retry_after_s"] = message.retry_delay.ToNanoseconds() / 1e9
             case "RequestInfo":
-                facts["request_id"] = found.request_id
+                facts["request_id"] = message.request_id
     return facts

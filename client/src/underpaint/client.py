@@ -1,4 +1,4 @@
-"""The synchronous client. Made from ``aio.py`` by ``client/make_sync.py``; change that one."""
+"""The synchronous client, generated from ``aio.py`` by ``client/make_sync.py``: edit ``aio.py``."""
 
 import os
 import time
@@ -9,30 +9,27 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from underpaint import _calls, _requests
+from underpaint import _calls, _requests, resources
 from underpaint._channel import Connection, Deadline, Target, deliver, pause
 from underpaint._progress import listening
 from underpaint._status import translate
+from underpaint.choices import Fit, Priority, Sampler
 from underpaint.errors import ServerError, Unavailable
 from underpaint.images import ImageLike
 from underpaint.methods import (
+    DEFAULT_EDIT,
+    DEFAULT_INVERSION,
     Ddim,
     DiffEdit,
-    Edict,
-    EdictInversion,
     EditMethod,
-    Fit,
     Generated,
     InversionMethod,
     LearnMethod,
-    Priority,
-    Sampler,
 )
+from underpaint.resources import Direction, InversionHandle
 from underpaint.results import (
-    Direction,
     Edited,
     Inversion,
-    InversionHandle,
     Limits,
     Mask,
     Model,
@@ -46,27 +43,27 @@ T = TypeVar("T")
 _POLL_S, _LONG_POLL_S = 0.5, 10.0
 _RETRY_S = 1.0
 ProgressLike = bool | Callable[[Progress], Any] | None
-_EDICT, _DDIM, _DIFFEDIT, _EDICT_INVERSION = Edict(), Ddim(), DiffEdit(), EdictInversion()
+_DDIM, _DIFFEDIT = Ddim(), DiffEdit()
 
 
 class Client:
-    """Inverts and edits pictures on an Underpaint server.
+    """Inverts and edits images on an Underpaint server.
 
-    Opens its connection at the first call, may be shared by threads or tasks, and closes with ``with`` or
-    ``close``. Refusals that a repeat can mend (a full queue, a server that restarts) are repeated by the channel, up to
-    four attempts.
+    Connects at the first call and disconnects with ``with`` or ``close``. Threads or tasks may share one client.
+    A call that fails with UNAVAILABLE (a full queue, a server that restarts) is retried, up to four attempts in all.
 
-    Arguments that all methods share:
+    Arguments that several methods have:
 
-    * ``timeout``: seconds for the whole call, repeats included; None takes the client's.
-    * ``model``: "models/{id}" or only the id; empty takes the server's default.
-    * ``priority``: :class:`Priority` or its name.
-    * ``progress``: True draws a bar on a terminal, a function is called with each :class:`Progress`; a function that
-      raises ends the call. Snapshots may be skipped when it is slow.
-    * ``request_id``: a UUID4; drawn when None. The same id within ten minutes gets the first answer again.
+    * ``timeout``: seconds for the whole call, retries included; None takes the client's.
+    * ``model``: "models/{id}" or the id alone; empty takes the server's default.
+    * ``fit``: how a photo of another size is brought to the model's size, a :class:`Fit` or its name. Default: crop.
+    * ``priority``: order in the queue, a :class:`Priority` or its name. Default: normal.
+    * ``progress``: True draws a bar on a terminal; a function is called with each :class:`Progress`. An exception that
+      it raises ends the call. Some progress is skipped when it is slow.
+    * ``request_id``: a UUID4; None takes a random one. A repeat of the id within ten minutes gets the first answer.
 
-    All methods raise :class:`UnderpaintError` or one of its subclasses; ValueError and TypeError for arguments that
-    contradict each other; OSError for files that cannot be read.
+    All methods raise :class:`UnderpaintError` or one of its subclasses when a call fails, ValueError or TypeError for
+    arguments that are wrong or contradict each other, OSError for files that cannot be read.
     """
 
     def __init__(
@@ -79,12 +76,12 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        """Remember where the server is; nothing is sent yet.
+        """Create a client; it connects at the first call.
 
         ``target`` is any gRPC target: host:port, or ``dns:///name:port``, which spreads calls over all addresses of
-        the name. ``connect_timeout`` is how many seconds the first call waits for a server. ``credentials`` turn on
-        TLS. ``metadata`` goes with every call, such as ``{"authorization": "Bearer ..."}``. ``options`` are channel
-        arguments that win over ours.
+        the name. ``timeout`` is the default time limit of a call in seconds. ``connect_timeout`` is how many seconds
+        the first call waits for a server. ``credentials`` turn on TLS. ``metadata`` is sent with every call, such as
+        ``{"authorization": "Bearer ..."}``. ``options`` are gRPC channel arguments; they override the client's own.
         """
         self._connection = Connection(Target(target, credentials, options, connect_timeout))
         self._timeout = timeout
@@ -100,14 +97,14 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; calls that run are cancelled. A later call opens another."""
+        """Close the connection; running calls are cancelled. A later call opens a new connection."""
         self._connection.close()
 
     def invert(
         self,
         image: ImageLike,
         *,
-        method: InversionMethod = _EDICT_INVERSION,
+        method: InversionMethod = DEFAULT_INVERSION,
         source_prompt: str = "",
         steps: int | None = None,
         strength: float | None = None,
@@ -120,11 +117,12 @@ class Client:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Inversion:
-        """Turn a photo into an inversion that many edits can start from.
+        """Invert a photo; the inversion can be the source of many edits.
 
-        ``source_prompt`` describes the photo. ``strength``, (0, 1], is the share of the schedule's ``steps`` that is
-        inverted. ``verify`` also runs the way back and reports its error. The same photo, model and settings give the
-        same name, and cost nothing the second time.
+        ``source_prompt`` describes the photo. ``steps`` is the number of steps of the whole schedule (the model's by
+        default), ``strength``, (0, 1], the share of it that is inverted (0.8). ``guidance_scale`` is the
+        classifier-free guidance weight while inverting; 1 is off. ``verify`` also reconstructs the photo and reports
+        the error. The same photo, model and settings give the same name, and the server computes them only once.
         """
         request = _requests.invert(
             image, method, source_prompt=source_prompt, steps=steps, strength=strength,
@@ -139,7 +137,7 @@ class Client:
         self,
         source: _requests.Source,
         target_prompt: str = "",
-        method: EditMethod = _EDICT,
+        method: EditMethod = DEFAULT_EDIT,
         *,
         source_prompt: str = "",
         negative_prompt: str = "",
@@ -155,14 +153,16 @@ class Client:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Edited:
-        """Change a picture into what ``target_prompt`` says; content injection, and models without text, need none.
+        """Edit an image so that it shows what ``target_prompt`` describes.
 
-        ``source`` is a photo (a path, encoded bytes or a ``PIL.Image``), an inversion (an object, or its name), or
-        :class:`Generated`. ``source_prompt`` describes the photo. ``seed``, 0 .. 2**64 - 1, is drawn when None, and
-        reported in ``resolved``. ``guidance_scale`` is the weight of the prompt; 1 is off. ``on_preview`` gets a rough
-        look every ``preview_every`` steps (5). ``output_media_type`` is image/png, image/jpeg or image/webp.
+        ``source`` is a photo (a path, encoded bytes or a ``PIL.Image``), an inversion (a handle, or its name), or
+        :class:`Generated`. ``target_prompt`` may be empty for content injection, for a learned direction and for models
+        without text. ``source_prompt`` describes the photo, ``negative_prompt`` what the result should not show.
+        ``seed``, 0 to 2**64 - 1, is random when None; ``resolved`` has it. ``guidance_scale`` is the classifier-free
+        guidance weight; 1 is off. ``on_preview`` is called with a :class:`Preview` every ``preview_every`` steps (5).
+        ``output_media_type`` is image/png (the default), image/jpeg or image/webp.
 
-        An inversion that the server has let go is made again from the photo, when this client made it.
+        If the server has deleted an inversion that this client made, the edit is sent again with the photo.
         """
         work = _requests.edit(
             source, target_prompt, method, source_prompt=source_prompt, negative_prompt=negative_prompt, seed=seed,
@@ -190,7 +190,10 @@ class Client:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Edited:
-        """Draw a picture from noise. ``Generated(prompt, seed)`` is the same picture as the source of an edit."""
+        """Generate an image from noise. ``width`` and ``height`` are in pixels; None takes the model's size.
+
+        ``Generated(prompt, seed)`` is the same image as the source of an edit.
+        """
         return self.edit(
             Generated(prompt, seed, width, height, steps), prompt, _DDIM, negative_prompt=negative_prompt,
             guidance_scale=guidance_scale, model=model, output_media_type=output_media_type, priority=priority,
@@ -208,7 +211,7 @@ class Client:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Edited:
-        """Send a resolved request as it is, under a new id: the same bytes again."""
+        """Send a resolved request unchanged under a new request id; the result has the same bytes."""
         work = _requests.repeat(resolved, request_id)
         return self._edit(work, progress, on_preview, preview_every, timeout)
 
@@ -228,7 +231,7 @@ class Client:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Mask:
-        """Only DiffEdit's mask, to look at and to change before ``edit(..., DiffEdit(mask=...))``."""
+        """Compute DiffEdit's mask without the edit; the mask, or a changed one, can go into ``DiffEdit(mask=...)``."""
         work = _requests.edit(
             source, target_prompt, method, source_prompt=source_prompt, negative_prompt=negative_prompt, seed=seed,
             guidance_scale=guidance_scale, fit=fit, model=model, output_media_type="", priority=priority,
@@ -238,23 +241,23 @@ class Client:
         return self._run(_calls.compute_mask(work), timeout)
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
-        """All models of the server. Their limits are remembered: larger pictures are then refused before the upload."""
-        found = self._run(_calls.list_models(), timeout)
-        self._limits |= {model.name: model.limits for model in found}
-        return found
+        """All models of the server. Afterwards the client refuses an image above their limits without sending it."""
+        models = self._run(_calls.list_models(), timeout)
+        self._limits |= {model.name: model.limits for model in models}
+        return models
 
     def model(self, name: str, *, timeout: float | None = None) -> Model:
-        """One model, by "models/{id}" or only the id. Its limits are remembered."""
-        found = self._run(_calls.get_model(_requests.model_name(name)), timeout)
-        self._limits[found.name] = found.limits
-        return found
+        """One model, by "models/{id}" or the id alone. Afterwards the client knows its limits, as with ``models``."""
+        model = self._run(_calls.get_model(_requests.model_name(name)), timeout)
+        self._limits[model.name] = model.limits
+        return model
 
     def get_inversion(self, name: InversionHandle | str, *, timeout: float | None = None) -> Inversion:
-        """Look one inversion up; refreshes nothing."""
-        return self._run(_calls.get_inversion(_requests.inversion_name(name)), timeout)
+        """Fetch one inversion; this does not postpone its expiry."""
+        return self._run(_calls.get_inversion(resources.inversion_name(name)), timeout)
 
     def list_inversions(self, *, page_size: int = 0, timeout: float | None = None) -> Iterator[Inversion]:
-        """All inversions, newest first, fetched page by page; ``timeout`` is for each page."""
+        """All inversions, newest first, fetched in pages of ``page_size`` (0: 50); ``timeout`` is for each page."""
         token = ""
         while True:
             page, token = self._run(_calls.list_inversions(page_size, token), timeout)
@@ -265,8 +268,8 @@ class Client:
     def delete_inversion(
         self, name: InversionHandle | str, *, allow_missing: bool = False, timeout: float | None = None
     ) -> None:
-        """Delete one inversion; with ``allow_missing`` it may be gone already."""
-        self._run(_calls.delete_inversion(_requests.inversion_name(name), allow_missing), timeout)
+        """Delete one inversion; InversionExpired if it does not exist, unless ``allow_missing``."""
+        self._run(_calls.delete_inversion(resources.inversion_name(name), allow_missing), timeout)
 
     def export_inversion(
         self,
@@ -275,8 +278,11 @@ class Client:
         *,
         timeout: float | None = None,
     ) -> bytes:
-        """The latents as one safetensors file, size and checksum checked; also written to ``path`` when given."""
-        content = self._run(_calls.export_inversion(_requests.inversion_name(name)), timeout)
+        """The latents as the bytes of a safetensors file, also written to ``path`` if given.
+
+        Raises ExportCorrupt when size or checksum of the received file is wrong; nothing is written then.
+        """
+        content = self._run(_calls.export_inversion(resources.inversion_name(name)), timeout)
         if path is not None:
             Path(path).write_bytes(content)
         return content
@@ -300,15 +306,17 @@ class Client:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> "Learning":
-        """Start to learn what turns pictures of ``source_prompt`` into ones of ``target_prompt``; takes minutes.
+        """Start to learn a direction, the edit from ``source_prompt`` to ``target_prompt``; it takes minutes.
 
-        ``examples`` are 1 to 16 photos (paths, encoded bytes or ``PIL.Image``), or seeds of pictures that the model
-        draws from the source prompt. ``name`` is the id that the direction gets, 1 to 63 characters of a-z, 0-9 and
-        "-"; drawn when empty. ``method`` is :class:`GradientLearning` or :class:`SearchLearning`. ``content_weight``
-        is that of what keeps the content, against what follows the text. ``seed`` is of the noise that photos are
-        brought along with.
+        ``examples`` are 1 to 16 photos (paths, encoded bytes or ``PIL.Image``), or seeds of images that the model
+        generates from the source prompt. ``name`` is the id of the direction, 1 to 63 characters of a-z, 0-9 and "-";
+        random when empty. ``display_name`` is a name to show to people. ``steps`` and ``sampler`` are those of the
+        schedule; edits with the direction use the same. ``guidance_scale`` is the classifier-free guidance weight (5).
+        ``method`` is :class:`GradientLearning` or :class:`SearchLearning`; None takes gradients where the model has
+        them. ``content_weight``, [0, 100], is the weight of the content-preserving loss (0.05). ``seed`` is that of the
+        noise that photos are combined with.
 
-        The server goes on whatever happens to this program: ``attach`` finds the operation again by its name.
+        The operation runs on the server, even if this program ends: ``attach`` returns its handle by its name.
         """
         request = _requests.learn(
             source_prompt, target_prompt, examples, name=name, display_name=display_name, steps=steps, sampler=sampler,
@@ -320,14 +328,14 @@ class Client:
         return Learning(self, (self._run(_calls.learn(request), timeout)).name)
 
     def attach(self, name: Operation | str, *, timeout: float | None = None) -> "Learning":
-        """The handle of an operation that was started before, perhaps elsewhere."""
-        found = self._run(_calls.get_operation(_requests.operation_name(name)), timeout)
-        return Learning(self, found.name)
+        """The handle of an operation that exists, by "operations/{id}" or the id alone; any program may have it."""
+        operation = self._run(_calls.get_operation(_requests.operation_name(name)), timeout)
+        return Learning(self, operation.name)
 
     def list_operations(
         self, *, done: bool | None = None, page_size: int = 0, timeout: float | None = None
     ) -> Iterator[Operation]:
-        """All operations, or only those that are ``done`` or are not, newest first; ``timeout`` is for each page."""
+        """All operations, or those that are ``done`` or not done, newest first; ``timeout`` is for each page."""
         token = ""
         while True:
             page, token = self._run(_calls.list_operations(done, page_size, token), timeout)
@@ -336,11 +344,11 @@ class Client:
                 return
 
     def get_direction(self, name: Direction | str, *, timeout: float | None = None) -> Direction:
-        """Look one direction up, by "directions/{id}" or only the id."""
-        return self._run(_calls.get_direction(_requests.direction_name(name)), timeout)
+        """Fetch one direction, by "directions/{id}" or the id alone."""
+        return self._run(_calls.get_direction(resources.direction_name(name)), timeout)
 
     def list_directions(self, *, page_size: int = 0, timeout: float | None = None) -> Iterator[Direction]:
-        """All directions, newest first, fetched page by page; ``timeout`` is for each page."""
+        """All directions, newest first, fetched in pages of ``page_size`` (0: 50); ``timeout`` is for each page."""
         token = ""
         while True:
             page, token = self._run(_calls.list_directions(page_size, token), timeout)
@@ -349,8 +357,8 @@ class Client:
                 return
 
     def delete_direction(self, name: Direction | str, *, etag: str = "", timeout: float | None = None) -> None:
-        """Delete one direction; with ``etag`` only if it is that very one."""
-        self._run(_calls.delete_direction(_requests.direction_name(name), etag), timeout)
+        """Delete one direction; with ``etag`` only if its etag is that one, else EtagMismatch."""
+        self._run(_calls.delete_direction(resources.direction_name(name), etag), timeout)
 
     def export_direction(
         self,
@@ -359,8 +367,11 @@ class Client:
         *,
         timeout: float | None = None,
     ) -> bytes:
-        """The direction as one safetensors file, size and checksum checked; also written to ``path`` when given."""
-        content = self._run(_calls.export_direction(_requests.direction_name(name)), timeout)
+        """The direction as the bytes of a safetensors file, also written to ``path`` if given.
+
+        Raises ExportCorrupt when size or checksum of the received file is wrong; nothing is written then.
+        """
+        content = self._run(_calls.export_direction(resources.direction_name(name)), timeout)
         if path is not None:
             Path(path).write_bytes(content)
         return content
@@ -373,7 +384,10 @@ class Client:
         display_name: str = "",
         timeout: float | None = None,
     ) -> Direction:
-        """Store an exported file, given as bytes or by its path. Empty names: a drawn one, and the file's own."""
+        """Store an exported direction, given as bytes or as the path of its file.
+
+        ``name`` is its id; random when empty. An empty ``display_name`` keeps that of the file.
+        """
         data = content if isinstance(content, bytes) else Path(content).read_bytes()
         return self._run(_calls.import_direction(data, name, display_name), timeout)
 
@@ -407,14 +421,17 @@ class Client:
 
     def _perform(self, call: _calls.Call, deadline: Deadline) -> Any:
         channel = self._connection.channel(deadline)
-        kind = channel.unary_unary if call.reader is None else channel.unary_stream
-        ask: Any = (channel.stream_unary if call.more else kind)(
+        if call.more:
+            rpc: Any = channel.stream_unary
+        else:
+            rpc = channel.unary_unary if call.reader is None else channel.unary_stream
+        start = rpc(
             call.method.path,
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.method.response.FromString,
         )
-        sent = iter((call.request, *call.more)) if call.more else call.request
-        running = ask(sent, timeout=deadline.left(), metadata=self._metadata)
+        request = iter((call.request, *call.more)) if call.more else call.request
+        running = start(request, timeout=deadline.left(), metadata=self._metadata)
         if call.reader is None:
             return running
         try:
@@ -422,15 +439,15 @@ class Client:
                 for callback, value in call.reader.feed(message):
                     deliver(callback, value)
         finally:
-            running.cancel()  # for the listener that raised; after the end it does nothing
+            running.cancel()  # ends the RPC when a callback has raised; no effect after its end
         return call.reader.end()
 
 
 class Learning:
-    """An operation on the server that learns a direction. It goes on whether or not anybody waits for it."""
+    """The handle of an operation that learns a direction. The operation runs on the server, even without a handle."""
 
     def __init__(self, client: Client, name: str) -> None:
-        """Use ``client.learn`` or ``client.attach``."""
+        """``client.learn`` and ``client.attach`` create handles."""
         self._client = client
         self.name = name
         """"operations/{id}"."""
@@ -439,48 +456,48 @@ class Learning:
         return f"<{type(self).__name__} {self.name}>"
 
     def status(self, *, timeout: float | None = None) -> Operation:
-        """What it has come to."""
+        """Its current state."""
         return self._client._run(_calls.get_operation(self.name), timeout)
 
     def wait(self, *, progress: ProgressLike = None, timeout: float | None = None) -> Operation:
-        """What it has come to once it is done, or after ``timeout`` seconds; None waits as long as it takes.
+        """Its state once it is done, or after ``timeout`` seconds; None waits without a limit.
 
-        A server that is away for a while (a restart) is waited for, as long as one call of the client may take.
+        While the server is unavailable (a restart), calls are retried for as long as the client's own timeout.
         """
         end = float("inf") if timeout is None else time.monotonic() + timeout
         with listening(progress) as on_progress:
             while True:
                 poll_s = _POLL_S if on_progress is not None else _LONG_POLL_S
-                now = self._look(max(0.0, min(poll_s, end - time.monotonic())), end)
-                if on_progress is not None and now.progress is not None:
-                    deliver(on_progress, now.progress)
-                if now.done or time.monotonic() >= end:
-                    return now
+                operation = self._poll(max(0.0, min(poll_s, end - time.monotonic())), end)
+                if on_progress is not None and operation.progress is not None:
+                    deliver(on_progress, operation.progress)
+                if operation.done or time.monotonic() >= end:
+                    return operation
 
     def result(self, *, progress: ProgressLike = None) -> Direction:
-        """The direction, when it is learned; raises what ended the operation instead, such as Cancelled."""
-        now = self.wait(progress=progress)
-        if now.error is not None:
-            raise now.error
-        if now.direction is None:
-            raise ServerError("the operation ended without a direction")
-        return now.direction
+        """Wait for its end and return the direction; raises the error that ended it, such as Cancelled."""
+        operation = self.wait(progress=progress)
+        if operation.error is not None:
+            raise operation.error
+        if operation.direction is None:
+            raise ServerError(f"{self.name} ended without a direction and without an error: start it again")
+        return operation.direction
 
     def cancel(self, *, timeout: float | None = None) -> None:
-        """End it within a step; nothing of what it has learned is kept. One that is done stays as it is."""
+        """Cancel it, within a step; what it has learned so far is lost. No effect on one that is done."""
         self._client._run(_calls.cancel_operation(self.name), timeout)
 
     def forget(self, *, timeout: float | None = None) -> None:
-        """Remove it from the server's list, once it is done; what it learned stays."""
+        """Delete it from the server's list once it is done, else OperationRunning; its direction is kept."""
         self._client._run(_calls.delete_operation(self.name), timeout)
 
-    def _look(self, seconds: float, end: float) -> Operation:
-        patience = min(end, time.monotonic() + self._client._timeout)
+    def _poll(self, seconds: float, end: float) -> Operation:
+        retry_until = min(end, time.monotonic() + self._client._timeout)
         while True:
             try:
                 return self._client._run(_calls.wait_operation(self.name, seconds), None)
             except Unavailable as error:
                 retry_s = error.retry_after_s or _RETRY_S
-                if time.monotonic() + retry_s > patience:
+                if time.monotonic() + retry_s > retry_until:
                     raise
                 pause(retry_s)

@@ -1,56 +1,56 @@
-"""Every way a call can fail, as one tree.
+"""The errors that a call can raise, as one tree.
 
 ::
 
     UnderpaintError
-    ├── InvalidRequest                the request itself is wrong; sending it again will not help
-    │   ├── FieldInvalid                  FIELD_INVALID: ``violations`` names the fields
+    ├── InvalidRequest                the request is wrong; correct it, a retry fails again
+    │   ├── FieldInvalid                  FIELD_INVALID: ``violations`` has the fields
     │   ├── ImageUndecodable              IMAGE_UNDECODABLE
     │   ├── ImageTooLarge                 IMAGE_TOO_LARGE: ``metadata`` has limit and actual
-    │   └── RequestIdReused               REQUEST_ID_REUSED: same id, other payload
-    ├── NotFound                      a name that means nothing to this server, or not to this caller
+    │   └── RequestIdReused               REQUEST_ID_REUSED: the id came before with another payload
+    ├── NotFound                      the server has no resource of that name
     │   ├── ModelNotFound                 MODEL_NOT_FOUND
-    │   ├── InversionExpired              INVERSION_EXPIRED: gone, or never was
+    │   ├── InversionExpired              INVERSION_EXPIRED: expired, deleted, or it never existed
     │   ├── DirectionNotFound             DIRECTION_NOT_FOUND
-    │   └── OperationNotFound             OPERATION_NOT_FOUND: forgotten, or never was
-    ├── PreconditionFailed            right request, wrong state
-    │   ├── InversionModelMismatch        INVERSION_MODEL_MISMATCH
-    │   ├── DirectionModelMismatch        DIRECTION_MODEL_MISMATCH: learned on other weights
+    │   └── OperationNotFound             OPERATION_NOT_FOUND: deleted, or it never existed
+    ├── PreconditionFailed            the request does not fit the state of the server
+    │   ├── InversionModelMismatch        INVERSION_MODEL_MISMATCH: made with other weights
+    │   ├── DirectionModelMismatch        DIRECTION_MODEL_MISMATCH: learned with other weights
     │   ├── DirectionStepsMismatch        DIRECTION_STEPS_MISMATCH: ``metadata`` has the direction's steps
-    │   ├── LearningUnsupported           LEARNING_UNSUPPORTED: the model has nothing to learn by
-    │   ├── OperationRunning              OPERATION_RUNNING: only one that is done can be deleted
-    │   └── ModelNotReady                 MODEL_NOT_READY
-    ├── Unavailable                   the channel tried several times; come back after ``retry_after_s``
+    │   ├── LearningUnsupported           LEARNING_UNSUPPORTED: the model has no CLIP for the loss
+    │   ├── OperationRunning              OPERATION_RUNNING: only an operation that is done can be deleted
+    │   └── ModelNotReady                 MODEL_NOT_READY: loading failed
+    ├── Unavailable                   all attempts were refused; retry after ``retry_after_s``
     │   ├── QueueFull                     QUEUE_FULL
     │   ├── Draining                      DRAINING
     │   ├── ModelLoading                  MODEL_LOADING
     │   ├── WorkerRestarted               WORKER_RESTARTED
-    │   ├── StoreUnavailable              STORE_UNAVAILABLE: what is stored is out of the server's reach
-    │   └── ConnectionFailed              nobody answers, or the connection broke
-    ├── DeadlineExceeded
+    │   ├── StoreUnavailable              STORE_UNAVAILABLE: the server cannot reach its store
+    │   └── ConnectionFailed              no server answers, or the connection broke
+    ├── DeadlineExceeded              the ``timeout`` is too short
     │   ├── DeadlineUnattainable          DEADLINE_UNATTAINABLE: refused at once, ``metadata`` has estimate_s
-    │   └── DeadlinePassed                DEADLINE_PASSED: while waiting or running
-    ├── ResourceExhausted
-    │   ├── OperationsFull                OPERATIONS_FULL: too many wait already
-    │   ├── OutOfMemory                   GPU_OUT_OF_MEMORY: does not fit even alone
+    │   └── DeadlinePassed                DEADLINE_PASSED: it passed in the queue or while running
+    ├── ResourceExhausted             a limit is reached
+    │   ├── OperationsFull                OPERATIONS_FULL: too many operations wait
+    │   ├── OutOfMemory                   GPU_OUT_OF_MEMORY: the image is too large for the device
     │   ├── QuotaExceeded                 QUOTA_EXCEEDED
-    │   └── PayloadTooLarge               the encoded message is over the transport's limit
+    │   └── PayloadTooLarge               the message is larger than the transport's limit
     ├── Cancelled                     CANCELLED
     ├── Unauthenticated               TOKEN_INVALID
     ├── PermissionDenied              ROLE_REQUIRED
-    ├── Conflict                      somebody else was first
-    │   ├── EtagMismatch                  ETAG_MISMATCH: it is not what this caller has seen
+    ├── Conflict                      another caller created or changed the resource
+    │   ├── EtagMismatch                  ETAG_MISMATCH: the resource has another etag
     │   └── DirectionExists               DIRECTION_EXISTS: the id is taken
-    ├── MethodDisabled                METHOD_DISABLED: in the contract, not on this server
-    ├── DataLoss
-    │   ├── StoreCorrupt                  STORE_CORRUPT: what was stored fails its checksum
-    │   └── ExportCorrupt                 an export arrived incomplete or changed
-    └── ServerError                   the server's own fault
-        ├── NonFiniteLatents              NON_FINITE_LATENTS
-        └── Bug                           BUG
+    ├── MethodDisabled                METHOD_DISABLED: in the contract, but not offered by the server
+    ├── DataLoss                      bytes were lost or changed
+    │   ├── StoreCorrupt                  STORE_CORRUPT: a stored object fails its checksum
+    │   └── ExportCorrupt                 a received export is incomplete or fails its checksum
+    └── ServerError                   an error inside the server
+        ├── NonFiniteLatents              NON_FINITE_LATENTS: latents became NaN or infinite
+        └── Bug                           BUG: any other error in the server
 
-The words in capitals are ``reason``, from ``google.rpc.ErrorInfo``. A reason that this client does not know ends in the
-class of its status code. The gRPC error itself is the ``__cause__``.
+The words in capitals are ``reason``, from ``google.rpc.ErrorInfo``. An error with a reason that this client does not
+know has the class of its status code. ``__cause__`` is the gRPC error.
 """
 
 from collections.abc import Mapping
@@ -63,16 +63,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field at fault."""
+    """A field of a request with a wrong value."""
 
     path: str
-    """Path in the request, such as ``inversion_parameters.strength``."""
+    """Path of the field in the request, such as ``inversion_parameters.strength``."""
     description: str
     """What is wrong with it."""
 
 
 class UnderpaintError(Exception):
-    """Root of the tree; ``str()`` is for people, the attributes are for programs."""
+    """Base of all errors of a call. ``str()`` is the message; programs read the attributes."""
 
     def __init__(
         self,
@@ -87,19 +87,19 @@ class UnderpaintError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        """For people; says what to do next."""
+        """What is wrong, and what to do."""
         self.reason = reason
-        """From a closed list; empty when no server said one."""
+        """Machine-readable reason, one of the words in capitals above; empty if the server sent none."""
         self.metadata = dict(metadata or {})
-        """Facts that belong to the reason, such as ``limit`` and ``actual``."""
+        """Values that belong to the reason, such as ``limit`` and ``actual``."""
         self.violations = violations
-        """Fields at fault."""
+        """Fields with a wrong value."""
         self.retry_after_s = retry_after_s
-        """Seconds after which the server wants to be asked again."""
+        """Seconds to wait before a retry; None if the server sent none."""
         self.request_id = request_id
-        """Names the request in the server's log."""
+        """Request id, to find the request in the server's log; empty if it had none."""
         self.details = details
-        """All ``google.rpc`` details that came with it."""
+        """All ``google.rpc`` details of the error."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.__dict__.copy())
@@ -112,131 +112,131 @@ def _rebuild(kind: type[UnderpaintError], state: dict[str, object]) -> Underpain
 
 
 class InvalidRequest(UnderpaintError):
-    """The request is wrong by itself."""
+    """The request is wrong; correct it before the next call."""
 
 
 class FieldInvalid(InvalidRequest):
-    """Fields out of range, missing, contradictory or unused; see ``violations``."""
+    """Fields are out of range, missing, contradictory or unused; ``violations`` names them."""
 
 
 class ImageUndecodable(InvalidRequest):
-    """Not a PNG, JPEG or WebP picture, or one cut short."""
+    """The bytes are not a PNG, JPEG or WebP image, or the image is truncated."""
 
 
 class ImageTooLarge(InvalidRequest):
-    """Too many bytes or pixels; ``metadata`` has ``limit`` and ``actual``."""
+    """The image has too many bytes or pixels; ``metadata`` has ``limit`` and ``actual``."""
 
 
 class RequestIdReused(InvalidRequest):
-    """A request id that came before with another payload."""
+    """The request id was used before with another payload; use a new one."""
 
 
 class NotFound(UnderpaintError):
-    """A name that means nothing."""
+    """The server has no resource of that name."""
 
 
 class ModelNotFound(NotFound):
-    """No such model; ``Client.models()`` lists those that exist."""
+    """The server has no such model; ``Client.models()`` lists its models."""
 
 
 class InversionExpired(NotFound):
-    """No such inversion, or no longer; invert the photo again."""
+    """The inversion has expired, was deleted, or never existed; invert the photo again."""
 
 
 class DirectionNotFound(NotFound):
-    """No such direction; ``Client.list_directions()`` lists those that exist."""
+    """The server has no such direction; ``Client.list_directions()`` lists its directions."""
 
 
 class OperationNotFound(NotFound):
-    """No such operation, or it was forgotten."""
+    """The operation was deleted or never existed; ``Client.list_operations()`` lists the operations."""
 
 
 class PreconditionFailed(UnderpaintError):
-    """The request fits another state of the server."""
+    """The request does not fit the state of the server."""
 
 
 class InversionModelMismatch(PreconditionFailed):
-    """The inversion was made by other weights, or an exact one by a server that computes otherwise; invert again."""
+    """The inversion was made with other weights, or (EDICT) by a server that rounds differently; invert again."""
 
 
 class DirectionModelMismatch(PreconditionFailed):
-    """The direction was learned on other weights; learn it again."""
+    """The direction was learned with other weights; learn it again."""
 
 
 class DirectionStepsMismatch(PreconditionFailed):
-    """The direction was learned for another number of steps, which ``metadata`` has."""
+    """The direction was learned for another number of steps, which ``metadata`` has; leave ``steps`` out."""
 
 
 class LearningUnsupported(PreconditionFailed):
-    """The model came without what scores an edit."""
+    """The model has no CLIP, which the loss of learning needs; use another model."""
 
 
 class OperationRunning(PreconditionFailed):
-    """The operation is not done; cancel it first."""
+    """The operation is not done; cancel it before deleting it."""
 
 
 class ModelNotReady(PreconditionFailed):
-    """The model failed to load."""
+    """The model failed to load; ``Model.error`` has the reason."""
 
 
 class Unavailable(UnderpaintError):
-    """Nothing is wrong with the request; ``retry_after_s`` says when to come back."""
+    """The server cannot take the request now; retry after ``retry_after_s`` seconds."""
 
 
 class QueueFull(Unavailable):
-    """The queue has no place."""
+    """The server's queue is full."""
 
 
 class Draining(Unavailable):
-    """The server is about to stop."""
+    """The server is stopping and takes no more requests."""
 
 
 class ModelLoading(Unavailable):
-    """Weights are still being read."""
+    """The model's weights are still being loaded."""
 
 
 class WorkerRestarted(Unavailable):
-    """The worker died with this work in it and is coming back."""
+    """The engine process crashed while this request ran, and is restarting."""
 
 
 class StoreUnavailable(Unavailable):
-    """The server cannot reach the place of what it stores; edits of an image work all the same."""
+    """The server cannot reach its store. Edits of a photo work without it."""
 
 
 class ConnectionFailed(Unavailable):
-    """Nobody answers at the target, or the connection broke."""
+    """No server answers at the target, or the connection broke."""
 
 
 class DeadlineExceeded(UnderpaintError):
-    """The call's ``timeout``."""
+    """The call takes longer than its ``timeout``."""
 
 
 class DeadlineUnattainable(DeadlineExceeded):
-    """Cannot finish in time, by the server's estimate; ``metadata`` has ``estimate_s``."""
+    """The server estimates that the call would take longer than its ``timeout``; ``metadata`` has ``estimate_s``."""
 
 
 class DeadlinePassed(DeadlineExceeded):
-    """It passed while the work was waiting or running."""
+    """The ``timeout`` passed while the request was in the queue or running."""
 
 
 class ResourceExhausted(UnderpaintError):
-    """More than there is."""
+    """A limit of the server or of this caller is reached."""
 
 
 class OperationsFull(ResourceExhausted):
-    """As many operations wait as the server takes; cancel some, or come back."""
+    """The server takes no more operations; cancel some, or retry later."""
 
 
 class OutOfMemory(ResourceExhausted):
-    """The picture does not fit the device even alone."""
+    """The image needs more memory than the device has; use a smaller one."""
 
 
 class QuotaExceeded(ResourceExhausted):
-    """This caller's share is used up."""
+    """The quota of this caller is used up."""
 
 
 class PayloadTooLarge(ResourceExhausted):
-    """The message is over the transport's limit of 24 MiB, or a smaller one on the way."""
+    """The message is larger than 24 MiB, or than a smaller limit of a proxy; send a smaller image."""
 
 
 class Cancelled(UnderpaintError):
@@ -244,27 +244,27 @@ class Cancelled(UnderpaintError):
 
 
 class Unauthenticated(UnderpaintError):
-    """No credential, or a wrong one."""
+    """The credential is missing or wrong."""
 
 
 class PermissionDenied(UnderpaintError):
-    """The credential does not allow this."""
+    """The credential does not permit this call."""
 
 
 class Conflict(UnderpaintError):
-    """Somebody else changed or made the resource first."""
+    """Another caller created or changed the resource."""
 
 
 class EtagMismatch(Conflict):
-    """The resource is not the one this caller has seen; look again."""
+    """The resource has another etag than the call names; fetch it again."""
 
 
 class DirectionExists(Conflict):
-    """The id is taken, by a direction or by one that is being learned; choose another."""
+    """The id belongs to a direction, or to one that is being learned; choose another."""
 
 
 class MethodDisabled(UnderpaintError):
-    """Part of the contract, not of this server."""
+    """The contract has this call, but the server does not offer it."""
 
 
 class DataLoss(UnderpaintError):
@@ -272,20 +272,20 @@ class DataLoss(UnderpaintError):
 
 
 class StoreCorrupt(DataLoss):
-    """What was stored fails its checksum."""
+    """A stored object fails its checksum."""
 
 
 class ExportCorrupt(DataLoss):
-    """An export arrived incomplete or changed; export again."""
+    """The received export is incomplete or fails its checksum; export again."""
 
 
 class ServerError(UnderpaintError):
-    """The server's own fault; ``request_id`` finds it in the server's log."""
+    """An error inside the server; its log has the details under ``request_id``."""
 
 
 class NonFiniteLatents(ServerError):
-    """The computation left the range of numbers."""
+    """The latents became NaN or infinite; a lower guidance scale or more steps may help."""
 
 
 class Bug(ServerError):
-    """Something the server did not foresee."""
+    """An error that the server has no class for."""

@@ -1,4 +1,4 @@
-"""What comes back. Frozen values; pictures are decoded when they are first looked at."""
+"""What calls return: frozen values. Images are decoded at the first access."""
 
 import os
 from dataclasses import dataclass, field
@@ -9,45 +9,59 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from underpaint import images
+from underpaint.choices import Fit
 from underpaint.errors import UnderpaintError
-from underpaint.methods import Fit, InversionMethod, Sampler
-from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
+from underpaint.methods import EDIT_METHODS, InversionMethod
+from underpaint.resources import Direction as Direction
+from underpaint.resources import InversionHandle as InversionHandle
+from underpaint.resources import Origin as Origin
+from underpaint.v1 import edit_service_pb2
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 class Phase(StrEnum):
-    """Which part of the work runs."""
+    """The part of the work that is running."""
 
     UNKNOWN = "unknown"
-    """Newer than this client."""
+    """A phase that this client does not know."""
     QUEUED = "queued"
+    """Waiting for a place in a batch."""
     ENCODING = "encoding"
+    """Image and prompts are encoded."""
     INVERTING = "inverting"
+    """From the image to noise."""
     MASKING = "masking"
+    """DiffEdit's mask is computed."""
     DENOISING = "denoising"
+    """From noise to the result."""
     DECODING = "decoding"
+    """The result is decoded."""
     OPTIMIZING = "optimizing"
+    """A direction is learned."""
 
 
 class ModelState(StrEnum):
     """State of a model on the server that answered."""
 
     UNKNOWN = "unknown"
-    """Newer than this client."""
+    """A state that this client does not know."""
     AVAILABLE = "available"
     """Configured, not in memory."""
     LOADING = "loading"
+    """Its weights are being read."""
     READY = "ready"
+    """It accepts requests."""
     DRAINING = "draining"
+    """It finishes its requests and accepts no more."""
     FAILED = "failed"
-    """``Model.error`` says why."""
+    """Loading failed; ``Model.error`` has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A snapshot; a later one supersedes it, and some may be skipped."""
+    """Progress of a request at one moment. Some are skipped when the callback is slow."""
 
     phase: Phase
     step: int
@@ -55,69 +69,71 @@ class Progress:
     total_steps: int
     """Steps in this phase."""
     fraction: float
-    """Share of the whole request that is done, 0 to 1, never falling."""
+    """Share of the whole request that is done, 0 to 1, never decreasing."""
     queue_position: int
-    """Requests ahead while queued."""
+    """Requests ahead in the queue; 0 once the request runs."""
     eta_s: float | None
     """Estimated seconds to the result; None while there is no estimate."""
     loss: float | None = None
-    """While a direction is learned: the loss of the last weights that were measured."""
+    """Loss of the mixing weights that were evaluated last; None unless a direction is being learned."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """A rough look at the picture in the making."""
+    """A rough image of an edit that is running."""
 
     step: int
-    """The step it shows."""
+    """The denoising step after which it was made."""
     image_bytes: bytes = field(repr=False)
     """JPEG."""
 
     @cached_property
     def image(self) -> "Image.Image":
-        """The look, decoded."""
+        """The preview, decoded."""
         return images.decoded(self.image_bytes)
 
 
 class Box(NamedTuple):
-    """A part of a picture, in pixels."""
+    """A rectangle of an image, in pixels."""
 
     left: int
+    """Distance of the left edge from that of the image."""
     top: int
+    """Distance of the top edge from that of the image."""
     width: int
     height: int
 
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """What was done to a photo to bring it to the model's size."""
+    """How a photo was brought to the model's size."""
 
     fit: Fit | None
-    """None when it had the size already."""
+    """None if the photo had that size already."""
     source_size: tuple[int, int]
     """(width, height) of the photo, after EXIF orientation."""
     size: tuple[int, int]
     """(width, height) of the result."""
     source_box: Box
-    """Part of the photo that is used."""
+    """Part of the photo that was used."""
     box: Box
-    """Where that part lies in the result."""
+    """Position of that part in the result."""
 
     def to_source(self, x: float, y: float) -> tuple[float, float]:
-        """The photo's coordinates of a point of the result, both in pixels from the top left corner."""
-        across = self.source_box.width / self.box.width
-        down = self.source_box.height / self.box.height
-        return self.source_box.left + (x - self.box.left) * across, self.source_box.top + (y - self.box.top) * down
+        """Coordinates in the photo of a point (x, y) of the result, both in pixels from the top left corner."""
+        x_scale = self.source_box.width / self.box.width
+        y_scale = self.source_box.height / self.box.height
+        return self.source_box.left + (x - self.box.left) * x_scale, self.source_box.top + (y - self.box.top) * y_scale
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something to know that is no error."""
+    """A warning about a result."""
 
     reason: str
     """PROMPT_TRUNCATED, MASK_EMPTY or MASK_FULL."""
     message: str
-    """For people."""
+    """Explanation to show to a user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,48 +141,31 @@ class Usage:
     """What a request cost."""
 
     queue_time_s: float
-    """From admission to the first step."""
+    """Seconds from admission to the first step."""
     compute_time_s: float
-    """On the device; time shared with other requests counts once for each."""
+    """Seconds on the device; a batch counts in full for each of its requests."""
     network_evaluations: int
-    """U-Net evaluations, guidance branches counted."""
+    """U-Net evaluations, those for guidance included."""
     mean_batch_size: float
-    """Mean number of requests that shared a step, this one counted."""
+    """Mean number of requests in a batch, this one included."""
     inversion_cache_hit: bool
-    """Whether the inversion was in the store already."""
+    """Whether the inversion was already in the server's store."""
 
 
 @dataclass(frozen=True, slots=True)
 class InversionParameters:
-    """What decided an inversion, defaults filled in."""
+    """Settings of an inversion, with defaults filled in."""
 
-    method: InversionMethod
+    method: InversionMethod | None
+    """None for a method that this client does not know."""
     steps: int
+    """Steps of the whole schedule."""
     strength: float
+    """Share of the schedule that was inverted, (0, 1]."""
     guidance_scale: float
+    """Classifier-free guidance weight; 1 is off."""
     source_prompt: str
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Enough to make an inversion again when the server has let it go."""
-
-    image: types_pb2.Image
-    parameters: inversion_service_pb2.InversionParameters
-    model: str
-
-
-@dataclass(frozen=True)
-class InversionHandle:
-    """The name of an inversion, to edit from. One made from a photo by this client is made again when it expired."""
-
-    name: str
-    """"inversions/{sha256}"."""
-    origin: Origin | None = field(default=None, repr=False, compare=False, kw_only=True)
-    """The photo, when this client had it."""
-
-    def __str__(self) -> str:
-        return self.name
+    """Text that describes the photo."""
 
 
 @dataclass(frozen=True)
@@ -177,64 +176,70 @@ class Inversion(InversionHandle):
     """"models/{id}"."""
     parameters: InversionParameters
     width: int
-    """Pixels of the picture that was inverted."""
+    """Width in pixels of the image that was inverted."""
     height: int
+    """Its height in pixels."""
     size_bytes: int
-    """What it takes in the store."""
+    """Size in the server's store."""
     reconstruction_psnr_db: float | None
-    """Peak signal-to-noise ratio of the round trip, when it was asked for."""
+    """Peak signal-to-noise ratio of the reconstruction in dB; None without ``verify``."""
     reconstruction_max_abs_error: float | None
-    """Largest absolute difference of any latent after the round trip, when it was asked for."""
+    """Largest absolute error of a latent after inverting and denoising; None without ``verify``."""
     create_time: datetime | None
+    """UTC."""
     expire_time: datetime | None
-    """When it may vanish; using it moves this forward."""
+    """When the server may delete it, UTC; each use postpones this."""
     fitting: Fitting | None
+    """How the photo was brought to the model's size."""
     usage: Usage | None = None
-    """What making it cost; None when it was only looked up."""
+    """What making it cost; None when it was only fetched."""
     notices: tuple[Notice, ...] = ()
+    """Warnings."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A request with every default filled in: what to keep to be able to repeat it.
+    """A request with every default filled in: keep it to repeat the edit.
 
-    It names its inversion instead of holding a photo; pixels are in it only where no inversion stands for them.
+    Its source is an inversion if the method inverts the photo, else the image at the model's size.
     """
 
     message: edit_service_pb2.EditRequest = field(repr=False)
-    """The message itself."""
+    """The message of the contract."""
     origin: Origin | None = field(default=None, repr=False, compare=False)
-    """The photo behind its inversion, when this client had it; lost in JSON."""
+    """The photo behind its inversion, if this client has it; not part of the JSON."""
 
     @property
     def seed(self) -> int:
-        """Seed of the noise that was drawn: a generated picture's where the edit itself draws none, else the edit's."""
-        source, method = self.message.WhichOneof("source"), self.message.WhichOneof("method")
-        plain = method == "content_injection" and not self.message.content_injection.boosting_start
-        drawn = source == "generated" and (method in ("ddim", "edict", "disentangled") or plain)
-        return self.message.generated.seed if drawn else self.message.seed
+        """Seed of the noise: the generated source's if the method itself draws no noise, else the edit's."""
+        method = EDIT_METHODS.get(self.message.WhichOneof("method") or "")
+        draws_noise = method is None or method._draws_noise(self.message)
+        generated = self.message.WhichOneof("source") == "generated"
+        return self.message.generated.seed if generated and not draws_noise else self.message.seed
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, in the field names of the contract."""
+        """The message as dicts and lists, with the field names of the contract."""
         from google.protobuf.json_format import MessageToDict
 
         return MessageToDict(self.message, preserving_proto_field_name=True)
 
     def to_json(self) -> str:
-        """As JSON; ``from_json`` reads it back."""
+        """The message as JSON; ``from_json`` reads it."""
         from google.protobuf.json_format import MessageToJson
 
         return MessageToJson(self.message, preserving_proto_field_name=True, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what ``to_json`` wrote. Raises ValueError when it is something else."""
+        """Read JSON that ``to_json`` wrote; ValueError for any other text."""
         from google.protobuf.json_format import Parse, ParseError
 
         try:
             return cls(Parse(text, edit_service_pb2.EditRequest()))
         except ParseError as error:
-            raise ValueError(f"not a resolved request: {error}") from error
+            raise ValueError(
+                f"text is not a resolved request in JSON, as Resolved.to_json writes it: {error}"
+            ) from error
 
     def __str__(self) -> str:
         return self.to_json()
@@ -243,38 +248,40 @@ class Resolved:
 @dataclass(frozen=True)
 class _Answer:
     resolved: Resolved
-    """The request with every default filled in; ``client.repeat(resolved)`` gives the same bytes again."""
+    """The request with every default filled in; ``client.repeat(resolved)`` returns the same bytes."""
     inversion: InversionHandle | None
-    """What it started from: the next edit of this photo is cheaper from here."""
+    """Inversion that the edit started from: as the source of the next edit it saves inverting the photo again."""
     usage: Usage
+    """What the request cost."""
     fitting: Fitting | None
     """How the photo was brought to the model's size; None when no photo was sent."""
     notices: tuple[Notice, ...]
+    """Warnings."""
 
 
 @dataclass(frozen=True)
 class Edited(_Answer):
-    """An edited picture."""
+    """An edited image."""
 
     image_bytes: bytes = field(repr=False)
-    """Encoded picture, as ``media_type`` says."""
+    """The image, encoded as ``media_type``."""
     media_type: str
-    """Such as image/png."""
+    """image/png, image/jpeg or image/webp."""
     mask_bytes: bytes | None = field(repr=False)
-    """8-bit grey PNG, white was changed; None when the method has no mask."""
+    """Mask that was used: 8-bit grey PNG, white was edited. None if the method has no mask."""
 
     @cached_property
     def image(self) -> "Image.Image":
-        """The picture."""
+        """The image, decoded."""
         return images.decoded(self.image_bytes)
 
     @cached_property
     def mask(self) -> "Image.Image | None":
-        """The mask that was used, white was changed."""
+        """The mask that was used, mode L, white was edited; None if the method has no mask."""
         return images.decoded(self.mask_bytes) if self.mask_bytes is not None else None
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the picture; the suffix chooses .png, .jpg, .jpeg or .webp."""
+        """Write the image; the suffix .png, .jpg, .jpeg or .webp chooses the format, ValueError for others."""
         return images.save(self.image_bytes, self.media_type, path)
 
     def _repr_png_(self) -> bytes | None:
@@ -283,102 +290,67 @@ class Edited(_Answer):
 
 @dataclass(frozen=True)
 class Mask(_Answer):
-    """Where DiffEdit would change a picture."""
+    """The mask that DiffEdit computes."""
 
     mask_bytes: bytes = field(repr=False)
-    """8-bit grey PNG, white may change; can be given to ``DiffEdit(mask=...)``."""
+    """8-bit grey PNG of the model's size, white is edited; an argument for ``DiffEdit(mask=...)``."""
     difference: "memoryview[float]" = field(repr=False)
-    """The difference before the cut: float32, (height, width) at latent resolution; ``numpy.asarray`` takes it."""
+    """Normalised difference before the threshold: float32, (height, width) of the latents; for ``numpy.asarray``."""
     coverage: float
-    """Share of pixels that are white, 0 to 1."""
+    """Share of the mask's pixels that are white, 0 to 1."""
 
     @cached_property
     def image(self) -> "Image.Image":
-        """The mask, mode L, white may change."""
+        """The mask, decoded, mode L, white is edited."""
         return images.decoded(self.mask_bytes)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the mask; the suffix chooses .png, .jpg, .jpeg or .webp."""
+        """Write the mask; the suffix .png, .jpg, .jpeg or .webp chooses the format, ValueError for others."""
         return images.save(self.mask_bytes, "image/png", path)
 
     def _repr_png_(self) -> bytes:
         return self.mask_bytes
 
 
-@dataclass(frozen=True)
-class Direction:
-    """A learned edit, for ``Disentangled(direction=...)``."""
-
-    name: str
-    """"directions/{id}"."""
-    display_name: str
-    model: str
-    """"models/{id}"; it works with these weights alone."""
-    model_digest: str
-    source_prompt: str
-    """Text before."""
-    target_prompt: str
-    """Text after."""
-    steps: int
-    """Of the schedule it was learned for; an edit has as many."""
-    weights: tuple[float, ...] = field(repr=False)
-    """One a step, noisiest first: 1 is the source prompt alone, 0 the target prompt alone."""
-    sampler: Sampler
-    guidance_scale: float
-    content_features: str
-    """What kept the content while learning: vae or vgg16."""
-    method: str
-    """How it was learned: gradient or search; empty if that is newer than this client."""
-    losses: tuple[float, ...] = field(repr=False)
-    """Before each optimiser step and after the last, or of each candidate; the weights are those of the smallest."""
-    example_count: int
-    """Pictures it was learned on."""
-    create_time: datetime | None
-    etag: str
-    """Changes with the content; ``delete_direction(name, etag=...)`` deletes only this one."""
-
-    def __str__(self) -> str:
-        return self.name
-
-
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What learning has come to, at one moment."""
+    """State of an operation that learns a direction, at one moment."""
 
     name: str
     """"operations/{id}"."""
     done: bool
+    """Whether it has ended, with a direction or with an error."""
     progress: Progress | None
-    """None where it ended with an error."""
+    """None if it ended with an error."""
     direction: Direction | None
-    """What was learned, once it is."""
+    """The learned direction; None before the end and after an error."""
     error: UnderpaintError | None
-    """What ended it instead; :class:`Cancelled` after a cancel."""
+    """The error that ended it, :class:`Cancelled` after a cancel; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What requests are held against."""
+    """Limits of requests to a model."""
 
     max_image_bytes: int
-    """Bytes of one encoded picture."""
+    """Largest size of an encoded image."""
     max_image_pixels: int
-    """Pixels of one decoded picture."""
+    """Largest width times height of an image."""
     max_steps: int
-    """Steps of a schedule."""
+    """Largest number of steps of a schedule."""
     max_batch_size: int
-    """Requests in one step's batch."""
+    """Largest number of requests in a batch."""
     max_prompt_chars: int
-    """Characters of a prompt."""
+    """Largest number of characters of a prompt."""
     size_multiple: int
-    """Sides of a generated picture are multiples of this, in pixels."""
+    """Width and height of a generated image must be multiples of this, in pixels."""
     max_mask_samples: int
-    """Noise samples of one mask."""
+    """Largest ``DiffEdit.samples``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One set of weights that the server has."""
+    """A model of the server."""
 
     name: str
     """"models/{id}"."""
@@ -386,16 +358,18 @@ class Model:
     digest: str
     """Digest of the weights."""
     methods: tuple[str, ...]
-    """Edit methods it can run, such as "edict"."""
+    """Names of the edit methods that it supports, such as "edict"."""
     limits: Limits
+    """Limits of requests."""
     error: str
-    """Why it failed, when it did."""
+    """Why loading failed; empty in any other state."""
     width: int
-    """Pixels the model was made for."""
+    """Width in pixels of the images that it was trained on."""
     height: int
+    """Their height in pixels."""
     default_steps: int
-    """Steps of a schedule when a request names none."""
+    """Steps of the schedule when a request names none."""
     feature_sites: tuple[str, ...]
-    """Where activations can be kept and injected, such as "mid"."""
+    """Sites whose activations can be stored and injected, such as "mid"."""
     prompt_tokens: int
-    """Tokens of a prompt that are read; 0 for a model that reads no text: leave its prompts empty."""
+    """Tokens of a prompt that are used, the rest is cut; 0 for a model without text: leave its prompts empty."""
