@@ -22,9 +22,10 @@ serve: $(VENV)/.run ## run a server with the embedded model on localhost:50051 u
 test: $(VENV)/.dev ## run every test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-check: $(VENV)/.dev ## lint, types, import layers, contract lint, generated files up to date
+check: $(VENV)/.dev ## format, lint, types, import layers, contract lint, generated files up to date
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy service/src client/src client/examples benchmarks deploy/check.py
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python client/make_sync.py --check

@@ -232,7 +232,7 @@ class OutOfMemory(ResourceExhausted):
 
 
 class QuotaExceeded(ResourceExhausted):
-    """This caller's share is used up."""
+    """The caller's share is used up."""
 
 
 class PayloadTooLarge(ResourceExhausted):
