@@ -1,5 +1,7 @@
 """Jobs and pictures that several suites ask for."""
 
+from typing import Any
+
 import numpy as np
 from underpaint_server.jobs import (
     Content,
@@ -12,6 +14,7 @@ from underpaint_server.jobs import (
     EdictEdit,
     EdictInversion,
     EditJob,
+    EditMethod,
     Generated,
     Interpolation,
     Inversion,
@@ -27,6 +30,7 @@ from underpaint_server.jobs import (
     Sampler,
     SdEdit,
     Search,
+    Source,
     Stored,
 )
 
@@ -56,7 +60,7 @@ def content_options(steps: int = 20, sites: tuple[str, ...] = ("mid",), strength
 
 def injection(**more: object) -> ContentInjection:
     """At half weight."""
-    fields = {
+    fields: dict[str, Any] = {
         "weight": 0.5,
         "calibration": 0.0,
         "region": None,
@@ -70,7 +74,12 @@ def injection(**more: object) -> ContentInjection:
 
 
 def injection_job(
-    model: str, size: int, method: ContentInjection, source: object = None, steps: int = 20, guidance_scale: float = 1.0
+    model: str,
+    size: int,
+    method: ContentInjection,
+    source: Source | None = None,
+    steps: int = 20,
+    guidance_scale: float = 1.0,
 ) -> EditJob:
     """A small blue disc's content into the disc (or another source), by the faithful port: no text, no guidance."""
     content = Content(Photo(disc(size, (30, 30, 200), 0.2)), content_options(steps, method.sites))
@@ -82,7 +91,9 @@ def invert_job(model: str, size: int, options: InversionOptions | None = None, v
     return InvertJob(model, Photo(disc(size)), options or edict_options(), verify)
 
 
-def edit_job(model: str, size: int, method: object, source: object = None, steps: int = 20, seed: int = 3) -> EditJob:
+def edit_job(
+    model: str, size: int, method: EditMethod, source: Source | None = None, steps: int = 20, seed: int = 3
+) -> EditJob:
     """An edit of the disc to green with that method's usual inversion."""
     options = {EdictEdit: edict_options(steps), DdimEdit: ddim_options(steps), DiffEdit: ddim_options(steps)}
     source = source or Photo(disc(size))

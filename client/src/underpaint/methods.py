@@ -75,7 +75,7 @@ class EdictInversion:
 class DdimInversion:
     """DDIM run backwards (Song et al., ICLR 2021): cheaper than EDICT, and an approximation."""
 
-    convention: Convention | None = None
+    convention: Convention | str | None = None
     """Which timestep the network is told. Server: target."""
     features: Sequence[str] = ()
     """Sites of the network whose activations are kept for content injection: some of ``Model.feature_sites``."""
@@ -134,7 +134,7 @@ class Ddim:
     """Steps of the whole schedule."""
     strength: float | None = None
     """Share of the schedule that is inverted, (0, 1]."""
-    convention: Convention | None = None
+    convention: Convention | str | None = None
     """Which timestep the network is told while inverting."""
     inversion_guidance_scale: float | None = None
     """Classifier-free guidance weight while inverting; 1 is off."""
@@ -172,7 +172,7 @@ class DiffEdit:
     """Steps of the whole schedule."""
     strength: float | None = None
     """Share of the schedule that is encoded and run back, (0, 1]."""
-    convention: Convention | None = None
+    convention: Convention | str | None = None
     """Which timestep the network is told while inverting."""
     inversion_guidance_scale: float | None = None
     """Classifier-free guidance weight while inverting; 1 is off."""
@@ -212,7 +212,7 @@ class ContentInjection:
     """Steps of the whole schedule."""
     strength: float | None = None
     """Share of the schedule that is inverted, (0, 1]. Server: 1."""
-    convention: Convention | None = None
+    convention: Convention | str | None = None
     """Which timestep the network is told while inverting."""
     inversion_guidance_scale: float | None = None
     """Classifier-free guidance weight while inverting; 1 is off."""

@@ -21,6 +21,7 @@ from underpaint_server.jobs import (
     Generated,
     InversionOptions,
     InvertJob,
+    Job,
     Photo,
     SdEdit,
     Stored,
@@ -71,7 +72,7 @@ def test_edict_is_exact_and_draws_the_picture_again(backend: Backend) -> None:
 
 def test_every_method_it_offers_runs_beside_the_others_and_as_planned(backend: Backend) -> None:
     drawn = Generated("", 5, DDPM_PX, DDPM_PX, STEPS)
-    jobs = [
+    jobs: list[Job] = [
         invert_job("faces", DDPM_PX, silent(ddim_options(STEPS))),
         replace(edit_job("faces", DDPM_PX, SdEdit(0.5, STEPS), steps=STEPS), target_prompt="", guidance_scale=1.0),
         injection_job("faces", DDPM_PX, injection(sites=("mid", "up_0"), boosting_start=0.2), steps=STEPS),
@@ -89,6 +90,7 @@ def test_injection_is_cached_with_its_content_and_changes_the_picture(backend: B
     plain, mixed = (injection_job("faces", DDPM_PX, injection(weight=w), steps=STEPS) for w in (0.0, 0.9))
     with Bench(backend) as bench:
         first, second = bench.run([plain, mixed])
+        assert mixed.content is not None
         content = replace(mixed.content, source=Stored(second.content))
         (again,) = bench.run([replace(mixed, content=content)])
     assert not np.array_equal(first.pixels, second.pixels)

@@ -4,7 +4,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,7 +25,7 @@ from underpaint_server.errors import (
     QueueFull,
     WorkerRestarted,
 )
-from underpaint_server.jobs import Descent, Inverted, Photo, Priority, SdEdit
+from underpaint_server.jobs import Descent, Inverted, Job, Photo, Priority, SdEdit
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics
 
@@ -52,7 +53,9 @@ fresh = pytest_asyncio.fixture(started, loop_scope="module", name="fresh")
 """One for a test that ends it."""
 
 
-def submit(engine: EngineHandle, job: object, priority: Priority = Priority.NORMAL, deadline_s: float | None = None):
+def submit(
+    engine: EngineHandle, job: Job, priority: Priority = Priority.NORMAL, deadline_s: float | None = None
+) -> Any:
     return engine.submit(job, priority=priority, deadline_s=deadline_s)
 
 
@@ -62,7 +65,7 @@ def child() -> psutil.Process:
     return max(spawned, key=psutil.Process.create_time)
 
 
-async def until(condition) -> None:
+async def until(condition: Callable[[], Any]) -> None:
     for _ in range(3000):
         if condition():
             return
@@ -83,7 +86,7 @@ async def test_before_the_models_are_loaded_callers_are_told_when_to_come_back()
     await handle.start()
     with pytest.raises(ModelLoading) as caught:
         submit(handle, SHORT)
-    assert caught.value.retry_after_s > 0
+    assert (caught.value.retry_after_s or 0) > 0
     await handle.close()
 
 
@@ -94,7 +97,7 @@ async def test_the_queue_is_bounded_ordered_and_knows_its_places(engine: EngineH
     assert [job.queue_position for job in (*running, urgent, normal)] == [0, 0, 1, 2]
     with pytest.raises(QueueFull) as caught:
         submit(engine, SHORT)
-    assert caught.value.retry_after_s > 0
+    assert (caught.value.retry_after_s or 0) > 0
     assert engine.num_waiting(Priority.INTERACTIVE) == engine.num_waiting(Priority.NORMAL) == 1
     running[0].cancel()
     await urgent.result()

@@ -24,6 +24,7 @@ from underpaint_server.rpc import answers, fitting, images
 from underpaint_server.rpc.convert import edit_draft, invert_draft
 from underpaint_server.rpc.drafts import EditDraft, Injected, Named, Start
 from underpaint_server.rpc.names import inversion_digest
+from underpaint_server.rpc.parameters import parameters as parameters_message
 
 NAME = "0123456789abcdef" * 4
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
@@ -141,7 +142,7 @@ def test_parameters_of_an_inversion_come_back_as_they_were_used(fields: Any, met
     parameters = inversion_service_pb2.InversionParameters(**fields, **method)
     request = inversion_service_pb2.InvertRequest(image=types_pb2.Image(), parameters=parameters)
     options = invert_draft(request, MINI, SETTINGS).options
-    request.parameters.CopyFrom(answers.parameters(options))
+    request.parameters.CopyFrom(parameters_message(options))
     assert invert_draft(request, MINI, SETTINGS).options == options
 
 
