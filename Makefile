@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PACKAGES := client service models/underpaint-mini
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check protos bench quality deploy-check clean
+.PHONY: help demo serve test check hooks protos bench quality deploy-check clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ check: $(VENV)/.dev ## format, lint, types, import layers, contract lint, genera
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python client/make_sync.py --check
+
+hooks: $(VENV)/.dev ## let git check format, lint and generated files at every commit
+	$(BIN)/pre-commit install
 
 protos: $(VENV)/.dev ## generate the wire code and the synchronous client
 	$(BIN)/python protos/generate.py
