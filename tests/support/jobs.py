@@ -1,8 +1,10 @@
 """Jobs and pictures that several suites ask for."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from underpaint_server.jobs import (
     Content,
     ContentInjection,
@@ -40,6 +42,13 @@ def disc(size: int, colour: tuple[int, int, int] = (220, 40, 40), share: float =
     y, x = np.mgrid[:size, :size]
     inside = (x - size / 2) ** 2 + (y - size / 2) ** 2 < (size * share) ** 2
     return np.where(inside[..., None], np.array(colour), 235).astype(np.uint8)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture file, read whole and closed."""
+    with Image.open(path) as image:
+        image.load()
+    return image
 
 
 def edict_options(steps: int = 20, strength: float = 0.8, guidance_scale: float = 3.0) -> InversionOptions:
