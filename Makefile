@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PACKAGES := client service models/underpaint-mini
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check protos bench quality deploy-check clean
+.PHONY: help demo serve test coverage check hooks protos bench quality deploy-check clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -20,14 +20,21 @@ serve: $(VENV)/.run ## run a server with the embedded model on localhost:50051 u
 	$(BIN)/underpaint-server
 
 test: $(VENV)/.dev ## run every test
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
 
-check: $(VENV)/.dev ## lint, types, import layers, contract lint, generated files up to date
+coverage: $(VENV)/.dev ## run every test and say how much of the code they run, in the servers' processes too; a third slower
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
+
+check: $(VENV)/.dev ## format, lint, types, import layers, contract lint, generated files up to date
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy service/src client/src client/examples benchmarks deploy/check.py
+	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python client/make_sync.py --check
+
+hooks: $(VENV)/.dev ## let git check format, lint and generated files at every commit
+	$(BIN)/pre-commit install
 
 protos: $(VENV)/.dev ## generate the wire code and the synchronous client
 	$(BIN)/python protos/generate.py
@@ -43,7 +50,7 @@ deploy-check: $(VENV)/.deploy ## render and validate everything under deploy/ an
 	$(BIN)/python deploy/check.py
 
 clean: ## remove what the other commands made
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache demo
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage* demo
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }

@@ -53,11 +53,13 @@ def one(manifests: list[Manifest], kind: str) -> Manifest:
 
 
 def pod_of(manifests: list[Manifest]) -> Manifest:
+    """The template of the pods that the deployment starts."""
     pod: Manifest = one(manifests, "Deployment")["spec"]["template"]
     return pod
 
 
 def schema_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Manifests that a supported version of Kubernetes would refuse."""
     for version in KUBERNETES:
         for manifest in manifests:
             try:
@@ -71,6 +73,7 @@ def schema_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def probe_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Probes that ask another port or health service than the one that answers them."""
     [container] = pod_of(manifests)["spec"]["containers"]
     port = next(port["containerPort"] for port in container["ports"] if port["name"] == "grpc")
     for probe, service in PROBES.items():
@@ -79,6 +82,7 @@ def probe_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def stop_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """A grace period that ends before the server has drained."""
     pod = pod_of(manifests)["spec"]
     sleep_s = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain_s = settings_of(manifests).drain_s
@@ -88,6 +92,7 @@ def stop_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def selector_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Selectors that miss the pods."""
     labels = pod_of(manifests)["metadata"]["labels"].items()
     for kind, name, selector in selectors(manifests):
         if not selector.items() <= labels:
@@ -112,6 +117,7 @@ def selectors(manifests: list[Manifest]) -> Iterator[tuple[str, str, dict[str, s
 
 
 def dns_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """A network policy that cuts the pods off from the DNS servers."""
     # A label that Kustomize adds to this peer selects no DNS server any more, and every name lookup times out.
     peers = [peer for rule in one(manifests, "NetworkPolicy")["spec"]["egress"] for peer in rule["to"]]
     if {"k8s-app": "kube-dns"} not in [peer.get("podSelector", {}).get("matchLabels") for peer in peers]:
@@ -119,6 +125,7 @@ def dns_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def port_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Ports that the server, the pod, the service and the policy call differently."""
     [container] = pod_of(manifests)["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     settings = settings_of(manifests)
@@ -134,6 +141,7 @@ def port_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def settings_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Variables that are no settings, and a store that may outgrow its volume."""
     data = one(manifests, "ConfigMap")["data"]
     yield from (f"{name} is no setting" for name in data if name not in VARIABLES)
     settings = settings_of(manifests)
@@ -144,16 +152,19 @@ def settings_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def settings_of(manifests: list[Manifest]) -> Settings:
+    """The settings that the server reads from the config map."""
     data = one(manifests, "ConfigMap")["data"]
     return Settings(**{VARIABLES[name]: value for name, value in data.items() if name in VARIABLES})
 
 
 def bytes_of(quantity: str) -> int:
+    """Bytes of a Kubernetes quantity in binary units."""
     units = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
     return int(quantity[:-2]) * units[quantity[-2:]]
 
 
 def thread_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """A number of threads that is not that of the cores asked for."""
     # By default the engine takes all cores of its node: pods on different nodes could not undo each other's inversions.
     [container] = pod_of(manifests)["spec"]["containers"]
     cores = math.ceil(cores_of(container["resources"]["requests"]["cpu"]))
@@ -163,10 +174,12 @@ def thread_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def cores_of(quantity: str) -> float:
+    """Cores of a Kubernetes quantity."""
     return int(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 
 
 def security_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """What the pod may do and should not."""
     pod = pod_of(manifests)["spec"]
     [container] = pod["containers"]
     wanted = {
@@ -198,6 +211,7 @@ class IdleEngine:
     last_pass_at = 0.0
 
     def num_waiting(self, priority: Priority) -> int:
+        """No job waits."""
         return 0 * priority
 
 
@@ -221,6 +235,7 @@ def exported() -> set[str]:
 
 
 def metric_problems() -> Iterator[str]:
+    """Series that a rule reads and the server does not export."""
     groups = yaml.safe_load((DEPLOY / "prometheus" / "rules.yml").read_text())["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     known = exported() | {rule["record"] for rule in rules if "record" in rule}
@@ -244,12 +259,14 @@ def tool(name: str) -> str:
 
 
 def tool_problems(*command: str | Path) -> Iterator[str]:
+    """The output of a tool that failed."""
     done = subprocess.run([tool(str(command[0])), *command[1:]], capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         yield (done.stdout + done.stderr).strip() or f"exit {done.returncode}"
 
 
 def promtool_checks() -> Iterator[tuple[str, Iterator[str]]]:
+    """Each check by promtool, with its problems."""
     folder = DEPLOY / "prometheus"
     yield "promtool check rules", tool_problems("promtool", "check", "rules", folder / "rules.yml")
     yield "promtool test rules", tool_problems("promtool", "test", "rules", folder / "rules_test.yml")

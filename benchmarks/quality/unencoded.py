@@ -71,7 +71,7 @@ def run(backend: Backend, edits: Sequence[Steps[NDArray[np.uint8]]]) -> Iterator
 
 
 def _answers(backend: Backend, rows: Sequence[Row]) -> dict[int, Any]:
-    """id of each row -> its answer, in passes of one kind."""
+    """The id of each row -> its answer, in passes of one kind."""
     found: dict[int, Any] = {}
     for kind, members in groupby(sorted(rows, key=lambda row: type(row).__name__), key=type):
         alike = list(members)

@@ -1,5 +1,7 @@
 """The pictures that stand in for photographs."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,7 @@ from benchmarks.photo_like import hills, shaded_ball, texture
 
 
 @pytest.mark.parametrize("draw", [shaded_ball, hills])
-def test_they_are_what_icons_are_not_and_the_same_every_time(draw: object) -> None:
+def test_they_are_what_icons_are_not_and_the_same_every_time(draw: Callable[[], Image.Image]) -> None:
     photo = draw()
     assert photo.tobytes() == draw().tobytes()
     small = np.asarray(photo.resize((64, 64), Image.Resampling.LANCZOS))

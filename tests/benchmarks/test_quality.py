@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_a_quick_run_measures_every_method(tmp_path: Path) -> None:
     assert len(trips["EDICT"]) == len(trips["DDIM"]) == 5
     assert max(trips["EDICT"]) <= 1e-10 < min(trips["DDIM"])
 
-    by_method = {}
+    by_method: dict[str, list[Any]] = {}
     for item in [*edict["edits"], *diffedit["edits"]]:
         by_method.setdefault(item["method"], []).append(item)
     assert {len(items) for items in by_method.values()} == {5}
@@ -48,7 +49,7 @@ def test_a_quick_run_measures_every_method(tmp_path: Path) -> None:
     assert all(len(set(weights)) == 3 for weights in mixed["directions"].values())
 
     for model in ("underpaint-mini", "unconditional"):
-        by_setting = {}
+        by_setting: dict[str, list[Any]] = {}
         for item in injected["drawn"]:
             if item["model"] == model:
                 by_setting.setdefault(item["setting"], []).append(item)
@@ -124,7 +125,7 @@ def test_without_encoding_an_empty_mask_keeps_the_photo_and_a_full_one_does_not(
     backend = load("toy:", "toy", Settings())
     case = cases.load(1)[0]
     region = np.zeros_like(case.region)
-    settings = {"steps": 10, "strength": 0.8, "guidance_scale": 3.0, "seed": 1}
+    settings: dict[str, Any] = {"steps": 10, "strength": 0.8, "guidance_scale": 3.0, "seed": 1}
     asked = [unencoded.edit(backend.facts, case, mask, **settings) for mask in (region, ~region)]
     found = dict(unencoded.run(backend, asked))
     photo = np.array(Image.fromarray(case.source).resize((32, 32), Image.Resampling.LANCZOS))

@@ -1,6 +1,7 @@
 """Every (code, reason) the table knows, over a real socket, and those it does not know."""
 
 import pickle
+from typing import Any
 
 import grpc
 import pytest
@@ -67,7 +68,7 @@ def test_details_become_attributes(client, server, refusal, photo):
 def test_the_request_id_is_there_even_if_the_server_does_not_say_it(client, server, refusal, photo):
     for rpc, call in (("Edit", client.edit), ("StreamEdit", client.edit), ("ComputeMask", client.compute_mask)):
         server.script(rpc, refusal(grpc.StatusCode.INTERNAL, "BUG"))
-        options = {"progress": [].append} if rpc == "StreamEdit" else {}
+        options: dict[str, Any] = {"progress": [].append} if rpc == "StreamEdit" else {}
         with pytest.raises(errors.Bug) as caught:
             call(photo, "t", request_id=f"id-of-{rpc}", **options)
         assert caught.value.request_id == f"id-of-{rpc}"
@@ -109,7 +110,7 @@ def _leaves(kind):
 
 def test_the_drawn_tree_is_the_tree():
     drawn = {}
-    path = []
+    path: list[str] = []
     for line in errors.__doc__.splitlines():
         before, _, rest = line.partition("── ")
         if rest:

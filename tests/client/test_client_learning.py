@@ -1,5 +1,7 @@
 """What learning asks for, and what is made of the answers: no server needed."""
 
+from typing import Any
+
 import pytest
 from google.longrunning import operations_pb2
 from google.rpc import error_details_pb2, status_pb2
@@ -10,11 +12,11 @@ from underpaint.v1 import direction_service_pb2 as d
 from underpaint.v1 import edit_service_pb2, types_pb2
 
 PHOTO = Image.new("RGB", (8, 8), "red")
-EDIT = {
+EDIT: dict[str, Any] = {
     "source_prompt": "", "negative_prompt": "", "seed": None, "guidance_scale": None, "fit": None, "model": "",
     "output_media_type": "", "priority": None, "request_id": None,
 }  # fmt: skip
-LEARN = {
+LEARN: dict[str, Any] = {
     "name": "", "display_name": "", "steps": None, "sampler": None, "guidance_scale": None, "method": None,
     "content_weight": None, "seed": None, "fit": None, "model": "", "request_id": None,
 }  # fmt: skip
@@ -58,11 +60,11 @@ def test_all_that_learning_can_say_arrives():
     request.request_id = ""
     assert request == d.LearnDirectionRequest(
         direction_id="joy",
-        direction={
-            "display_name": "Joy", "model": "models/mini", "source_prompt": "s", "target_prompt": "t", "steps": 9,
-            "sampler": types_pb2.SAMPLER_PLMS, "guidance_scale": 0.0,
-        },
-        examples=[{"image": {}}, {"seed": 0}],
+        direction=d.Direction(
+            display_name="Joy", model="models/mini", source_prompt="s", target_prompt="t", steps=9,
+            sampler=types_pb2.SAMPLER_PLMS, guidance_scale=0.0,
+        ),
+        examples=[d.DirectionExample(image=types_pb2.Image()), d.DirectionExample(seed=0)],
         content_weight=0.0, seed=0, method=d.LEARN_METHOD_GRADIENT,
         optimization_steps=3, learning_rate=0.5, switch_step=0, late_weight=0.0,
     )  # fmt: skip
@@ -99,7 +101,13 @@ def test_an_operation_under_way():
 def test_an_operation_that_learned_something():
     message = operations_pb2.Operation(name="operations/x", done=True)
     message.response.Pack(
-        d.Direction(name="directions/joy", weights=[1, 0.7], losses=[0.1], sampler=types_pb2.SAMPLER_PLMS, method=2)
+        d.Direction(
+            name="directions/joy",
+            weights=[1, 0.7],
+            losses=[0.1],
+            sampler=types_pb2.SAMPLER_PLMS,
+            method=d.LEARN_METHOD_SEARCH,
+        )
     )
     direction = _responses.operation(message).direction
     assert (str(direction), direction.weights, direction.losses) == ("directions/joy", (1.0, 0.7), (0.1,))

@@ -58,7 +58,7 @@ def command(server, tmp_path, photo, monkeypatch, capsys):
         try:
             status = main([*arguments])
         except SystemExit as end:
-            status = end.code
+            status = end.code  # type: ignore[assignment]  # argparse gives numbers
         return status, capsys.readouterr()
 
     return run
@@ -134,7 +134,9 @@ def test_an_inversion_method_reads_what_it_has_written(method):
 
 
 def test_an_inversion_by_a_method_of_a_newer_server_has_no_method():
-    stored = inversion_service_pb2.Inversion(name="inversions/00", parameters={"steps": 3})
+    stored = inversion_service_pb2.Inversion(
+        name="inversions/00", parameters=inversion_service_pb2.InversionParameters(steps=3)
+    )
     parameters = _responses.inversion(stored).parameters
     assert (parameters.method, parameters.steps) == (None, 3)
 
@@ -167,7 +169,9 @@ OF_THE_SOURCE, OF_THE_EDIT = 1, 2
     ],
 )
 def test_the_seed_is_that_of_the_noise_that_was_used(method, expected):
-    message = edit_service_pb2.EditRequest(generated={"seed": OF_THE_SOURCE}, seed=OF_THE_EDIT, **method)
+    message = edit_service_pb2.EditRequest(
+        generated=edit_service_pb2.GeneratedSource(seed=OF_THE_SOURCE), seed=OF_THE_EDIT, **method
+    )
     assert Resolved(message).seed == expected
     message.inversion = "inversions/00"
     assert Resolved(message).seed == OF_THE_EDIT
@@ -200,7 +204,7 @@ def test_no_other_module_names_a_method(name):
 
 def test_the_modules_import_each_other_in_one_direction():
     modules = {name.removesuffix(".py") for name in MODULES}
-    graph = {module: set() for module in modules}
+    graph: dict[str, set[str]] = {module: set() for module in modules}
     for name, tree in MODULES.items():
         for node in ast.walk(tree):  # imports for types and inside functions too
             if isinstance(node, ast.ImportFrom) and node.module == "underpaint":

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,28 +22,28 @@ from underpaint import (
 )
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 
+EditRequest: Any = edit_service_pb2.EditRequest  # takes dictionaries for messages, which its stub does not say
+
 METHODS = [
-    (Edict(), edit_service_pb2.EditRequest(edict={}), {"edict": {}}),
+    (Edict(), EditRequest(edict={}), {"edict": {}}),
     (
         Edict(steps=30, strength=0.5, mixing_coefficient=0.9, inversion_guidance_scale=2.0),
-        edit_service_pb2.EditRequest(edict={}),
+        EditRequest(edict={}),
         {"edict": {"mixing_coefficient": 0.9}, "steps": 30, "strength": 0.5, "guidance_scale": 2.0},
     ),
     (
         Ddim(steps=30, convention=Convention.CURRENT),
-        edit_service_pb2.EditRequest(ddim={}),
+        EditRequest(ddim={}),
         {"ddim": {"convention": "DDIM_CONVENTION_CURRENT"}, "steps": 30},
     ),
     (
         DiffEdit(threshold=0.0, samples=4, mask_strength=0.4, reference_prompt="r", strength=0.6),
-        edit_service_pb2.EditRequest(
-            diffedit={"threshold": 0.0, "samples": 4, "mask_strength": 0.4, "reference_prompt": "r"}
-        ),
+        EditRequest(diffedit={"threshold": 0.0, "samples": 4, "mask_strength": 0.4, "reference_prompt": "r"}),
         {"ddim": {}, "strength": 0.6},
     ),
     (
         ContentInjection(content="inversions/00"),
-        edit_service_pb2.EditRequest(content_injection={"inversion": "inversions/00"}),
+        EditRequest(content_injection={"inversion": "inversions/00"}),
         {"ddim": {}},
     ),
     (
@@ -61,7 +62,7 @@ METHODS = [
             steps=30,
             convention="current",
         ),
-        edit_service_pb2.EditRequest(
+        EditRequest(
             content_injection={
                 "image": {"content": b"png", "fit": "FIT_PAD"},
                 "weight": 0.0,
@@ -76,7 +77,7 @@ METHODS = [
         ),
         {"ddim": {"convention": "DDIM_CONVENTION_CURRENT"}, "strength": 0.9, "steps": 30},
     ),
-    (SdEdit(strength=0.7, steps=9), edit_service_pb2.EditRequest(sdedit={"strength": 0.7, "steps": 9}), None),
+    (SdEdit(strength=0.7, steps=9), EditRequest(sdedit={"strength": 0.7, "steps": 9}), None),
 ]
 
 
@@ -137,7 +138,9 @@ def test_every_argument_of_an_inversion_arrives(client, server, photo):
     )  # fmt: skip
     (request,) = server.named("Invert")
     assert request.parameters == inversion_service_pb2.InversionParameters(
-        ddim={"convention": "DDIM_CONVENTION_CURRENT", "features": ["mid", "up_1"]},
+        ddim=inversion_service_pb2.DdimInversion(
+            convention=inversion_service_pb2.DDIM_CONVENTION_CURRENT, features=["mid", "up_1"]
+        ),
         source_prompt="p",
         steps=7,
         strength=0.5,

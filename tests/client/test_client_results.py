@@ -3,6 +3,7 @@
 import io
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import grpc
 import pytest
@@ -258,13 +259,15 @@ def test_an_empty_export_is_refused(client, server, photo):
 
 
 def test_words_of_a_newer_server_are_no_error(client, server, photo):
+    later: Any = 99
+
     def newer(request, context):
         event = edit_service_pb2.StreamEditResponse
-        yield event(progress=types_pb2.Progress(phase=99, fraction=0.5))
+        yield event(progress=types_pb2.Progress(phase=later, fraction=0.5))
         yield event.FromString(b"\xaa\x06\x00")  # field 101: an event of a later version
         yield event(result=server._edit(request.edit, context))
 
-    seen = []
+    seen: list[Any] = []
     server.script("StreamEdit", newer)
     assert client.edit(photo, "t", progress=seen.append).image.size == (8, 8)
     assert [progress.phase for progress in seen] == [Phase.UNKNOWN]

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from typing import Any
 
 import grpc
 import pytest
@@ -17,7 +18,7 @@ def test_without_a_listener_the_unary_call_is_made(client, server, photo):
 
 
 def test_events_arrive_in_order(client, server, photo):
-    seen = []
+    seen: list[Any] = []
     result = client.edit(photo, "t", progress=seen.append, on_preview=seen.append, preview_every=2)
     kinds = [type(each).__name__ for each in seen]
     assert kinds == ["Progress"] * 3 + ["Preview"] + ["Progress"] * 2 + ["Preview"]
@@ -30,7 +31,7 @@ def test_events_arrive_in_order(client, server, photo):
 
 
 def test_a_preview_listener_alone_gets_every_fifth_step(client, server, photo):
-    seen = []
+    seen: list[Any] = []
     client.edit(photo, "t", on_preview=seen.append)
     assert server.named("StreamEdit")[0].preview_every == 5
 
@@ -41,7 +42,7 @@ def test_progress_alone_asks_for_no_previews(client, server, photo):
 
 
 def test_inverting_reports_too(client, photo):
-    seen = []
+    seen: list[Any] = []
     inversion = client.invert(photo, progress=seen.append)
     assert [(each.phase, each.step) for each in seen] == [(Phase.INVERTING, 1), (Phase.INVERTING, 2)]
     assert inversion.width == 64
@@ -51,7 +52,7 @@ def test_snapshots_may_be_skipped(client, server, photo):
     def terse(request, context):
         yield edit_service_pb2.StreamEditResponse(result=server._edit(request.edit, context))
 
-    seen = []
+    seen: list[Any] = []
     server.script("StreamEdit", terse)
     client.edit(photo, "t", progress=seen.append)
     assert seen == []
@@ -157,7 +158,7 @@ def test_closing_ends_what_runs(server, photo):
 
 
 def test_a_listener_may_be_a_coroutine_function(server, photo):
-    seen = []
+    seen: list[Any] = []
 
     async def listener(progress):
         await asyncio.sleep(0)

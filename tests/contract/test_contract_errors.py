@@ -3,6 +3,7 @@
 import pickle
 import re
 from types import ModuleType
+from typing import Any
 
 import grpc
 import pytest
@@ -13,7 +14,7 @@ from underpaint_server.errors import FieldInvalid, FieldViolation, UnderpaintErr
 from underpaint_server.rpc.responses import status as server_status
 
 
-def tree(module: ModuleType) -> dict[str, type[Exception]]:
+def tree(module: ModuleType) -> dict[str, Any]:
     """All classes of a tree by name, the root included."""
     root = module.UnderpaintError
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, root)]

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support.front import merged
 from underpaint.v1 import direction_service_pb2, edit_service_pb2, inversion_service_pb2
 from underpaint_server.jobs import Phase, Priority
 from underpaint_server.methods import JOB_NAMES
@@ -47,9 +48,10 @@ def test_rules_ask_for_metrics_at_all() -> None:
 
 def test_every_request_has_a_label_of_the_closed_list() -> None:
     served = ("sdedit", "ddim", "edict", "diffedit", "disentangled", "content_injection")
-    labels = {labels_of(edit_service_pb2.EditRequest(**{name: {}})).method for name in served}
+    labels = {labels_of(merged(edit_service_pb2.EditRequest(), **{name: {}})).method for name in served}
     labels |= {
-        labels_of(inversion_service_pb2.InvertRequest(parameters={name: {}})).method for name in ("edict", "ddim")
+        labels_of(merged(inversion_service_pb2.InvertRequest(), parameters={name: {}})).method
+        for name in ("edict", "ddim")
     }
     labels.add(labels_of(edit_service_pb2.ComputeMaskRequest()).method)
     labels.add(labels_of(direction_service_pb2.LearnDirectionRequest()).method)
@@ -64,4 +66,4 @@ def test_the_wire_and_the_jobs_have_the_same_phases_and_priorities() -> None:
     assert {f"PRIORITY_{priority.name}" for priority in chosen} == set(types_pb2.Priority.keys()) - {
         "PRIORITY_UNSPECIFIED"
     }
-    assert all(types_pb2.Priority.Value(f"PRIORITY_{priority.name}") == priority for priority in chosen)
+    assert all(types_pb2.Priority.Value(f"PRIORITY_{priority.name}") == int(priority) for priority in chosen)

@@ -29,7 +29,8 @@ def regenerate(x: Tensor, y: Tensor, prompt: str, *, steps: int, used: int, guid
         before = t - scheduler.config.num_train_timesteps // steps
         now, clean = alphas[t], alphas[before] if before >= 0 else alphas[0]
         a = (clean / now).sqrt()
-        return a * one + ((1 - clean).sqrt() - a * (1 - now).sqrt()) * eps
+        paired: Tensor = a * one + ((1 - clean).sqrt() - a * (1 - now).sqrt()) * eps
+        return paired
 
     for i, t in enumerate(scheduler.timesteps[-used:].tolist()):
         if i % 2 == 0:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from e2e.harness import disc
-from PIL import Image
 from safetensors.numpy import load_file
+from support.jobs import read_picture
 from underpaint_server.local_server import LocalServer
 
 
@@ -48,7 +48,7 @@ def test_the_readme_s_edit(toy: LocalServer, folder: Path) -> None:
     words = ("edit", "apple.png", "a green apple", "--source-prompt", "a red apple", "--method", "edict")
     ended = shell(toy, folder, *words, "-o", "green.png")
     assert ended.returncode == 0, ended.stderr
-    assert Image.open(folder / "green.png").size == (32, 32)
+    assert read_picture(folder / "green.png").size == (32, 32)
     assert "green.png" in ended.stdout
     assert "inversions/" in ended.stdout
 
@@ -59,7 +59,7 @@ def test_every_method_writes_what_the_name_says(
     toy: LocalServer, folder: Path, method: str, name: str, kind: str
 ) -> None:
     said = told(toy, folder, "edit", "apple.png", "a corgi", "--method", method, "--steps", "5", "-o", name)
-    assert Image.open(folder / name).format == kind
+    assert read_picture(folder / name).format == kind
     assert said["image"] == name
     assert said["usage"]["network_evaluations"] > 0
 
@@ -68,7 +68,7 @@ def test_content_goes_from_one_picture_into_another(toy: LocalServer, folder: Pa
     disc((30, 30, 200)).save(folder / "plum.png")
     words = ("edit", "apple.png", "--method", "content_injection", "--steps", "10", "--sites", "up_0")
     first = told(toy, folder, *words, "--content", "plum.png", "-o", "mixed.png")
-    assert Image.open(folder / "mixed.png").size == (32, 32)
+    assert read_picture(folder / "mixed.png").size == (32, 32)
     assert first["usage"]["network_evaluations"] == 10 + 10 + 10 + 6
     made = told(toy, folder, "invert", "plum.png", "--method", "ddim", "--steps", "10", "--features", "up_0",
                 "--strength", "1", "--guidance-scale", "1", "-o", "plum.safetensors")  # fmt: skip
@@ -82,7 +82,7 @@ def test_content_goes_from_one_picture_into_another(toy: LocalServer, folder: Pa
 def test_a_mask_is_found_written_and_used(toy: LocalServer, folder: Path) -> None:
     found = told(toy, folder, "mask", "apple.png", "a corgi", "--samples", "3", "--seed", "1", "-o", "mask.png")
     assert 0 <= found["coverage"] <= 1
-    assert Image.open(folder / "mask.png").mode == "L"
+    assert read_picture(folder / "mask.png").mode == "L"
     words = ("edit", "apple.png", "a corgi", "--method", "diffedit", "--mask", "mask.png", "--mask-out", "used.png")
     told(toy, folder, *words)
     assert (folder / "used.png").read_bytes() == (folder / "mask.png").read_bytes()
@@ -100,7 +100,7 @@ def test_an_inversion_is_made_kept_and_edited_from(toy: LocalServer, folder: Pat
 def test_a_picture_is_drawn(toy: LocalServer, folder: Path) -> None:
     words = ("generate", "a corgi", "--width", "48", "--height", "40", "--seed", "3", "--steps", "5", "-o", "drawn.png")
     assert told(toy, folder, *words)["seed"] == 3
-    assert Image.open(folder / "drawn.png").size == (48, 40)
+    assert read_picture(folder / "drawn.png").size == (48, 40)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_is_learned_is_listed_carried_and_used(toy: LocalServer, folder: Pa
     assert load_file(folder / copy)["weights"].shape == (20,)
     assert told(toy, folder, "import", copy, "--name", "more-boxes")["etag"] == made["etag"]
     edit = ("edit", "apple.png", "--method", "disentangled", "--direction", "more-boxes", "-o", "out.png")
-    assert Image.open(folder / told(toy, folder, *edit)["image"]).size == (32, 32)
+    assert read_picture(folder / told(toy, folder, *edit)["image"]).size == (32, 32)
     assert shell(toy, folder, "direction", "more-boxes", "--delete").returncode == 0
     gone = shell(toy, folder, *edit)
     assert (gone.returncode, "underpaint directions" in gone.stderr) == (1, True)

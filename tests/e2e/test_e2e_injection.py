@@ -1,13 +1,14 @@
 """Content injection on real networks, and a model of pixels served beside one of latents."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from e2e.harness import disc, stubs
 from PIL import Image
 from support import checkpoints
-from support.front import refused
+from support.front import merged, refused
 from underpaint import (
     Client,
     ContentInjection,
@@ -18,6 +19,7 @@ from underpaint import (
     EdictInversion,
     Edited,
     Generated,
+    InversionHandle,
     SdEdit,
     errors,
 )
@@ -29,20 +31,26 @@ pytestmark = pytest.mark.xdist_group("embedded")
 BLUE = disc((30, 30, 200), (120, 90))
 
 
+def stored(edited: Edited) -> InversionHandle:
+    """The inversion that an edit of a photo kept."""
+    assert edited.inversion is not None
+    return edited.inversion
+
+
 def pixels(edited: Edited) -> np.ndarray:
     return np.asarray(edited.image).astype(int)
 
 
 def test_without_weight_the_embedded_model_draws_the_source_bit_for_bit(embedded: LocalServer) -> None:
     with Client(embedded.target) as client:
-        way = {"target_prompt": "a red circle", "guidance_scale": 2.0}
+        way: dict[str, Any] = {"target_prompt": "a red circle", "guidance_scale": 2.0}
         content = ContentInjection(content=BLUE, weight=0.0, steps=10)
         injected = client.edit(disc(), method=content, **way)
-        plain = client.edit(injected.inversion, method=Ddim(), **way)
+        plain = client.edit(stored(injected), method=Ddim(), **way)
         assert injected.image_bytes == plain.image_bytes
-        mixed = client.edit(injected.inversion, method=ContentInjection(content=BLUE, weight=0.5), **way)
+        mixed = client.edit(stored(injected), method=ContentInjection(content=BLUE, weight=0.5), **way)
         assert np.abs(pixels(mixed) - pixels(plain)).mean() > 5
-        itself = client.edit(injected.inversion, method=ContentInjection(content=disc(), weight=1.0, calibration=0.5))
+        itself = client.edit(stored(injected), method=ContentInjection(content=disc(), weight=1.0, calibration=0.5))
         assert itself.image.size == (64, 64)
 
 
@@ -52,13 +60,13 @@ def test_a_content_is_inverted_once_and_rows_of_both_inversions_share_passes(emb
         first = client.edit(source, method=ContentInjection(content=BLUE, weight=0.4, steps=12, sites=["mid", "up_1"]))
         assert first.usage.network_evaluations == 12 + 12 + 12 + 8
         again = client.edit(
-            first.inversion, method=ContentInjection(content=BLUE, weight=0.2, sites=["mid", "up_1"], every=2)
+            stored(first), method=ContentInjection(content=BLUE, weight=0.2, sites=["mid", "up_1"], every=2)
         )
         assert again.usage.network_evaluations == 12 + 4
         assert client.repeat(first.resolved).image_bytes == first.image_bytes
         named = first.resolved.message.content_injection.inversion
-        kept = client.get_inversion(named)
-        assert kept.parameters.method == DdimInversion(convention="target", features=("mid", "up_1"))
+        found = client.get_inversion(named)
+        assert found.parameters.method == DdimInversion(convention="target", features=("mid", "up_1"))
 
 
 def test_what_does_not_go_together_says_what_to_do(embedded: LocalServer) -> None:
@@ -103,7 +111,7 @@ def test_a_model_of_pixels_inverts_exactly_reconstructs_and_injects(two: LocalSe
         assert np.abs(pixels(again) - np.asarray(small).astype(int)).max() <= 1
         method = ContentInjection(content=BLUE, weight=0.8, steps=10, sites=["mid", "up_0"])
         mixed = client.edit(disc(), method=method, model="faces")
-        plain = client.edit(mixed.inversion, method=Ddim(), model="faces")
+        plain = client.edit(stored(mixed), method=Ddim(), model="faces")
         assert mixed.image.size == (16, 16)
         assert not np.array_equal(pixels(mixed), pixels(plain))
         assert client.repeat(mixed.resolved).image_bytes == mixed.image_bytes
@@ -127,7 +135,7 @@ def test_a_model_without_text_refuses_it(two: LocalServer) -> None:
 async def test_an_inversion_of_the_other_family_is_a_mismatch(two: LocalServer) -> None:
     with Client(two.target) as client:
         made = client.invert(BLUE, method=DdimInversion(features=["mid"]), steps=5)
-    request = edit_service_pb2.EditRequest(model="models/faces", content_injection={"inversion": made.name})
+    request = merged(edit_service_pb2.EditRequest(model="models/faces"), content_injection={"inversion": made.name})
     request.generated.steps = 5
     async with stubs(two) as wire:
         refusal = await refused(wire.edits.Edit(request))

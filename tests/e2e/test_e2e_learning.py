@@ -326,7 +326,7 @@ async def test_a_mixed_edit_repeats_from_its_resolved_request(toy: LocalServer, 
     async with AsyncClient(toy.target) as client:
         given: Any = disc(size=(32, 32))
         work = MIXED[kind]()
-        said_of = {"source_prompt": "a circle"}
+        said_of: dict[str, Any] = {"source_prompt": "a circle"}
         if source == "generated":  # which has steps and prompt of its own
             given = Generated("a circle", seed=4, steps=work["method"].steps)
             work["method"], said_of = replace(work["method"], steps=None), {}

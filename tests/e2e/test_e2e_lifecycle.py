@@ -39,7 +39,12 @@ NAMES = (
     "startup", "readiness", "liveness", "", "underpaint.v1.EditService", "underpaint.v1.InversionService",
     "underpaint.v1.DirectionService",
 )  # fmt: skip
-ONE_AT_A_TIME = {"models": "toy=toy:", "max_running": 1, "max_batch_size": 2, "max_mask_samples": 10_000}
+ONE_AT_A_TIME: dict[str, Any] = {
+    "models": "toy=toy:",
+    "max_running": 1,
+    "max_batch_size": 2,
+    "max_mask_samples": 10_000,
+}
 
 
 async def test_health_and_refusals_tell_loading_from_ready() -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from e2e.harness import Samples, idle, masking, queued, running, scrape, stubs
-from support.front import edit, photo, refused
+from support.front import edit, merged, photo, refused
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
 from underpaint_server.local_server import LocalServer
 
@@ -14,7 +14,9 @@ ROWS = "underpaint_network_rows_total"
 
 
 def invert(kind: str, seed: int, **fields: Any) -> inversion_service_pb2.InvertRequest:
-    return inversion_service_pb2.InvertRequest(image=photo(seed=seed), parameters={kind: {}, "steps": 6}, **fields)
+    request = inversion_service_pb2.InvertRequest(image=photo(seed=seed), **fields)
+    request.MergeFrom(merged(inversion_service_pb2.InvertRequest(), parameters={kind: {}, "steps": 6}))
+    return request
 
 
 async def test_the_counters_say_what_was_asked_for() -> None:

@@ -120,13 +120,13 @@ BAD: dict[str, Bad] = {
         edit("diffedit", diffedit={"mask": image(encoded(Image.new("L", (64, 48)))), "threshold": 0.5}),
     ),
     # what is missing
-    "no source": field("source", edit_service_pb2.EditRequest(target_prompt="a corgi", edict={})),
+    "no source": field("source", merged(edit_service_pb2.EditRequest(), target_prompt="a corgi", edict={})),
     "no method": field("method", edit("")),
-    "no target prompt": field("target_prompt", merged(edit_service_pb2.EditRequest(image=photo(), edict={}))),
+    "no target prompt": field("target_prompt", merged(edit_service_pb2.EditRequest(), image=photo(), edict={})),
     "an empty edit": Bad(edit_service_pb2.EditRequest(), ("method", "source", "target_prompt")),
     "inverting without a method": field("parameters.method", invert(parameters={})),
     "inverting without an image": field(
-        "image", inversion_service_pb2.InvertRequest(parameters={"ddim": {}, "steps": 4})
+        "image", merged(inversion_service_pb2.InvertRequest(), parameters={"ddim": {}, "steps": 4})
     ),
     # numbers
     "strength above 1": field("sdedit.strength", edit("sdedit", sdedit={"strength": 1.01})),

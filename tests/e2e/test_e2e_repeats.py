@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from e2e.harness import Samples, disc, eventually, idle, masking, running, scrape, stubs
 from safetensors.numpy import load
-from support.front import edit, photo
+from support.front import edit, merged, photo
 from underpaint import (
     AsyncClient,
     Client,
@@ -70,7 +70,7 @@ async def test_one_of_two_callers_may_leave_and_the_other_is_served(narrow: Loca
 
 async def test_many_inversions_of_one_photo_are_one_piece_of_work(narrow: LocalServer) -> None:
     before = await idle(narrow)
-    request = inversion_service_pb2.InvertRequest(image=photo(seed=52), parameters={"edict": {}, "steps": 10})
+    request = merged(inversion_service_pb2.InvertRequest(), image=photo(seed=52), parameters={"edict": {}, "steps": 10})
     async with stubs(narrow) as wire:
         async with running(wire, masking()):
             calls = [asyncio.ensure_future(wire.inversions.Invert(request)) for _ in range(4)]
@@ -88,7 +88,7 @@ async def test_many_inversions_of_one_photo_are_one_piece_of_work(narrow: LocalS
 
 @pytest.mark.parametrize("place", ["toy:", "toy:pinned"])
 async def test_resolved_gives_the_same_bytes_here_and_on_another_server(place: str, tmp_path: Path) -> None:
-    shared = {"models": f"toy={place}", "store_url": tmp_path.as_uri()}
+    shared: dict[str, Any] = {"models": f"toy={place}", "store_url": tmp_path.as_uri()}
     with LocalServer(**shared) as one, LocalServer(**shared, max_batch_size=5) as other:
         with Client(one.target) as here, Client(other.target) as there:
             for source in (disc(), disc(size=(150, 40)), Generated("a cat", seed=3, steps=10)):

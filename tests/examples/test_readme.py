@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.jobs import disc
+from support.jobs import disc, read_picture
 from underpaint_server.local_server import LocalServer
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -42,7 +42,7 @@ def test_python(code: str, folder: Path, target: str) -> None:
         [sys.executable, "-c", code.replace("localhost:50051", target)], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert Image.open(folder / "green.png").size == (32, 32)
+    assert read_picture(folder / "green.png").size == (32, 32)
 
 
 @pytest.mark.parametrize("command", SHELL)

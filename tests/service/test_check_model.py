@@ -95,6 +95,11 @@ def pickled(directory: Path) -> Path:
     return directory
 
 
+def without_folder(directory: Path, name: str) -> Path:
+    shutil.rmtree(directory / name)
+    return directory
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -103,8 +108,8 @@ def pickled(directory: Path) -> Path:
         (lambda d: checkpoints.without(d, "unet/*.safetensors"), "must hold safetensors"),
         (pickled, "pickles can run code"),
         (truncated, "incomplete metadata"),
-        (lambda d: (shutil.rmtree(d / "tokenizer"), d)[1], "tokenizer' is missing"),
-        (lambda d: (shutil.rmtree(d / "text_encoder"), d)[1], "text_encoder' is missing"),
+        (lambda d: without_folder(d, "tokenizer"), "tokenizer' is missing"),
+        (lambda d: without_folder(d, "text_encoder"), "text_encoder' is missing"),
         (lambda d: (d.joinpath("model_index.json").write_text("[]"), d)[1], "no JSON object"),
         (lambda d: checkpoints.without_tensor(d, "text_encoder/model.safetensors", "final_layer_norm.bias"), "lacks"),
         (

@@ -10,9 +10,9 @@ from underpaint_server.rows import Denoise, Row, Steps
 T = TypeVar("T")
 
 
-def drive(steps: Steps[T], answer: Callable[[Row], Any]) -> tuple[T, list[list[Row]]]:
+def drive(steps: Steps[T], answer: Callable[[Row], Any]) -> tuple[T, list[list[Any]]]:
     """What the generator returns, and the groups it asked for."""
-    groups: list[list[Row]] = []
+    groups: list[list[Any]] = []
     try:
         group = next(steps)
         while True:

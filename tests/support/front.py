@@ -54,6 +54,7 @@ from underpaint_server.jobs import (
     Usage,
 )
 from underpaint_server.methods import methods_for
+from underpaint_server.methods.ddim.options import DdimInversion
 from underpaint_server.methods.edict.options import EdictInversion
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.server import build_server
@@ -181,6 +182,7 @@ def _invert(photo: Photo, options: InversionOptions, model: ModelInfo) -> Invers
     if isinstance(options.method, EdictInversion):
         arrays |= {"x": random.standard_normal((4, 6, 8)), "y": random.standard_normal((4, 6, 8))}
     else:
+        assert isinstance(options.method, DdimInversion)
         arrays |= {"trajectory": random.standard_normal((3, 4, 6, 8))}
         for site in options.method.features:
             arrays[f"h_{site}"] = random.standard_normal((2, 8, 3, 4)).astype(np.float16)

@@ -1,10 +1,15 @@
 """Jobs and pictures that several suites ask for."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+from PIL import Image
 from underpaint_server.jobs import (
     Companion,
     Descent,
     EditJob,
+    EditOptions,
     Generated,
     Interpolation,
     Inversion,
@@ -19,6 +24,7 @@ from underpaint_server.jobs import (
     Picture,
     Sampler,
     Search,
+    Source,
     Stored,
 )
 from underpaint_server.methods.content_injection.options import ContentInjection
@@ -34,6 +40,13 @@ def disc(size: int, colour: tuple[int, int, int] = (220, 40, 40), share: float =
     y, x = np.mgrid[:size, :size]
     inside = (x - size / 2) ** 2 + (y - size / 2) ** 2 < (size * share) ** 2
     return np.where(inside[..., None], np.array(colour), 235).astype(np.uint8)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture file, read whole and closed."""
+    with Image.open(path) as image:
+        image.load()
+    return image
 
 
 def edict_options(steps: int = 20, strength: float = 0.8, guidance_scale: float = 3.0) -> InversionOptions:
@@ -54,7 +67,7 @@ def content_options(steps: int = 20, sites: tuple[str, ...] = ("mid",), strength
 
 def injection(**more: object) -> ContentInjection:
     """At half weight."""
-    fields = {
+    fields: dict[str, Any] = {
         "weight": 0.5,
         "calibration": 0.0,
         "region": None,
@@ -68,7 +81,12 @@ def injection(**more: object) -> ContentInjection:
 
 
 def injection_job(
-    model: str, size: int, method: ContentInjection, source: object = None, steps: int = 20, guidance_scale: float = 1.0
+    model: str,
+    size: int,
+    method: ContentInjection,
+    source: Source | None = None,
+    steps: int = 20,
+    guidance_scale: float = 1.0,
 ) -> EditJob:
     """A small blue disc's content into the disc (or another source), by the faithful port: no text, no guidance."""
     content = Companion(Photo(disc(size, (30, 30, 200), 0.2)), content_options(steps, method.sites))
@@ -80,7 +98,9 @@ def invert_job(model: str, size: int, options: InversionOptions | None = None, v
     return InvertJob(model, Photo(disc(size)), options or edict_options(), verify)
 
 
-def edit_job(model: str, size: int, method: object, source: object = None, steps: int = 20, seed: int = 3) -> EditJob:
+def edit_job(
+    model: str, size: int, method: EditOptions, source: Source | None = None, steps: int = 20, seed: int = 3
+) -> EditJob:
     """An edit of the disc to green with that method's usual inversion."""
     options = {EdictEdit: edict_options(steps), DdimEdit: ddim_options(steps), DiffEdit: ddim_options(steps)}
     source = source or Photo(disc(size))

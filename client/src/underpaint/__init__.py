@@ -9,6 +9,7 @@
         result.save("green.png")
 """
 
+from underpaint._version import __version__
 from underpaint.aio import AsyncClient, AsyncLearning
 from underpaint.client import Client, Learning
 from underpaint.errors import UnderpaintError
@@ -51,8 +52,6 @@ from underpaint.results import (
     Resolved,
     Usage,
 )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",

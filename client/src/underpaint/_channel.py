@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from underpaint._version import __version__
 from underpaint.errors import ConnectionFailed, DeadlinePassed
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
-    ("grpc.primary_user_agent", "underpaint-python/0.1.0"),
+    ("grpc.primary_user_agent", f"underpaint-python/{__version__}"),
 )
 
 

@@ -1,3 +1,5 @@
 """Underpaint's server: a gRPC service for diffusion inversion and real-image editing."""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("underpaint-server")

@@ -14,7 +14,7 @@ from support.jobs import ddim_options, disc, edict_options, edit_job, injection,
 from underpaint_server.backends import load
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.diffusion.noise import standard_normal
-from underpaint_server.jobs import EditJob, Generated, InversionOptions, InvertJob, Photo, Stored
+from underpaint_server.jobs import EditJob, Generated, InversionOptions, InvertJob, Job, Photo, Stored
 from underpaint_server.methods.ddim.options import DdimEdit
 from underpaint_server.methods.edict.options import EdictEdit
 from underpaint_server.methods.sdedit.options import SdEdit
@@ -64,7 +64,7 @@ def test_edict_is_exact_and_draws_the_picture_again(backend: Backend) -> None:
 
 def test_every_method_it_offers_runs_beside_the_others_and_as_planned(backend: Backend) -> None:
     drawn = Generated("", 5, DDPM_PX, DDPM_PX, STEPS)
-    jobs = [
+    jobs: list[Job] = [
         invert_job("faces", DDPM_PX, silent(ddim_options(STEPS))),
         replace(edit_job("faces", DDPM_PX, SdEdit(0.5, STEPS), steps=STEPS), target_prompt="", guidance_scale=1.0),
         injection_job("faces", DDPM_PX, injection(sites=("mid", "up_0"), boosting_start=0.2), steps=STEPS),
@@ -82,9 +82,10 @@ def test_injection_is_cached_with_its_content_and_changes_the_picture(backend: B
     plain, mixed = (injection_job("faces", DDPM_PX, injection(weight=w), steps=STEPS) for w in (0.0, 0.9))
     with Bench(backend) as bench:
         first, second = bench.run([plain, mixed])
-        content = replace(mixed.content, source=Stored(second.content))
-        (again,) = bench.run([replace(mixed, content=content)])
+        assert mixed.companion is not None
+        content = replace(mixed.companion, source=Stored(second.companion))
+        (again,) = bench.run([replace(mixed, companion=content)])
     assert not np.array_equal(first.pixels, second.pixels)
     assert np.array_equal(again.pixels, second.pixels)
-    assert again.content is None
-    assert second.content.arrays["h_mid"].shape == (STEPS, 32, 8, 8)
+    assert again.companion is None
+    assert second.companion.arrays["h_mid"].shape == (STEPS, 32, 8, 8)

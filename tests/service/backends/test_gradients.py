@@ -1,6 +1,7 @@
 """Learning's derivatives on a real network: against plain backpropagation through the whole drawing."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def backend() -> TorchBackend:
     return found
 
 
-def answer(backend: TorchBackend, row: Row) -> object:
+def answer(backend: TorchBackend, row: Row) -> Any:
     return backend.predict(Batch([row], max(1, backend.minimum(type(row)))))[0]
 
 

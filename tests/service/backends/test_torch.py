@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from underpaint_server.backends import load
 from underpaint_server.backends.invariance import is_batch_invariant
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.diffusion.noise import standard_normal
-from underpaint_server.jobs import Descent, EditJob, Generated, Inverted, LearnJob
+from underpaint_server.jobs import Descent, EditJob, Generated, Inverted, Job, LearnJob
 from underpaint_server.methods.ddim.options import DdimEdit
 from underpaint_server.methods.edict.options import EdictEdit
 from underpaint_server.methods.sdedit.options import SdEdit
@@ -104,12 +105,12 @@ def test_edict_is_exact_on_the_embedded_model_while_others_come_and_go(dtype: st
         sizes = {sum(p.rows_by_method.values()) for p in bench.passes if "invert_edict" in p.rows_by_method}
     assert len(sizes) >= 4, "the company must really have varied"
     assert isinstance(outcomes[0], Inverted)
-    assert outcomes[0].inversion.reconstruction_max_abs_error <= 1e-10
+    assert outcomes[0].inversion.reconstruction_max_abs_error == pytest.approx(0, abs=1e-10)
 
 
 def test_equal_requests_give_equal_bytes_alone_and_in_company(embedded: Backend) -> None:
     """One of each kind of row among them: plain, exact, injected, mixed prompts, and the pull-backs of a learner."""
-    jobs = [
+    jobs: list[Job] = [
         edit_job("mini", 64, EdictEdit(), steps=6),
         edit_job("mini", 64, SdEdit(0.7, 6)),
         injection_job("mini", 64, injection(), steps=6),
@@ -141,7 +142,7 @@ def test_rows_have_the_same_bits_in_every_batch(embedded: Backend) -> None:
     embeds = embedded.predict(Batch([Embed(t) for t in ("a red apple", "", "a blue fish", "a cat")], 4))
     rows = [
         Denoise(torch.randn((4, 16, 16), generator=generator).double(), rng.randrange(1000), 0.5, e.prompt_embeds)
-        for e in embeds * 4
+        for e in [*embeds] * 4
     ]
     reference = {id(row): answer for row, answer in zip(rows, embedded.predict(Batch(rows, 16)), strict=True)}
     for _ in range(12):
@@ -157,7 +158,7 @@ def test_the_measurement_finds_a_network_that_depends_on_the_size() -> None:
     def drifting(x: torch.Tensor, t: list[int], e: torch.Tensor) -> torch.Tensor:
         return steady(x, t, e) + (1e-7 if len(x) == 11 else 0.0)
 
-    shapes = {"latent_shape": (4, 8, 8), "embeds_shape": (4, 8), "minimum": 2, "maximum": 16}
+    shapes: dict[str, Any] = {"latent_shape": (4, 8, 8), "embeds_shape": (4, 8), "minimum": 2, "maximum": 16}
     assert is_batch_invariant(steady, **shapes)
     assert not is_batch_invariant(drifting, **shapes)
 

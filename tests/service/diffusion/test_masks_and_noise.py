@@ -1,5 +1,7 @@
 """Regions from differences, and random numbers from seeds."""
 
+from typing import Any
+
 import pytest
 import torch
 from underpaint_server.diffusion import masks
@@ -49,7 +51,7 @@ def test_a_latent_may_change_if_one_of_its_pixels_may() -> None:
         ({"seed": 1, "purpose": "a", "index": 0}, {"seed": 1, "purpose": "a", "index": 1}),
     ],
 )
-def test_draws_are_kept_apart_by_seed_purpose_and_index(one: dict, other: dict) -> None:
+def test_draws_are_kept_apart_by_seed_purpose_and_index(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert not torch.equal(standard_normal((64,), **one), standard_normal((64,), **other))
 
 

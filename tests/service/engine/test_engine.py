@@ -2,7 +2,9 @@
 
 import queue
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,12 @@ from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
 from underpaint_server.engine.loop import Engine
 from underpaint_server.engine.messages import Advanced, Ended, Passed, Previewed, Split, StartJob
 from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, NonFiniteLatents, OutOfMemory
-from underpaint_server.jobs import Edited, EditJob, Inverted, Learned, Phase, Priority, Stored
+from underpaint_server.jobs import Edited, EditJob, Inverted, Job, Learned, Phase, Priority, Stored
 from underpaint_server.methods import job_name
 from underpaint_server.methods.edict.options import EdictEdit
 from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.plans import plan, total_rows
-from underpaint_server.rows import Decode, Denoise
+from underpaint_server.rows import Batch, Decode, Denoise
 from underpaint_server.settings import Settings
 
 PX = SHAPE[1] * SCALE
@@ -28,7 +30,7 @@ def toy(invariant: bool = True) -> ToyBackend:
     return ToyBackend("toy", Settings(), invariant=invariant)
 
 
-def same(one: object, other: object) -> bool:
+def same(one: Any, other: Any) -> bool:
     """Equal results, apart from what they cost."""
     if isinstance(one, Edited):
         return np.array_equal(one.pixels, other.pixels) and (one.mask is None or np.array_equal(one.mask, other.mask))
@@ -36,7 +38,7 @@ def same(one: object, other: object) -> bool:
         pairs = zip(one.inversion.arrays.values(), other.inversion.arrays.values(), strict=True)
         return all(np.array_equal(a, b) for a, b in pairs)
     if isinstance(one, Learned):
-        return one.state == other.state
+        return bool(one.state == other.state)
     return np.array_equal(one.mask, other.mask)
 
 
@@ -55,6 +57,7 @@ def test_every_job_asks_for_the_rows_of_its_plan() -> None:
 def test_an_injection_asks_for_what_its_plan_says_whatever_is_stored_already() -> None:
     """Both inversions, either, or none; and both in lockstep, so that they take as many passes as one."""
     job = injection_job("toy", PX, injection(calibration=0.3, every=2))
+    assert job.companion is not None
     with Bench(toy()) as bench:
         (made,) = bench.run([job])
         source, content = Stored(made.inversion), replace(job.companion, source=Stored(made.companion))
@@ -107,7 +110,7 @@ def test_jobs_of_all_kinds_share_passes_and_get_what_they_get_alone() -> None:
 def test_exact_jobs_keep_their_batch_class_where_the_size_matters() -> None:
     """On a network whose answers drift with the size of the pass: pinned, padded, and the same bits under load."""
     jobs = every_kind_of_job("toy", PX)
-    exact = [invert_job("toy", PX), edit_job("toy", PX, EdictEdit())]
+    exact: list[Job] = [invert_job("toy", PX), edit_job("toy", PX, EdictEdit())]
     with Bench(toy(invariant=False)) as bench:
         alone = bench.run(exact[:1]) + bench.run(exact[1:])
         assert {p.padding + sum(p.rows_by_method.values()) for p in bench.passes} == {4}
@@ -141,7 +144,7 @@ def test_a_group_wider_than_a_pass_is_spread_over_several() -> None:
 class Slow(ToyBackend):
     """Takes a moment for every pass, so that something can happen in between."""
 
-    def predict(self, batch):
+    def predict(self, batch: Batch) -> Sequence[Any]:
         time.sleep(0.005)
         return super().predict(batch)
 
@@ -173,7 +176,7 @@ def test_a_passed_deadline_ends_the_job_and_only_it() -> None:
 class Poisoned(ToyBackend):
     """Fails every pass that holds a row of one text."""
 
-    def predict(self, batch):
+    def predict(self, batch: Batch) -> Sequence[Any]:
         if any(isinstance(r, Denoise) and float(r.prompt_embeds.flatten()[0]) == self.poison for r in batch.rows):
             raise RuntimeError("poison")
         return super().predict(batch)
@@ -239,7 +242,7 @@ class BlindDecoder(ToyBackend):
 
     failures = 1
 
-    def predict(self, batch):
+    def predict(self, batch: Batch) -> Sequence[Any]:
         if isinstance(batch.rows[0], Decode) and self.failures:
             self.failures -= 1
             raise OutOfMemory("no room for the decoder")
@@ -258,14 +261,15 @@ def test_a_preview_that_fails_is_left_out() -> None:
 class Lost(ToyBackend):
     """A device that computes nothing any more."""
 
-    def predict(self, batch):
+    def predict(self, batch: Batch) -> Sequence[Any]:
         if isinstance(batch.rows[0], Denoise):
             raise DeviceLost("illegal memory access")
         return super().predict(batch)
 
 
 def test_a_lost_device_ends_the_loop_so_that_the_process_is_replaced() -> None:
-    inbox, reports = queue.SimpleQueue(), []
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    reports: list[Any] = []
     inbox.put(StartJob(1, invert_job("toy", PX), Priority.NORMAL, time.monotonic(), None, 0))
     with pytest.raises(DeviceLost):
         Engine({"toy": Lost("toy", Settings())}, inbox, reports.append, 16, 0.25).run()
@@ -309,5 +313,5 @@ def test_progress_never_falls_and_previews_come_when_asked() -> None:
         (edit_job("toy", PX, SdEdit(0.5, 20)), "sdedit"),
     ],
 )
-def test_jobs_have_names(job: object, name: str) -> None:
+def test_jobs_have_names(job: Job, name: str) -> None:
     assert job_name(job) == name

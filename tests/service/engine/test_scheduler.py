@@ -1,5 +1,7 @@
 """Who shares the next pass: pure, and so cheap to try in thousands of ways."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 from underpaint_server.engine.scheduler import WaitingRow, choose
@@ -16,7 +18,7 @@ def row(job: int, key: Key = SMALL, priority: int = 2, served: int = 0, index: i
     return WaitingRow(job, index, key, priority, served)
 
 
-def pick(*rows: WaitingRow, cap: int = 16, minimum: int = 1):
+def pick(*rows: WaitingRow, cap: int = 16, minimum: int = 1) -> Any:
     return choose(rows, lambda _: cap, lambda _: minimum)
 
 

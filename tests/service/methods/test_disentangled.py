@@ -40,7 +40,8 @@ class Network(torch.nn.Module):
 
     def forward(self, latents: Tensor, timestep: int, text: Tensor) -> Tensor:
         said = self.text(text.tanh()).mean(0)[:, None, None]
-        return self.net((latents + said * (1 + timestep / 1000))[None])[0]
+        drawn: Tensor = self.net((latents + said * (1 + timestep / 1000))[None])[0]
+        return drawn
 
 
 NETWORK = Network()
@@ -99,7 +100,7 @@ def drawn_plainly(task: Mixing, weights: Tensor) -> Tensor:
     for i, (s, t) in enumerate(zip(task.grid[:0:-1], task.grid[-2::-1], strict=True)):
         text = weights[i] * task.source_embeds + (1 - weights[i]) * task.target_embeds
 
-        def predict(at: Tensor, timestep: int, text: Tensor = text) -> Tensor:
+        def predict(at: Tensor, timestep: int, text: Tensor = text) -> Any:
             away = NETWORK(at, timestep, task.negative_embeds)
             return away + task.guidance_scale * (NETWORK(at, timestep, text) - away)
 

@@ -39,7 +39,7 @@ def invert(source: Tensor, options: InversionOptions, steps: int) -> dict[str, T
     return drive(ddim.invert(Inverting(source, SD.grid(steps), PLAIN, options)), network)[0]
 
 
-def editing(steps: int = 20, content: Tensor = OTHER, region: Tensor | None = None, **more: object) -> Editing:
+def editing(steps: int = 20, content: Tensor = OTHER, region: Tensor | None = None, **more: Any) -> Editing[Any, Any]:
     method = injection(**more)
     recorded = invert(content, content_options(steps, method.sites), steps)
     options = ddim_options(steps, 1.0)
@@ -60,15 +60,15 @@ def editing(steps: int = 20, content: Tensor = OTHER, region: Tensor | None = No
     )
 
 
-def groups_of(task: Editing) -> list[list[Row]]:
+def groups_of(task: Editing[Any, Any]) -> list[list[Any]]:
     return drive(injecting.edit(task), network)[1]
 
 
-def result(task: Editing) -> Tensor:
+def result(task: Editing[Any, Any]) -> Tensor:
     return drive(injecting.edit(task), network)[0].latents
 
 
-def mapped(groups: Iterable[list[Row]]) -> list[int]:
+def mapped(groups: Iterable[list[Any]]) -> list[int]:
     """Timesteps at which content went in."""
     return [row.timestep for group in groups for row in group if isinstance(row, Denoise) and row.maps]
 

@@ -1,6 +1,7 @@
 """The methods against their papers' promises, on a network that is harder to invert than a real one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from underpaint_server.methods.edict import steps as edict
 from underpaint_server.methods.edict.options import EdictInversion
 from underpaint_server.methods.sdedit import steps as sdedit
 from underpaint_server.methods.task import Editing, Inverting
-from underpaint_server.rows import Denoise
+from underpaint_server.rows import Denoise, Row
 
 SD = Schedule(scaled_linear(), steps_offset=1)
 SHAPE = (4, 8, 8)
@@ -44,12 +45,18 @@ def noise(purpose: str, index: int) -> Tensor:
     return standard_normal(SHAPE, seed=9, purpose=purpose, index=index)
 
 
-def editing(arrays: dict[str, Tensor], grid: Grid, **more: object) -> Editing:
-    fields = {"guidance": guidance(), "noise": noise, "inversion": None, "options": None, "extra": None} | more
+def editing(arrays: dict[str, Tensor], grid: Grid, **more: object) -> Editing[Any, Any]:
+    fields: dict[str, Any] = {
+        "guidance": guidance(),
+        "noise": noise,
+        "inversion": None,
+        "options": None,
+        "extra": None,
+    } | more
     return Editing(arrays=arrays, grid=grid, **fields)
 
 
-def round_trip(steps: int, strength: float, p: float, network: Callable) -> float:
+def round_trip(steps: int, strength: float, p: float, network: Callable[[Row], Any]) -> float:
     grid = SD.grid(steps, used_steps(steps, strength))
     arrays, _ = drive(
         edict.invert(Inverting(SOURCE, grid, guidance(), options(EdictInversion(p), steps, strength))), network
@@ -170,7 +177,8 @@ def test_sdedit_starts_from_the_image_under_seeded_noise() -> None:
 class LocalNetwork(RandomNetwork):
     """Text changes its answer in the left half only."""
 
-    def __call__(self, row: Denoise) -> Tensor:
+    def __call__(self, row: Row) -> Tensor:
+        assert isinstance(row, Denoise)
         plain = super().__call__(Denoise(row.latents, row.timestep, row.alpha_bar, text(0.0)))
         effect = float(row.prompt_embeds.mean()) * torch.ones_like(plain)
         effect[..., 4:] *= 0.02
@@ -185,7 +193,7 @@ def diffedit_method(threshold: float = 0.5) -> DiffEdit:
     return DiffEdit(None, threshold, 6, 0.5, "")
 
 
-def encoded(network: Callable, grid: Grid) -> dict[str, Tensor]:
+def encoded(network: Callable[[Row], Any], grid: Grid) -> dict[str, Tensor]:
     task = Inverting(SOURCE, grid, guidance(1.0, 0.0), options(DdimInversion(), 50, 0.8))
     return drive(ddim.invert(task), network)[0]
 
@@ -208,6 +216,7 @@ def test_equal_texts_change_nothing_and_say_so() -> None:
     task = editing(encoded(network, grid), grid, extra=masking(0.4, 0.4), options=diffedit_method())
     outcome, _ = drive(diffedit.edit(task), network)
     assert [notice.reason for notice in outcome.notices] == ["MASK_EMPTY"]
+    assert outcome.mask is not None
     assert float(outcome.mask.sum()) == 0
     assert torch.equal(outcome.latents, SOURCE)
 
@@ -216,6 +225,7 @@ def test_outside_the_mask_the_encoded_image_is_back_bit_for_bit() -> None:
     network, grid = LocalNetwork(), SD.grid(50, 40)
     task = editing(encoded(network, grid), grid, extra=masking(), options=diffedit_method())
     outcome, _ = drive(diffedit.edit(task), network)
+    assert outcome.mask is not None
     assert torch.equal(outcome.mask[:, :4], torch.ones(8, 4, dtype=torch.float64))
     assert torch.equal(outcome.latents[:, :, 4:], SOURCE[:, :, 4:])
     assert float((outcome.latents - SOURCE)[:, :, :4].abs().max()) > 0.01

@@ -1,6 +1,7 @@
 """Reading a user's pipeline directory, and saying what is wrong with one."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,9 @@ def renamed(directory: Path, pipeline: str | None) -> Path:
         (lambda d, t: checkpoints.without(checkpoints.build_ddpm(t / "x"), "unet/*.safetensors"), "safetensors"),
     ],
 )
-def test_what_cannot_be_served_says_why(directory: Path, tmp_path: Path, change, says: str) -> None:
+def test_what_cannot_be_served_says_why(
+    directory: Path, tmp_path: Path, change: Callable[[Path, Path], Path], says: str
+) -> None:
     copy = checkpoints.build(tmp_path / "sd")
     with pytest.raises(ModelNotReady, match=says):
         load(str(change(copy, tmp_path)), "m", Settings())

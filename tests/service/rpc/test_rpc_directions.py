@@ -32,10 +32,11 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 def asked(**fields: Any) -> d.LearnDirectionRequest:
     """A good request, with fields to spoil it."""
-    request = d.LearnDirectionRequest(direction={"source_prompt": "a dog", "target_prompt": "a happy dog"})
+    request = d.LearnDirectionRequest(direction=d.Direction(source_prompt="a dog", target_prompt="a happy dog"))
     if "examples" not in fields:
         request.examples.add(seed=3)
-    return merged(request, **fields)
+    request.MergeFrom(d.LearnDirectionRequest(**fields))
+    return request
 
 
 async def ended(wire: Wire, name: str) -> ops.Operation:
@@ -407,7 +408,7 @@ async def test_an_export_is_imported_as_it_was(wire: Wire) -> None:
     file = await exported(wire, learned.name)
     crc = google_crc32c.value(file)
     half = len(file) // 2
-    parts = ({"header": {}}, {"chunk": file[:half]}, {"chunk": file[half:], "crc32c": crc})
+    parts: tuple[dict[str, Any], ...] = ({"header": {}}, {"chunk": file[:half]}, {"chunk": file[half:], "crc32c": crc})
     twin = (await importing(wire, *parts)).direction
     assert twin.name not in ("", learned.name)
     learned.name = twin.name

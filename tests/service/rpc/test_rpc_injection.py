@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from support.front import MINI, SETTINGS, SILENT, Wire, edit, encoded, photo, refused
+from support.front import MINI, SETTINGS, SILENT, Wire, edit, encoded, merged, photo, refused
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 from underpaint_server.errors import FieldInvalid
 from underpaint_server.jobs import DdimConvention, Generated, Interpolation, InversionOptions, Photo, Stored
@@ -30,7 +30,7 @@ def inject(*, target_prompt: str = "", content: Any = None, **fields: Any) -> ed
 
 
 async def invert(wire: Wire, image: types_pb2.Image, *features: str, **fields: Any) -> str:
-    parameters = inversion_service_pb2.InversionParameters(ddim={"features": features}, strength=1, **fields)
+    parameters = merged(inversion_service_pb2.InversionParameters(), ddim={"features": features}, strength=1, **fields)
     answer = await wire.inversions.Invert(inversion_service_pb2.InvertRequest(image=image, parameters=parameters))
     return str(answer.inversion.name)
 
@@ -46,8 +46,13 @@ async def test_every_default_is_filled_in(wire: Wire) -> None:
 
 
 async def test_content_goes_along_the_sources_schedule_without_its_text(wire: Wire) -> None:
-    parameters = inversion_service_pb2.InversionParameters(
-        steps=10, strength=0.7, guidance_scale=3, source_prompt="a cat", ddim={"convention": 2}
+    parameters = merged(
+        inversion_service_pb2.InversionParameters(),
+        steps=10,
+        strength=0.7,
+        guidance_scale=3,
+        source_prompt="a cat",
+        ddim={"convention": 2},
     )
     settings = {"sites": ["up_1", "mid"], "interpolation": 2, "every": 3, "boosting_start": 0.2, "calibration": 0.3}
     await wire.edits.Edit(inject(inversion_parameters=parameters, settings=settings))
@@ -159,7 +164,7 @@ async def test_an_injection_that_would_end_before_it_begins_is_refused(wire: Wir
     low = inversion_service_pb2.InversionParameters(strength=0.4)
     refusal = await refused(wire.edits.Edit(inject(inversion_parameters=low)))
     assert refusal.paths == ["content_injection.injection_end"]
-    parameters = inversion_service_pb2.InversionParameters(ddim={}, strength=0.3)
+    parameters = merged(inversion_service_pb2.InversionParameters(), ddim={}, strength=0.3)
     request = inversion_service_pb2.InvertRequest(image=photo(), parameters=parameters)
     name = (await wire.inversions.Invert(request)).inversion.name
     refusal = await refused(wire.edits.Edit(inject(inversion=name)))
@@ -187,7 +192,7 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("case", WRONG)
 async def test_wrong_settings_are_all_named(wire: Wire, case: str) -> None:
     settings, paths = WRONG[case]
-    content = {} if {"image", "inversion"} & settings.keys() else None
+    content: dict[str, Any] | None = {} if {"image", "inversion"} & settings.keys() else None
     refusal = await refused(wire.edits.Edit(inject(content=content, settings=settings)))
     assert refusal.paths == [f"content_injection.{path}" for path in paths]
     assert wire.engine.jobs == []
@@ -201,7 +206,7 @@ async def test_no_content_and_a_wrong_region_are_refused(wire: Wire) -> None:
     assert refusal.paths == ["content_injection.region"]
     refusal = await refused(wire.edits.Edit(inject(content={"image": types_pb2.Image(content=b"x")})))
     assert refusal.reason == "IMAGE_UNDECODABLE"
-    edict = inversion_service_pb2.InversionParameters(edict={})
+    edict = merged(inversion_service_pb2.InversionParameters(), edict={})
     refusal = await refused(wire.edits.Edit(inject(inversion_parameters=edict)))
     assert refusal.paths == ["inversion_parameters.method"]
     assert wire.engine.jobs == []
@@ -213,7 +218,7 @@ async def test_features_of_an_inversion_are_sites_of_the_model(wire: Wire) -> No
     assert name != await invert(wire, OTHER)
     answer = await wire.inversions.GetInversion(inversion_service_pb2.GetInversionRequest(name=name))
     assert answer.inversion.parameters.ddim.features == ["mid", "up_0"]
-    parameters = inversion_service_pb2.InversionParameters(ddim={"features": ["nose"]})
+    parameters = merged(inversion_service_pb2.InversionParameters(), ddim={"features": ["nose"]})
     request = inversion_service_pb2.InvertRequest(image=OTHER, parameters=parameters)
     refusal = await refused(wire.inversions.Invert(request))
     assert refusal.paths == ["parameters.ddim.features"]
@@ -249,7 +254,7 @@ def test_without_text_inversions_and_drawn_sources_are_free_of_it_too() -> None:
     request = edit("ddim", generated={"prompt": "a cat"})
     assert paths_of(request) == ["generated.prompt", "target_prompt"]
     assert paths_of(edit("diffedit", image=photo()))[0] == "method"
-    parameters = inversion_service_pb2.InversionParameters(edict={}, source_prompt="a cat", guidance_scale=3)
+    parameters = merged(inversion_service_pb2.InversionParameters(), edict={}, source_prompt="a cat", guidance_scale=3)
     message = inversion_service_pb2.InvertRequest(image=OTHER, parameters=parameters)
     with pytest.raises(FieldInvalid) as caught:
         invert_draft(message, SILENT, SETTINGS)

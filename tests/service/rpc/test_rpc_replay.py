@@ -83,10 +83,10 @@ async def test_nothing_of_a_job_outlives_its_answer(wire: Wire, streamed: bool) 
         await call.read()
     await wire.engine.submitted.wait()
     handle = wire.engine.handles.pop()
-    pixels = handle.job.source.pixels
+    pixels: Any = handle.job.source.pixels
     result: Any = computed(handle.job, MINI)
     handle.end(result)
-    left = {
+    left: dict[str, weakref.ref[Any]] = {
         "handle": weakref.ref(handle),
         "photo": weakref.ref(pixels),
         "result": weakref.ref(result.pixels),

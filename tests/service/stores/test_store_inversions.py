@@ -530,7 +530,8 @@ async def test_a_server_out_of_reach_is_unavailable_until_it_is_back(
     store = await opener(s3_url)
     await store.put(name(1), inversion(1), FITTING)
     server.stop()
-    for call in [*CALLS.values(), lambda store: store.list(0, "")]:
+    calls: list[Callable[[InversionStore], Awaitable[object]]] = [*CALLS.values(), lambda store: store.list(0, "")]
+    for call in calls:
         with pytest.raises(StoreUnavailable) as caught:
             await call(store)
         assert str(port) not in caught.value.message

@@ -18,10 +18,10 @@ from underpaint_server.errors import (
     StoreUnavailable,
 )
 from underpaint_server.jobs import Descent, Direction, Generated, LearnOptions, LearnState, Photo, Sampler, Search
-from underpaint_server.stores import open_store
 from underpaint_server.stores.blobs import Blobs, sealed, unsealed
 from underpaint_server.stores.directions import DirectionStore, decode, encode
 from underpaint_server.stores.operations import Claim, OperationStore, Task
+from underpaint_server.stores.urls import open_store
 
 OPTIONS = LearnOptions("a dog", "a cat", "", 3, Sampler.PLMS, 5.0, 1, 0.0, 0.05, Descent(4, 0.05), 2**64 - 1)
 DIRECTION = Direction("Joy", "toy", "d" * 64, OPTIONS, (1.0, 0.5, -0.25), (0.3, 0.1), "vae", 2, "0" * 32)
@@ -126,7 +126,7 @@ async def test_an_operation_comes_back_to_the_bit(blobs: Blobs) -> None:
     assert np.array_equal(first.pixels, photos[0])
     assert np.array_equal(second.pixels, photos[1])
     assert await store.save_state(NAME, STATE)
-    seen = await other.look(NAME)
+    seen = await other.summary(NAME)
     assert (seen.claim, seen.iteration, seen.done_at) == (0, 2, None)
     assert repr(await other.state_of(seen)) == repr(STATE)
 

@@ -56,7 +56,7 @@ def edit(task: Editing[object, None]) -> Steps[Outcome]:
 
 
 def _mixing_coefficient(options: InversionOptions | None) -> float:
-    """p of the inversion, or its default where the pair is plain noise."""
+    """P of the inversion, or its default where the pair is plain noise."""
     method = EdictInversion() if options is None else options.method
     assert isinstance(method, EdictInversion)
     return method.mixing_coefficient
