@@ -137,8 +137,8 @@ def test_an_inversion_by_a_method_of_a_newer_server_has_no_method():
     stored = inversion_service_pb2.Inversion(
         name="inversions/00", parameters=inversion_service_pb2.InversionParameters(steps=3)
     )
-    parameters = _responses.inversion(stored).parameters
-    assert (parameters.method, parameters.steps) == (None, 3)
+    read = _responses.inversion(stored).parameters
+    assert (read.method, read.steps) == (None, 3)
 
 
 @pytest.mark.parametrize("wrong", [{"convention": "past"}, {"convention": 1}])
