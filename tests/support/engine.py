@@ -11,6 +11,9 @@ from underpaint_server.engine.engine import Engine
 from underpaint_server.engine.messages import Cancel, Ended, Passed, Report, Start, Stop
 from underpaint_server.jobs import Job, Priority
 
+PATIENCE_S = 600.0
+"""How long anything may take on the busiest machine before a test gives up."""
+
 
 class Bench:
     """Start jobs, collect reports."""
@@ -28,7 +31,7 @@ class Bench:
 
     def __exit__(self, *_: object) -> None:
         self.inbox.put(Stop())
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
     def start(
@@ -51,7 +54,7 @@ class Bench:
         """Outcomes of these jobs, when all have one."""
         outcomes: dict[int, Any] = {}
         while not set(ids) <= outcomes.keys():
-            report = self._out.get(timeout=120)
+            report = self._out.get(timeout=PATIENCE_S)
             self.reports.append(report)
             if isinstance(report, Ended):
                 outcomes[report.id] = report.outcome
