@@ -1,10 +1,11 @@
 """Content injection on real networks, and a model of pixels served beside one of latents."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-from e2e.harness import disc, stubs
+from e2e.harness import batch_class_of, disc, stubs
 from PIL import Image
 from support import checkpoints
 from support.front import refused
@@ -33,13 +34,18 @@ def pixels(edited: Edited) -> np.ndarray:
     return np.asarray(edited.image).astype(int)
 
 
-def test_without_weight_the_embedded_model_draws_the_source_bit_for_bit(embedded: LocalServer) -> None:
+def test_without_weight_the_embedded_model_draws_the_source_bit_for_bit(
+    embedded: LocalServer, is_invariant: Any
+) -> None:
+    """An injection's passes are larger: bit for bit, then, where their size changes no bit."""
+    steady = is_invariant(*batch_class_of(embedded))
     with Client(embedded.target) as client:
         way = {"target_prompt": "a red circle", "guidance_scale": 2.0}
         content = ContentInjection(content=BLUE, weight=0.0, steps=10)
         injected = client.edit(disc(), method=content, **way)
         plain = client.edit(injected.inversion, method=Ddim(), **way)
-        assert injected.image_bytes == plain.image_bytes
+        assert np.abs(pixels(injected) - pixels(plain)).mean() < 1
+        assert injected.image_bytes == plain.image_bytes or not steady
         mixed = client.edit(injected.inversion, method=ContentInjection(content=BLUE, weight=0.5), **way)
         assert np.abs(pixels(mixed) - pixels(plain)).mean() > 5
         itself = client.edit(injected.inversion, method=ContentInjection(content=disc(), weight=1.0, calibration=0.5))

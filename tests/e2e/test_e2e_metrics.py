@@ -1,10 +1,9 @@
 """What the metrics page says, against what was asked for and answered."""
 
-import asyncio
 from collections import Counter
 from typing import Any
 
-from e2e.harness import Samples, idle, masking, queued, running, scrape, stubs
+from e2e.harness import Samples, idle, masking, queued, running, scrape, stubs, together
 from support.front import edit, photo, refused
 from support.promtool import lint, promtool
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
@@ -31,7 +30,7 @@ async def test_the_counters_say_what_was_asked_for() -> None:
                 ("invert_edict", inversions.Invert(invert("edict", 10, verify=True))),
                 ("invert_ddim", inversions.Invert(invert("ddim", 11))),
             ]
-            answers = await asyncio.gather(*(call for _, call in asked))
+            answers = await together(server, (call for _, call in asked), inside=12)
             told = await refused(edits.Edit(edit("sdedit", guidance_scale=-1)))
         assert told.reason == "FIELD_INVALID"
         now = await idle(server)

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from underpaint_server.backends.protocol import Backend
@@ -11,8 +11,16 @@ from underpaint_server.engine.engine import Engine
 from underpaint_server.engine.messages import Cancel, Ended, Passed, Report, Start, Stop
 from underpaint_server.jobs import Job, Priority
 
-PATIENCE_S = 600.0
-"""How long anything may take on the busiest machine before a test gives up."""
+from support.waiting import PATIENCE_S
+
+
+class Inbox(queue.Queue[Any]):
+    """The engine's inbox, with a way to put several orders there at one moment."""
+
+    def put_together(self, orders: Sequence[Any]) -> None:
+        with self.mutex:
+            self.queue.extend(orders)
+            self.not_empty.notify()
 
 
 class Bench:
@@ -21,7 +29,7 @@ class Bench:
     def __init__(self, backend: Backend, max_batch_size: int = 16, learn_share: float = 0.25) -> None:
         self.reports: list[Report] = []
         self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.inbox = Inbox()
         engine = Engine({backend.facts.info.id: backend}, self.inbox, self._out.put, max_batch_size, learn_share)
         self._thread = threading.Thread(target=engine.run, daemon=True)
 
@@ -47,6 +55,11 @@ class Bench:
         deadline = None if deadline_s is None else now + deadline_s
         self.inbox.put(Start(id_, job, priority, now, deadline, preview_every))
 
+    def start_together(self, jobs: Mapping[int, tuple[Job, Priority]]) -> None:
+        """All of them before the engine's next pass, however the test's thread and the engine's are scheduled."""
+        now = time.monotonic()
+        self.inbox.put_together([Start(id_, *job, now, None, 0) for id_, job in jobs.items()])
+
     def cancel(self, id_: int) -> None:
         self.inbox.put(Cancel(id_))
 
@@ -62,8 +75,7 @@ class Bench:
 
     def run(self, jobs: Sequence[Job]) -> list[Any]:
         """All jobs at once; their outcomes in order."""
-        for id_, job in enumerate(jobs):
-            self.start(id_, job)
+        self.start_together({id_: (job, Priority.NORMAL) for id_, job in enumerate(jobs)})
         outcomes = self.until_ended(*range(len(jobs)))
         return [outcomes[id_] for id_ in range(len(jobs))]
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.engine import PATIENCE_S, Bench
+from support.engine import Bench
 from support.jobs import diffedit, edict_options, edit_job, every_kind_of_job, injection, injection_job, invert_job
+from support.waiting import PATIENCE_S
 from underpaint_server.backends.protocol import DeviceLost
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
 from underpaint_server.engine.engine import Engine

@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
-from support.engine import PATIENCE_S
 from support.jobs import disc, edict_options, edit_job, invert_job, learn_job
+from support.waiting import PATIENCE_S, until
 from underpaint_server.backends.toy import SCALE, SHAPE
 from underpaint_server.engine.handle import EngineHandle
 from underpaint_server.engine.supervisor import EngineState
@@ -61,12 +61,6 @@ def child() -> psutil.Process:
     """The youngest engine process."""
     spawned = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
     return max(spawned, key=psutil.Process.create_time)
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_work_goes_through(engine: EngineHandle) -> None:
