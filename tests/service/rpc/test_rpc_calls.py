@@ -101,7 +101,7 @@ async def test_leaving_is_counted_for_what_it_is(wire: Wire, code: str, reason: 
     else:
         await overdue(wire, lambda timeout_s: wire.edits.Edit(edit("ddim"), timeout=timeout_s))
     await until(lambda: count(wire, "Edit", code, reason, "ddim"))
-    assert wire.engine.cancelled == wire.engine.handles
+    await until(lambda: wire.engine.cancelled == wire.engine.handles)
 
 
 async def test_sizes_and_first_events_are_measured(wire: Wire) -> None:
