@@ -11,7 +11,9 @@ PACKAGES := client service models/underpaint-mini
 .PHONY: help demo serve test coverage check hooks protos bench quality deploy-check clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@while IFS= read -r line; do \
+	  case "$$line" in [a-z]*': '*'## '*) printf '  make %-13s %s\n' "$${line%%:*}" "$${line#*## }";; esac; \
+	done < $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.run ## start a server, edit a picture with every method, write demo/contact_sheet.png
 	$(BIN)/python -m underpaint_server.local_server $(BIN)/python client/examples/contact_sheet.py --output demo

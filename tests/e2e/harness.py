@@ -3,7 +3,7 @@
 import asyncio
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image, ImageDraw
 from prometheus_client.parser import text_string_to_metric_families
 from support.front import edit
+from support.waiting import PATIENCE_S
 from underpaint.v1 import (
     direction_service_pb2_grpc,
     edit_service_pb2,
@@ -24,9 +25,6 @@ from underpaint.v1 import (
     types_pb2,
 )
 from underpaint_server.local_server import LocalServer
-
-PATIENCE_S = 120.0
-"""How long anything may take on the busiest machine before a test gives up."""
 
 
 def disc(colour: tuple[int, int, int] = (205, 48, 48), size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -96,6 +94,18 @@ async def running(stubs: Stubs, request: edit_service_pb2.EditRequest) -> AsyncI
         call.cancel()
 
 
+async def together(server: LocalServer, calls: Iterable[Awaitable[Any]], inside: int) -> list[Any]:
+    """The answers of calls of which ``inside`` are in the server before its engine computes anything for them."""
+    engine = engine_of(server)
+    engine.suspend()
+    try:
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        await eventually(lambda: _jobs(scrape(server)) >= inside)
+    finally:
+        engine.resume()
+    return await asyncio.gather(*tasks)
+
+
 async def queued(stubs: Stubs, request: edit_service_pb2.EditRequest) -> Any:
     """A StreamEdit that waits in the queue."""
     call = stubs.edits.StreamEdit(edit_service_pb2.StreamEditRequest(edit=request))
@@ -150,11 +160,14 @@ async def idle(server: LocalServer) -> Samples:
 
     def look() -> Samples | None:
         now = scrape(server)
-        busy = now.sum("underpaint_num_requests_running") + now.sum("underpaint_num_requests_waiting")
-        return None if busy else now
+        return None if _jobs(now) else now
 
     found: Samples = await eventually(look)
     return found
+
+
+def _jobs(now: Samples) -> float:
+    return now.sum("underpaint_num_requests_running") + now.sum("underpaint_num_requests_waiting")
 
 
 async def eventually(look: Callable[[], Any]) -> Any:
@@ -164,6 +177,12 @@ async def eventually(look: Callable[[], Any]) -> Any:
         assert time.monotonic() < end, "it never came"
         await asyncio.sleep(0.02)
     return found
+
+
+def batch_class_of(server: LocalServer) -> tuple[str, int | None]:
+    """Number format of the server's only model, and the batch class that its exact jobs are pinned to."""
+    line = server.wait_for("model ready")
+    return line["dtype"], line["batch_class"]
 
 
 def engine_of(server: LocalServer) -> psutil.Process:

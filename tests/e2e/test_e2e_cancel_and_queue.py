@@ -11,7 +11,6 @@ import grpc
 import pytest
 from e2e.harness import (
     ENDLESS,
-    PATIENCE_S,
     Samples,
     disc,
     eventually,
@@ -25,6 +24,7 @@ from e2e.harness import (
     until,
 )
 from support.front import edit, encoded, refused
+from support.waiting import PATIENCE_S
 from underpaint import AsyncClient, DiffEdit, Phase, Progress, errors
 from underpaint.v1 import types_pb2
 from underpaint_server.local_server import LocalServer
@@ -99,14 +99,19 @@ async def test_a_cancelled_task_of_the_async_client_cancels_the_work(narrow: Loc
 async def test_a_deadline_that_passes_ends_the_call_and_the_work(narrow: LocalServer) -> None:
     before = await idle(narrow)
     async with stubs(narrow) as wire, running(wire, masking()):
-        # Behind work without an end, with an estimate that lets it in: the running job is not counted against it.
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await wire.edits.Edit(edit("sdedit"), timeout=2)
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await eventually(lambda: scrape(narrow).sum("underpaint_num_requests_waiting") == 0)
+        # Behind work without an end, with an estimate that lets it in: the running job is not counted against it. The
+        # time is for a busy machine, which must admit both calls before it has passed.
         async with AsyncClient(narrow.target) as client:
-            with pytest.raises(errors.DeadlinePassed):
-                await client.edit(disc(), "a corgi", timeout=2)
+            answers: list[Any] = await asyncio.gather(
+                wire.edits.Edit(edit("sdedit"), timeout=10),
+                client.edit(disc(), "a corgi", timeout=10),
+                return_exceptions=True,
+            )
+        stock, ours = answers
+        assert isinstance(stock, grpc.aio.AioRpcError)
+        assert stock.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert isinstance(ours, errors.DeadlinePassed)
+        await eventually(lambda: scrape(narrow).sum("underpaint_num_requests_waiting") == 0)
     after = await idle(narrow)
     code = {"code": "DEADLINE_EXCEEDED", "reason": "DEADLINE_PASSED"}
     total = "underpaint_requests_total"
@@ -118,9 +123,9 @@ async def test_what_cannot_meet_its_deadline_is_refused_with_the_estimate(narrow
     async with stubs(narrow) as wire:
         await wire.edits.Edit(masking(200))  # now the pace is known
         before = await idle(narrow)
-        refusal = await refused(wire.edits.Edit(masking(100 * ENDLESS), timeout=5))
+        refusal = await refused(wire.edits.Edit(masking(100 * ENDLESS), timeout=30))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_UNATTAINABLE")
-    assert float(refusal.metadata["estimate_s"]) > 5
+    assert float(refusal.metadata["estimate_s"]) > 30
     after = await idle(narrow)
     missed = "underpaint_deadline_misses_total"
     at_admission = {"method": "diffedit", "stage": "at_admission"}

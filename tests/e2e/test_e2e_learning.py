@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 from e2e.harness import disc, engine_of, eventually, idle, scrape, stubs
 from google.longrunning import operations_pb2
 from support.front import refused
+from support.waiting import PATIENCE_S
 from underpaint import (
     AsyncClient,
     AsyncLearning,
@@ -27,7 +29,8 @@ from underpaint import (
 )
 from underpaint_server.local_server import LocalServer
 
-STEPS = 30
+STEPS = 60
+"""So many that learning is not done while a test looks at its progress and ends a process."""
 WAIT = signal.SIGCONT
 """Changes nothing: the server has been told to stop already."""
 LONG = 200
@@ -39,8 +42,8 @@ def server(store: Path, **settings: Any) -> LocalServer:
 
 
 def impatient(store: Path, **settings: Any) -> LocalServer:
-    """A server whose claims are void after a second."""
-    return server(store, claim_ttl_s=1, **settings)
+    """A server whose claims are void after five seconds: no sooner, since a busy machine must renew them in time."""
+    return server(store, claim_ttl_s=5, **settings)
 
 
 async def learn(client: AsyncClient, name: str = "", steps: int = STEPS, **more: Any) -> AsyncLearning:
@@ -50,13 +53,14 @@ async def learn(client: AsyncClient, name: str = "", steps: int = STEPS, **more:
 
 async def reached(learning: AsyncLearning, step: int) -> int:
     """The step it has come to, once that is so far."""
-    while True:
-        now = await learning.status()
-        assert not now.done, now
-        assert now.progress is not None
-        if now.progress.step >= step:
-            return now.progress.step
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            now = await learning.status()
+            assert not now.done, now
+            assert now.progress is not None
+            if now.progress.step >= step:
+                return now.progress.step
+            await asyncio.sleep(0.01)
 
 
 def said(server: LocalServer, event: str) -> list[dict[str, Any]]:
@@ -70,6 +74,11 @@ def iterations(server: LocalServer, event: str = "operation kept") -> list[int]:
 def parts(store: Path, learning: AsyncLearning) -> set[str]:
     """Kinds of objects that the store has of an operation."""
     return {path.name.partition("-")[0] for path in (store / learning.name).iterdir()}
+
+
+def stored(store: Path, learning: AsyncLearning) -> int:
+    """The step of the newest state that the store has of an operation."""
+    return max(int(path.name.partition("-")[2]) for path in (store / learning.name).glob("state-*"))
 
 
 def same(one: Direction, other: Direction) -> bool:
@@ -159,17 +168,18 @@ async def test_a_server_that_is_killed_is_gone_on_from_by_the_next_one(tmp_path:
         learning = await learn(client, "square")
         await reached(learning, 7)
     first.stop(signal.SIGKILL)
-    kept = iterations(first)[-1]
+    kept = stored(tmp_path, learning)
+    assert kept >= 6
     with impatient(tmp_path) as second:
         async with AsyncClient(second.target) as client:
             after = await client.attach(learning.name)
             before = (await after.status()).progress
             assert before is not None
-            assert before.step >= kept >= 6
+            assert before.step >= kept
             made = await after.result()
             assert (await client.get_direction("square")) == made
-        assert iterations(second, "operation taken") == [before.step]
-        assert iterations(second)[0] == before.step + 2
+        assert iterations(second, "operation taken")[0] == kept
+        assert iterations(second)[0] == kept + 2
         await eventually(lambda: parts(tmp_path, learning) == {"request", "done"})
     assert same(made, reference)
 
@@ -193,7 +203,7 @@ async def test_a_server_that_stops_passes_on_what_it_learns(tmp_path: Path, refe
 
 
 async def test_work_that_outlasts_the_drain_is_given_up_and_not_lost(tmp_path: Path) -> None:
-    with server(tmp_path, drain_s=0.1, learn_checkpoint_every=150) as first:
+    with server(tmp_path, drain_s=0.1, learn_checkpoint_every=LONG) as first:
         async with AsyncClient(first.target) as client:
             learning = await learn(client, steps=LONG)
             await reached(learning, 2)
@@ -206,8 +216,8 @@ async def test_work_that_outlasts_the_drain_is_given_up_and_not_lost(tmp_path: P
 
 
 async def test_two_servers_of_one_store_run_an_operation_once(tmp_path: Path, reference: Direction) -> None:
-    # Claims last long enough for the busiest machine, and servers look around every two seconds.
-    with server(tmp_path, claim_ttl_s=8) as one, server(tmp_path, claim_ttl_s=8) as two:
+    # Claims last long enough for the busiest machine.
+    with server(tmp_path, claim_ttl_s=60) as one, server(tmp_path, claim_ttl_s=60) as two:
         async with AsyncClient(one.target) as client, AsyncClient(two.target) as other:
             begun = [await learn(each, steps=STEPS) for each in (client, client, other, other)]
             with pytest.raises(errors.OperationRunning):
@@ -246,7 +256,7 @@ async def test_an_owner_that_was_frozen_wakes_up_and_does_no_harm(tmp_path: Path
 
 
 async def _cancelled(learning: AsyncLearning, store: Path, running: LocalServer) -> None:
-    ended = await learning.wait(timeout=20)
+    ended = await learning.wait()
     assert ended.done
     assert isinstance(ended.error, errors.Cancelled)
     with pytest.raises(errors.Cancelled):
@@ -264,9 +274,9 @@ async def test_a_cancel_ends_within_a_step_and_nothing_is_kept(tmp_path: Path) -
             await _cancelled(learning, tmp_path, one)
             passes = await idle(one)
             assert passes.sum("underpaint_cancellations_total", method="learn", stage="running") == 1
-            # One step of learning is some 200 rows here; what was asked for before the cancel came is all there is.
+            # What was asked for before the cancel came is all there is: the passes of an edit hold no row of it.
             done = passes.sum("underpaint_network_rows_total", method="learn")
-            await asyncio.sleep(0.3)
+            await client.edit(disc(), "a square", Edict())
             assert scrape(one).sum("underpaint_network_rows_total", method="learn") == done
             assert step < LONG
             assert [each async for each in client.list_directions()] == []
@@ -290,14 +300,20 @@ async def test_a_cancel_reaches_an_operation_on_another_server(tmp_path: Path) -
 
 
 async def test_waiting_respects_its_timeout_and_the_deadline(tmp_path: Path) -> None:
-    with server(tmp_path) as one:
+    with server(tmp_path, max_learning=0) as one:  # so that it never ends
         async with AsyncClient(one.target) as client, stubs(one) as wire:
-            learning = await learn(client, steps=LONG)
-            for timeout, deadline in (({"nanos": 300_000_000}, 60), (None, 1.0)):
-                request = operations_pb2.WaitOperationRequest(name=learning.name, timeout=timeout)
-                assert not (await wire.operations.WaitOperation(request, timeout=deadline)).done
+            learning = await learn(client)
+            briefly = operations_pb2.WaitOperationRequest(name=learning.name, timeout={"nanos": 300_000_000})
+            assert not (await wire.operations.WaitOperation(briefly)).done
             assert not (await learning.wait(timeout=0.3)).done
-            await learning.cancel()
+            request = operations_pb2.WaitOperationRequest(name=learning.name)
+            for _ in range(20):  # the answer comes shortly before the deadline: on a busy machine now and then too late
+                call = wire.operations.WaitOperation(request, timeout=1)
+                answer: Any = (await asyncio.gather(call, return_exceptions=True))[0]
+                if not isinstance(answer, grpc.aio.AioRpcError):
+                    break
+                assert answer.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert not answer.done
 
 
 async def test_a_direction_of_other_weights_is_refused(tmp_path: Path) -> None:

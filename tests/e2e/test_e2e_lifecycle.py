@@ -10,7 +10,6 @@ import grpc
 import psutil
 import pytest
 from e2e.harness import (
-    PATIENCE_S,
     Stubs,
     disc,
     engine_of,
@@ -27,6 +26,7 @@ from e2e.harness import (
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.front import edit, refusal, refused
+from support.waiting import PATIENCE_S
 from underpaint import AsyncClient, DiffEdit, SdEdit
 from underpaint.v1 import edit_service_pb2, model_service_pb2
 from underpaint_server.local_server import LocalServer
@@ -92,9 +92,11 @@ async def test_a_killed_engine_costs_the_calls_inside_it_one_retry_and_the_queue
 async def test_our_clients_come_through_a_crash_without_knowing() -> None:
     with LocalServer(models="toy=toy:", max_batch_size=2, max_mask_samples=10_000) as server:
         async with stubs(server) as wire, AsyncClient(server.target) as client:
+            engine = engine_of(server)
+            engine.suspend()  # so that both are inside when it is killed
             calls = [asyncio.create_task(client.compute_mask(disc(), "a corgi", mask, seed=1)) for mask in _MASKS]
             await eventually(lambda: scrape(server).sum("underpaint_num_requests_running") == len(_MASKS))
-            engine_of(server).kill()
+            engine.kill()
             answers = await asyncio.gather(*calls)
             again = await client.compute_mask(disc(), "a corgi", _MASKS[0], seed=1)
             assert answers[0].mask_bytes == again.mask_bytes
@@ -132,7 +134,9 @@ def test_a_local_server_that_never_gets_ready_says_why_and_is_gone(tmp_path: Pat
 
 async def test_sigterm_lets_running_and_waiting_work_finish_and_takes_nothing_new() -> None:
     with LocalServer(**ONE_AT_A_TIME) as server:
-        async with stubs(server) as wire, running(wire, masking(600)) as call:
+        async with stubs(server) as wire, running(wire, masking(200)) as call:
+            engine = engine_of(server)
+            engine.suspend()  # so that there is work until all has been asked
             waiting = await queued(wire, edit("sdedit"))
             psutil.Process(server.pid).send_signal(signal.SIGTERM)
             server.wait_for("draining")
@@ -140,6 +144,7 @@ async def test_sigterm_lets_running_and_waiting_work_finish_and_takes_nothing_ne
             assert await wire.serves("liveness")
             told = await refused(wire.edits.Edit(edit()))
             assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+            engine.resume()
             assert (await result(call)).mask.content
             assert (await result(waiting)).image.content
         server.wait_for("stopped")

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from e2e.harness import Samples, disc, eventually, idle, masking, running, scrape, stubs
+from e2e.harness import Samples, disc, eventually, idle, masking, running, scrape, stubs, together
 from safetensors.numpy import load
 from support.front import edit, merged, photo
 from underpaint import (
@@ -113,7 +113,7 @@ async def test_an_exact_edit_has_the_same_bytes_alone_and_in_a_crowd(place: str)
             latents = await _latents(server, alone.inversion)
             await wire.inversions.DeleteInversion(inversion_service_pb2.DeleteInversionRequest(name=alone.inversion))
             crowd = [wire.edits.Edit(edit(name, image=photo(seed=n))) for n in range(12) for name in METHODS]
-            crowded, *_ = await asyncio.gather(wire.edits.Edit(request), *crowd)
+            crowded, *_ = await together(server, (wire.edits.Edit(request), *crowd), inside=24)
             again = await _latents(server, crowded.inversion)
     assert crowded.image == alone.image
     assert latents.keys() == again.keys() == {"source", "x", "y"}

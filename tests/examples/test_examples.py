@@ -30,13 +30,14 @@ PICTURES = {
     "learn_direction": ["learn_direction.png"],
 }  # fmt: skip
 SAID = {
+    # Of progress no more than one line is certain: a slow reader gets the newest, and misses the rest.
     "quickstart": r"error of the reconstructed latents \d(\.\d)?e-1[3-9]\b.*written quickstart\.png",
     "async_many": r"8 edits written to async_many; each shared its steps with [1-9]",
-    "progress_and_preview": r"(inverting|masking|denoising) .*the repeated edit has the same bytes",
+    "progress_and_preview": r"\d+% \w+ \d+/\d+\b.*the repeated edit has the same bytes",
     "contact_sheet": r"reconstructed latents: EDICT \d\.\de-1\d, DDIM \d\.\de[-+]\d+\n.*wrote",
     "content_injection": r"32 evaluations each, 20 without content.*written content_injection\.png",
-    "learn_direction": r"operations/\w+ runs on.*optimizing 100%.*loss \d.*written learn_direction\.png",
-    "stock_grpc": r"PHASE_DENOISING.*written stock_grpc\.png.*reason FIELD_INVALID.*sdedit\.strength",
+    "learn_direction": r"operations/\w+ runs on.*optimizing \d+%.*loss \d.*written learn_direction\.png",
+    "stock_grpc": r"PHASE_\w+ \d+%.*written stock_grpc\.png.*reason FIELD_INVALID.*sdedit\.strength",
 }
 
 
@@ -61,9 +62,8 @@ def test_an_example_does_what_it_says(server: LocalServer, name: str, tmp_path: 
     assert ended.stderr == ""
     assert re.search(SAID[name], ended.stdout, re.DOTALL), ended.stdout
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.suffix != ".json")
-    if name == "progress_and_preview":  # a slow reader may miss a preview or a phase, and no result
+    if name == "progress_and_preview":  # a slow reader may miss previews, as it may miss phases, but no result
         assert set(PICTURES[name][:2]) <= set(written) <= set(PICTURES[name])
-        assert len(written) > 2
     else:
         assert written == PICTURES[name]
     for path in written:

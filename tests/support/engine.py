@@ -3,23 +3,36 @@
 import queue
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.engine.loop import Engine
 from underpaint_server.engine.messages import CancelJob, Ended, Passed, Report, StartJob, Stop
 from underpaint_server.jobs import Job, Priority
 
+from support.waiting import PATIENCE_S
+
+
+class Inbox(queue.Queue[Any]):
+    """The engine's inbox, with a way to put several orders there at one moment."""
+
+    def put_together(self, orders: Sequence[Any]) -> None:
+        with self.mutex:
+            self.queue.extend(orders)
+            self.not_empty.notify()
+
 
 class Bench:
-    """StartJob jobs, collect reports."""
+    """Start jobs, collect reports."""
 
     def __init__(self, backend: Backend, max_batch_size: int = 16, learn_share: float = 0.25) -> None:
         self.reports: list[Report] = []
         self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()
-        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        engine = Engine({backend.facts.info.id: backend}, self.inbox, self._out.put, max_batch_size, learn_share)
+        self.inbox = Inbox()
+        engine = Engine(
+            {backend.facts.info.id: backend}, cast(Any, self.inbox), self._out.put, max_batch_size, learn_share
+        )
         self._thread = threading.Thread(target=engine.run, daemon=True)
 
     def __enter__(self) -> "Bench":
@@ -28,7 +41,7 @@ class Bench:
 
     def __exit__(self, *_: object) -> None:
         self.inbox.put(Stop())
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
     def start(
@@ -44,6 +57,11 @@ class Bench:
         deadline = None if deadline_s is None else now + deadline_s
         self.inbox.put(StartJob(id_, job, priority, now, deadline, preview_every))
 
+    def start_together(self, jobs: Mapping[int, tuple[Job, Priority]]) -> None:
+        """All of them before the engine's next pass, however the test's thread and the engine's are scheduled."""
+        now = time.monotonic()
+        self.inbox.put_together([StartJob(id_, *job, now, None, 0) for id_, job in jobs.items()])
+
     def cancel(self, id_: int) -> None:
         self.inbox.put(CancelJob(id_))
 
@@ -51,7 +69,7 @@ class Bench:
         """Outcomes of these jobs, when all have one."""
         outcomes: dict[int, Any] = {}
         while not set(ids) <= outcomes.keys():
-            report = self._out.get(timeout=120)
+            report = self._out.get(timeout=PATIENCE_S)
             self.reports.append(report)
             if isinstance(report, Ended):
                 outcomes[report.id] = report.outcome
@@ -59,8 +77,7 @@ class Bench:
 
     def run(self, jobs: Sequence[Job]) -> list[Any]:
         """All jobs at once; their outcomes in order."""
-        for id_, job in enumerate(jobs):
-            self.start(id_, job)
+        self.start_together({id_: (job, Priority.NORMAL) for id_, job in enumerate(jobs)})
         outcomes = self.until_ended(*range(len(jobs)))
         return [outcomes[id_] for id_ in range(len(jobs))]
 

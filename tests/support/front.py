@@ -8,7 +8,7 @@ import hashlib
 import io
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -335,6 +335,20 @@ def refusal(error: grpc.aio.AioRpcError) -> Refusal:
         assert kind not in details, "each detail at most once"
         details[kind] = getattr(error_details_pb2, kind).FromString(packed.value)
     return Refusal(error.code(), error.details() or "", details, trailers)
+
+
+async def overdue(wire: Wire, call: Callable[[float], Any]) -> grpc.aio.AioRpcError:
+    """Make a call to a held engine, and give its error once its deadline has passed with its job in the engine.
+
+    ``call`` takes the deadline in seconds. On a busy machine a short one passes before the call has come so far; then a
+    longer one is tried.
+    """
+    for timeout_s in (0.1, 1.0, 10.0, 100.0):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(timeout_s)
+        if wire.engine.handles:
+            break
+    return caught.value
 
 
 async def refused(call: Any) -> Refusal:

@@ -1,6 +1,7 @@
 """The torch backend against diffusers, and its bits against itself."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from underpaint_server.methods.edict.options import EdictEdit
 from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.rows import Batch, Denoise, Embed
 from underpaint_server.settings import Settings
+
+Invariant = Callable[[str, int | None], bool]
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
@@ -94,22 +97,28 @@ def test_every_kind_of_job_runs_on_a_users_checkpoint(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_edict_is_exact_on_the_embedded_model_while_others_come_and_go(dtype: str) -> None:
+def test_edict_is_exact_on_the_embedded_model_while_others_come_and_go(dtype: str, is_invariant: Invariant) -> None:
     """The promise of the product: 200 evaluations, every one of them in other company."""
     jobs = [job for job in every_kind_of_job("mini", 64, steps=6) if not isinstance(job, LearnJob)]
-    with Bench(load("", "mini", Settings(dtype=dtype))) as bench:
-        bench.start(0, invert_job("mini", 64, edict_options(25, 0.8)))
-        for id_, job in enumerate(jobs * 2, start=1):
-            bench.start(id_, job)
-        outcomes = bench.until_ended(*range(2 * len(jobs) + 1))
-        sizes = {sum(p.rows_by_method.values()) for p in bench.passes if "invert_edict" in p.rows_by_method}
-    assert len(sizes) >= 4, "the company must really have varied"
-    assert isinstance(outcomes[0], Inverted)
-    assert outcomes[0].inversion.reconstruction_max_abs_error == pytest.approx(0, abs=1e-10)
+    backend = load("", "mini", Settings(dtype=dtype))
+    with Bench(backend) as bench:
+        made, *_ = bench.run([invert_job("mini", 64, edict_options(25, 0.8)), *jobs * 2])
+        met = [p for p in bench.passes if "invert_edict" in p.rows_by_method]
+    info = backend.facts.info
+    if is_invariant(info.dtype, info.batch_class):
+        assert len({sum(p.rows_by_method.values()) for p in met}) >= 4, "the company must really have varied"
+    else:
+        assert {p.padding + sum(p.rows_by_method.values()) for p in met} == {info.batch_class}
+        assert len({tuple(p.rows_by_method) for p in met}) >= 3, "the company must really have varied"
+    assert isinstance(made, Inverted)
+    assert made.inversion.reconstruction_max_abs_error == pytest.approx(0, abs=1e-10)
 
 
-def test_equal_requests_give_equal_bytes_alone_and_in_company(embedded: Backend) -> None:
-    """One of each kind of row among them: plain, exact, injected, mixed prompts, and the pull-backs of a learner."""
+def test_equal_requests_give_equal_bytes_alone_and_in_company(embedded: Backend, is_invariant: Invariant) -> None:
+    """One of each kind of row among them: plain, exact, injected, mixed prompts, and the pull-backs of a learner. Where
+    the size of a pass changes bits, that is said of the exact one alone."""
+    info = embedded.facts.info
+    steady = is_invariant(info.dtype, info.batch_class)
     jobs: list[Job] = [
         edit_job("mini", 64, EdictEdit(), steps=6),
         edit_job("mini", 64, SdEdit(0.7, 6)),
@@ -120,11 +129,12 @@ def test_equal_requests_give_equal_bytes_alone_and_in_company(embedded: Backend)
     with Bench(embedded) as bench:
         alone = [bench.run([job])[0] for job in jobs]
         together = bench.run([*jobs, *every_kind_of_job("mini", 64, steps=6)])[: len(jobs)]
-        met = {name for p in bench.passes for name in p.rows_by_method if len(p.rows_by_method) > 3}
+        met = {name for p in bench.passes for name in p.rows_by_method if len(p.rows_by_method) > 1}
     assert {"edict", "sdedit", "content_injection", "disentangled", "learn"} <= met
-    for one, other in zip(alone[:-1], together[:-1], strict=True):
-        assert np.array_equal(one.pixels, other.pixels)
-    assert alone[-1].state == together[-1].state
+    assert np.array_equal(alone[0].pixels, together[0].pixels)
+    if steady:
+        assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(alone[1:-1], together[1:-1], strict=True))
+        assert alone[-1].state == together[-1].state
 
 
 def test_pinned_jobs_are_exact_too() -> None:
@@ -136,18 +146,22 @@ def test_pinned_jobs_are_exact_too() -> None:
     assert result.inversion.reconstruction_max_abs_error <= 1e-10
 
 
-def test_rows_have_the_same_bits_in_every_batch(embedded: Backend) -> None:
-    assert embedded.facts.info.batch_class is None
+def test_rows_have_the_same_bits_in_every_batch(embedded: Backend, is_invariant: Invariant) -> None:
+    """In batches of every size, or where the size changes bits, in all of the batch class."""
+    info = embedded.facts.info
+    class_ = None if is_invariant(info.dtype, info.batch_class) else info.batch_class
     rng, generator = random.Random(0), torch.Generator().manual_seed(0)
     embeds = embedded.predict(Batch([Embed(t) for t in ("a red apple", "", "a blue fish", "a cat")], 4))
     rows = [
         Denoise(torch.randn((4, 16, 16), generator=generator).double(), rng.randrange(1000), 0.5, e.prompt_embeds)
         for e in [*embeds] * 4
     ]
-    reference = {id(row): answer for row, answer in zip(rows, embedded.predict(Batch(rows, 16)), strict=True)}
+    size = class_ or len(rows)
+    parts = [rows[first : first + size] for first in range(0, len(rows), size)]
+    reference = {id(row): a for part in parts for row, a in zip(part, embedded.predict(Batch(part, size)), strict=True)}
     for _ in range(12):
-        part = rng.sample(rows, rng.randint(1, 16))
-        answers = embedded.predict(Batch(part, max(2, len(part) + rng.randint(0, 2))))
+        part = rng.sample(rows, rng.randint(1, size))
+        answers = embedded.predict(Batch(part, class_ or max(2, len(part) + rng.randint(0, 2))))
         assert all(torch.equal(answer, reference[id(row)]) for row, answer in zip(part, answers, strict=True))
 
 

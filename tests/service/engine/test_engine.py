@@ -1,6 +1,7 @@
 """The loop: sharing, progress, cancellation, deadlines, failures; on the closed-form network."""
 
 import queue
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from support.engine import Bench
 from support.jobs import diffedit, edict_options, edit_job, every_kind_of_job, injection, injection_job, invert_job
+from support.waiting import PATIENCE_S
 from underpaint_server.backends.protocol import DeviceLost
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
 from underpaint_server.engine.loop import Engine
-from underpaint_server.engine.messages import Advanced, Ended, Passed, Previewed, Split, StartJob
+from underpaint_server.engine.messages import Advanced, Ended, ExtendJob, Passed, Previewed, Split, StartJob
 from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, NonFiniteLatents, OutOfMemory
 from underpaint_server.jobs import Edited, EditJob, Inverted, Job, Learned, Phase, Priority, Stored
 from underpaint_server.methods import job_name
@@ -142,19 +144,38 @@ def test_a_group_wider_than_a_pass_is_spread_over_several() -> None:
 
 
 class Slow(ToyBackend):
-    """Takes a moment for every pass, so that something can happen in between."""
+    """Takes so long for every pass that a job lasts longer than the pause between two reports of its progress."""
 
     def predict(self, batch: Batch) -> Sequence[Any]:
         time.sleep(0.005)
         return super().predict(batch)
 
 
+class Halting(ToyBackend):
+    """Halts in its fifth pass of the network until it may go on, so that something can happen in the midst of a job."""
+
+    def __init__(self) -> None:
+        super().__init__("toy", Settings())
+        self.halted, self.go_on = threading.Event(), threading.Event()
+        self._passes = 0
+
+    def predict(self, batch: Batch) -> Sequence[Any]:
+        if isinstance(batch.rows[0], Denoise):
+            self._passes += 1
+            if self._passes == 5:
+                self.halted.set()
+                assert self.go_on.wait(PATIENCE_S)
+        return super().predict(batch)
+
+
 def test_cancelled_rows_are_gone_before_the_next_pass() -> None:
-    with Bench(Slow("toy", Settings())) as bench:
+    backend = Halting()
+    with Bench(backend) as bench:
         bench.start(1, invert_job("toy", PX, edict_options(200)))
         bench.start(2, invert_job("toy", PX, edict_options(20)))
-        time.sleep(0.1)
+        assert backend.halted.wait(PATIENCE_S)
         bench.cancel(1)
+        backend.go_on.set()
         outcomes = bench.until_ended(1, 2)
         ended = next(i for i, r in enumerate(bench.reports) if isinstance(r, Ended) and r.id == 1)
         after = [r for r in bench.reports[ended:] if isinstance(r, Passed) and r.is_network]
@@ -165,9 +186,29 @@ def test_cancelled_rows_are_gone_before_the_next_pass() -> None:
 
 
 def test_a_passed_deadline_ends_the_job_and_only_it() -> None:
-    with Bench(Slow("toy", Settings())) as bench:
+    backend = Halting()
+    with Bench(backend) as bench:
         bench.start(1, invert_job("toy", PX, edict_options(200)), deadline_s=0.1)
-        bench.start(2, invert_job("toy", PX, edict_options(20)), deadline_s=60)
+        passed = time.monotonic() + 0.1
+        bench.start(2, invert_job("toy", PX, edict_options(20)), deadline_s=3600)
+        assert backend.halted.wait(PATIENCE_S)
+        time.sleep(max(0.0, passed - time.monotonic()))
+        backend.go_on.set()
+        outcomes = bench.until_ended(1, 2)
+    assert isinstance(outcomes[1], DeadlinePassed)
+    assert isinstance(outcomes[2], Inverted)
+
+
+def test_a_later_deadline_takes_the_place_of_the_first() -> None:
+    backend = Halting()
+    with Bench(backend) as bench:
+        for id_ in (1, 2):
+            bench.start(id_, invert_job("toy", PX, edict_options(20)), deadline_s=3600)
+        assert backend.halted.wait(PATIENCE_S)
+        bench.inbox.put(ExtendJob(1, time.monotonic() - 1))
+        bench.inbox.put(ExtendJob(2, time.monotonic() - 1))
+        bench.inbox.put(ExtendJob(2, None))
+        backend.go_on.set()
         outcomes = bench.until_ended(1, 2)
     assert isinstance(outcomes[1], DeadlinePassed)
     assert isinstance(outcomes[2], Inverted)
@@ -283,10 +324,12 @@ def test_an_unknown_model_is_named() -> None:
 
 
 def test_interactive_work_goes_before_batch_work() -> None:
-    with Bench(Slow("toy", Settings()), max_batch_size=2) as bench:
+    backend = Halting()
+    with Bench(backend, max_batch_size=2) as bench:
         bench.start(1, invert_job("toy", PX, edict_options(20)), priority=Priority.BATCH)
-        time.sleep(0.05)
+        assert backend.halted.wait(PATIENCE_S)
         bench.start(2, invert_job("toy", PX, edict_options(20)), priority=Priority.INTERACTIVE)
+        backend.go_on.set()
         bench.until_ended(1, 2)
         order = [r.id for r in bench.reports if isinstance(r, Ended)]
     assert order == [2, 1]

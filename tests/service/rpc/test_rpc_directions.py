@@ -17,6 +17,7 @@ from google.longrunning import operations_pb2 as ops
 from google.rpc import error_details_pb2
 from safetensors.numpy import load, save
 from support.front import MINI, SETTINGS, Wire, edit, encoded, merged, photo, picture, refused, started
+from support.waiting import PATIENCE_S, until
 from underpaint.v1 import direction_service_pb2 as d
 from underpaint.v1 import edit_service_pb2, types_pb2
 from underpaint_server.errors import Draining, FieldInvalid, ModelLoading, NonFiniteLatents, QueueFull, WorkerRestarted
@@ -40,7 +41,7 @@ def asked(**fields: Any) -> d.LearnDirectionRequest:
 
 
 async def ended(wire: Wire, name: str) -> ops.Operation:
-    request = ops.WaitOperationRequest(name=name, timeout={"seconds": 20})
+    request = ops.WaitOperationRequest(name=name, timeout={"seconds": int(PATIENCE_S)})
     operation = await wire.operations.WaitOperation(request)
     assert operation.done
     return operation
@@ -213,12 +214,21 @@ async def test_an_id_is_given_once(idle: Wire) -> None:
     assert refusal.details["ResourceInfo"].resource_name == "directions/joy"
 
 
+def learning_calls(wire: Wire) -> float:
+    """Calls of LearnDirection that have begun."""
+    labels = {"grpc_type": "unary", "grpc_service": "underpaint.v1.DirectionService", "grpc_method": "LearnDirection"}
+    return wire.metric("grpc_server_started_total", **labels)
+
+
 async def test_of_calls_at_the_same_moment_one_gets_the_id(idle: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = idle.context.stores.operations.scan
 
     async def slow() -> dict[str, OperationSummary]:
         found = await scan()
-        await asyncio.sleep(0.05)  # a store far away: the others look before this one has written
+        # A store far away: the others have come before this one writes. The pause makes that surer for those whose
+        # call has begun but not got as far as the store; the outcome is the same without.
+        await until(lambda: learning_calls(idle) == 3)
+        await asyncio.sleep(0.05)
         return found
 
     monkeypatch.setattr(idle.context.stores.operations, "scan", slow)
@@ -286,8 +296,7 @@ async def test_work_that_kills_engine_after_engine_is_given_up(wire: Wire) -> No
     wire.engine.held = True
     operation = (await wire.directions.LearnDirection(asked())).operation
     for count in range(1, 4):
-        while len(wire.engine.handles) < count:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(wire.engine.handles) >= count)  # noqa: B023 (awaited before the next)
         wire.engine.handles[-1].end(WorkerRestarted("gone"))
     operation = await ended(wire, operation.name)
     assert (operation.error.code, "3 times" in operation.error.message) == (13, True)
@@ -302,8 +311,7 @@ async def test_an_engine_that_ends_takes_nothing_back_of_what_was_said_to_be_don
     before = await told(wire, name)
     assert 0 < before.fraction < 1
     wire.engine.handles[0].end(WorkerRestarted("gone"))
-    while len(wire.engine.handles) < 2:
-        await asyncio.sleep(0.01)
+    await until(lambda: len(wire.engine.handles) >= 2)
     assert (await told(wire, name)).fraction == before.fraction
 
 
@@ -367,8 +375,7 @@ async def test_a_name_taken_meanwhile_is_not_overwritten(wire: Wire) -> None:
     file = await exported(wire, other.name)
     wire.engine.held = True
     name = (await wire.directions.LearnDirection(asked(direction_id="joy", optimization_steps=2))).operation.name
-    while len(wire.engine.handles) < 6:
-        await asyncio.sleep(0.01)
+    await until(lambda: len(wire.engine.handles) >= 6)
     await importing(wire, {"header": {"name": "directions/joy"}}, {"chunk": file})
     wire.engine.finish(wire.engine.handles[-1])
     operation = await ended(wire, name)

@@ -1,6 +1,5 @@
 """Edits over a socket: what the engine is asked, what the caller gets, and that an answer can be repeated."""
 
-import asyncio
 import io
 from typing import Any
 from uuid import uuid4
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 from support.front import MINI, Wire, edit, encoded, photo, refused
 from support.front import answer as computed
+from support.waiting import until
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 from underpaint_server.jobs import (
     DdimConvention,
@@ -244,17 +244,20 @@ async def test_a_stream_is_accepted_then_progress_and_previews_then_the_result(w
     queued = await call.read()
     assert queued.progress.phase == types_pb2.PHASE_QUEUED
     handle.advance(Progress(Phase.INVERTING, 3, 16, 0.25, eta_s=1.5), 10)
-    running = await call.read()
+    while (running := await call.read()).progress.phase == types_pb2.PHASE_QUEUED:
+        pass  # repeated where nothing happens for a while
     assert running.progress == types_pb2.Progress(
         phase=types_pb2.PHASE_INVERTING, step=3, total_steps=16, fraction=0.25, eta=running.progress.eta
     )
     assert running.progress.eta.ToMilliseconds() == 1500
     handle.show(Preview(np.zeros((48, 64, 3), np.uint8), 4))
-    shown = await call.read()
+    while (shown := await call.read()).WhichOneof("event") != "preview":
+        pass
     preview = Image.open(io.BytesIO(shown.preview.image.content))
     assert (preview.format, preview.size, shown.preview.step) == ("JPEG", (256, 192), 4)
     wire.engine.finish(handle)
-    result = await call.read()
+    while (result := await call.read()).WhichOneof("event") != "result":
+        pass
     assert result.result.inversion
     assert await call.read() is grpc.aio.EOF
     assert await call.code() is grpc.StatusCode.OK
@@ -312,8 +315,7 @@ async def test_a_caller_that_leaves_frees_its_job(wire: Wire, streamed: bool) ->
         await call.read()
     await wire.engine.submitted.wait()
     call.cancel()
-    while not wire.engine.cancelled:
-        await asyncio.sleep(0.001)
+    await until(lambda: wire.engine.cancelled)
     assert wire.engine.cancelled == wire.engine.handles
 
 

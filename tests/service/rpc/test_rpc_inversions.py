@@ -1,6 +1,5 @@
 """Inversions over a socket: made once, named by their content, listed, exported, deleted."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 from support.front import MINI, SETTINGS, Wire, answer, edit, photo, refused, started
+from support.waiting import until
 from underpaint.v1 import inversion_service_pb2 as pb
 from underpaint.v1 import types_pb2
 from underpaint_server.errors import WorkerRestarted
@@ -58,8 +58,7 @@ async def test_the_same_image_is_inverted_once(wire: Wire) -> None:
 async def test_two_calls_at_once_share_one_job(wire: Wire) -> None:
     wire.engine.held = True
     calls = [wire.inversions.Invert(invert()) for _ in range(2)]
-    while not wire.metric("underpaint_inversion_store_requests_total", result="joined"):
-        await asyncio.sleep(0.001)
+    await until(lambda: wire.metric("underpaint_inversion_store_requests_total", result="joined"))
     calls[0].cancel()
     wire.engine.finish(wire.engine.handles[0])
     answer = await calls[1]
@@ -121,8 +120,7 @@ async def test_a_stream_of_what_is_there_is_the_result_alone(wire: Wire) -> None
 async def test_a_joined_job_that_fails_fails_for_all(wire: Wire) -> None:
     wire.engine.held = True
     calls = [wire.inversions.Invert(invert()) for _ in range(2)]
-    while not wire.metric("underpaint_inversion_store_requests_total", result="joined"):
-        await asyncio.sleep(0.001)
+    await until(lambda: wire.metric("underpaint_inversion_store_requests_total", result="joined"))
     wire.engine.handles[0].end(WorkerRestarted("gone", retry_after_s=1.0))
     assert [(await refused(call)).reason for call in calls] == ["WORKER_RESTARTED"] * 2
     wire.engine.held = False

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from support.waiting import until
 from underpaint_server.errors import QueueFull
 from underpaint_server.rpc.threads import LARGE_AT_ONCE, LARGE_PX, Threads
 
@@ -37,8 +38,7 @@ class Gate:
 async def test_large_pictures_are_few_at_once_and_hold_up_no_small_one(pool: Threads) -> None:
     gate = Gate()
     large = [asyncio.create_task(pool.decode(LARGE_PX + 1, gate.pass_)) for _ in range(6)]
-    while gate.inside < LARGE_AT_ONCE:
-        await asyncio.sleep(0.001)
+    await until(lambda: gate.inside >= LARGE_AT_ONCE)
     for _ in range(10):
         assert await pool.decode(LARGE_PX, lambda: "small") == "small"
     gate.open.set()
@@ -49,8 +49,7 @@ async def test_large_pictures_are_few_at_once_and_hold_up_no_small_one(pool: Thr
 async def test_a_large_picture_counts_until_its_thread_is_done_with_it(pool: Threads) -> None:
     gate = Gate()
     left = [asyncio.create_task(pool.decode(LARGE_PX + 1, gate.pass_)) for _ in range(LARGE_AT_ONCE)]
-    while gate.inside < LARGE_AT_ONCE:
-        await asyncio.sleep(0.001)
+    await until(lambda: gate.inside >= LARGE_AT_ONCE)
     for task in left:
         task.cancel()
     await asyncio.gather(*left, return_exceptions=True)

@@ -3,25 +3,20 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import grpc
 import pytest
-from support.front import MINI, Wire, edit, photo, refused
+from support.front import MINI, Wire, edit, overdue, photo, refused
 from support.front import answer as computed
+from support.waiting import until
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
 from underpaint_server.errors import FieldInvalid, QueueFull, RequestIdReused
 from underpaint_server.rpc.calls.idempotency import Idempotency, fingerprint
 from underpaint_server.rpc.calls.singleflight import NEVER, Deadline, SharedCall, SingleFlight
 from underpaint_server.rpc.handlers import source
 from underpaint_server.telemetry import Metrics
-
-
-async def until(true: Callable[[], Any]) -> None:
-    while not true():
-        await asyncio.sleep(0.001)
 
 
 async def test_a_repeat_gets_the_first_answer(wire: Wire) -> None:
@@ -94,10 +89,12 @@ async def test_nothing_of_a_job_outlives_its_answer(wire: Wire, streamed: bool) 
     }
     del handle, pixels, result
     first = await (last(call) if streamed else call)
-    for _ in range(100):  # the server's task ends a few turns of the loop after the answer is here
-        await asyncio.sleep(0)
-    gc.collect()
-    assert [name for name, alive in left.items() if alive() is not None] == []
+
+    def alive() -> list[str]:
+        gc.collect()
+        return [name for name, there in left.items() if there() is not None]
+
+    await until(lambda: not alive())  # the server's task ends a few turns of the loop after the answer is here
     assert await wire.edits.Edit(request) == first
 
 
@@ -356,7 +353,6 @@ async def test_a_flight_nobody_waits_for_is_not_open() -> None:
 
 async def test_a_deadline_passes_as_such(wire: Wire) -> None:
     wire.engine.held = True
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await wire.edits.Edit(edit(), timeout=0.1)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    error = await overdue(wire, lambda timeout_s: wire.edits.Edit(edit(), timeout=timeout_s))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: wire.engine.cancelled)

@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 from moto.server import ThreadedMotoServer
 from safetensors.numpy import load
+from support.waiting import until
 from underpaint_server.errors import FieldInvalid, ImageTooLarge, InversionExpired, StoreCorrupt, StoreUnavailable
 from underpaint_server.jobs import Inversion, InversionOptions
 from underpaint_server.methods.ddim.options import DdimInversion
@@ -207,9 +208,7 @@ async def test_the_expired_goes_without_anyone_asking(
 ) -> None:
     store = await opener(file_url, ttl_s=0.2)
     await store.put(name(1), inversion(1), FITTING)
-    async with asyncio.timeout(60):  # only so that a failure ends
-        while store.entries or list(folder.glob("*")):
-            await asyncio.sleep(0.01)
+    await until(lambda: not store.entries and not list(folder.glob("*")))
 
 
 async def test_a_restart_removes_what_expired_meanwhile(file_url: str, folder: Path, opener: Opener) -> None:

@@ -1,7 +1,5 @@
 """Metrics as Prometheus reads them: names that pass its own rules, values that follow the events."""
 
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
+from support.promtool import lint, promtool
 from underpaint_server.jobs import ModelInfo, Phase, Priority
 from underpaint_server.methods import JOB_NAMES
 from underpaint_server.telemetry import Metrics
@@ -92,41 +91,16 @@ def rendered(metrics: Metrics) -> str:
     return generate_latest(metrics.registry).decode()
 
 
-def lint(text: str) -> list[str]:
-    """The complaints of ``promtool check metrics``, restated: _total on counters alone, base units, help, case."""
-    problems = []
-    for family in text_string_to_metric_families(text):
-        name = family.name + ("_total" if family.type == "counter" else "")
-        if family.type == "counter" and not any(sample.name.endswith("_total") for sample in family.samples):
-            problems.append(f"{name}: counter without _total")
-        if family.type != "counter" and family.name.endswith(("_total", "_count", "_sum", "_bucket")):
-            problems.append(f"{name}: reserved suffix")
-        if not family.documentation:
-            problems.append(f"{name}: no help")
-        if re.search(r"_(milliseconds|ms|minutes|hours|kilobytes|megabytes|mb)(_|$)", name):
-            problems.append(f"{name}: not a base unit")
-        if re.search(r"[A-Z]", name):
-            problems.append(f"{name}: not snake_case")
-    return problems
-
-
-def promtool(text: str) -> list[str]:
-    """Complaints of the real tool, where it is installed."""
-    found = shutil.which("promtool")
-    if found is None:
-        return []
-    done = subprocess.run([found, "check", "metrics"], input=text, text=True, capture_output=True, check=False)
-    return (done.stdout + done.stderr).splitlines() + ([] if done.returncode == 0 else [f"exit {done.returncode}"])
-
-
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
 def test_names_pass_prometheus_rules() -> None:
-    text = rendered(busy())
-    assert lint(text) == []
-    assert promtool(text) == []
+    assert lint(rendered(busy())) == []
+
+
+def test_names_pass_promtool() -> None:
+    assert promtool(rendered(busy())) == []
 
 
 def test_the_rules_catch_what_they_are_for() -> None:
