@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PACKAGES := client service models/underpaint-mini
 # Where the lock files are: every package besides torch, with version and hashes.
 LOCKS := requirements
+TOOLS := requirements/dev.in
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -q
 PIP_LOCKED = $(PIP_INSTALL) --no-deps --require-hashes
 
@@ -35,10 +36,13 @@ serve: $(VENV)/.run ## run a server with the embedded model on localhost:50051 u
 test: $(VENV)/.dev ## run every test. ARGS="tests/client -n 1" runs those, in one process
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
-test-lowest: LOWEST = LOCKS=.cache/lowest-locks TORCH=$(shell sed -n 's/^ *"torch>=\([0-9.]*\)".*/torch==\1/p' service/pyproject.toml)
-test-lowest: ## run the tests on the lowest declared version of every direct dependency, torch too
-	$(MAKE) lock $(LOWEST) ARGS='--resolution lowest-direct --upgrade'
-	$(MAKE) test $(LOWEST) VENV=.cache/lowest ARGS='$(ARGS)'
+test-lowest: CLIENT = TOOLS=requirements/test.in LOCKS=.cache/lowest-client-locks VENV=.cache/lowest-client PACKAGES=client TORCH=
+test-lowest: SERVER = TOOLS=requirements/test.in LOCKS=.cache/lowest-locks VENV=.cache/lowest TORCH=$(shell sed -n 's/^ *"\(torch\)>=\([0-9.]*\)".*/\1==\2/p' service/pyproject.toml)
+test-lowest: ## run the tests on the lowest declared version of every direct dependency: the client alone, then everything
+	$(MAKE) lock $(CLIENT) ARGS='--resolution lowest-direct --upgrade'
+	$(MAKE) test $(CLIENT) ARGS='tests/client'
+	$(MAKE) lock $(SERVER) ARGS='--resolution lowest-direct --upgrade'
+	$(MAKE) test $(SERVER) ARGS='$(ARGS)'
 
 test-python: ## run the tests on other Pythons. PYTHONS="python3.13 path/to/python" names them; what is not found is skipped
 	@for python in $(PYTHONS); do \
@@ -60,9 +64,9 @@ protos: $(VENV)/.dev ## generate the wire code and the synchronous client
 
 lock: .cache/uv/.installed ## bring requirements/*.txt up to the declared dependencies. ARGS=--upgrade takes the newest of all
 	@mkdir -p $(LOCKS)
-	@echo '$(TORCH)' > .cache/torch.in
-	$(COMPILE) $(ARGS) -o $(LOCKS)/dev.txt requirements/build.in requirements/run.in requirements/dev.in .cache/torch.in
-	$(COMPILE) -c $(LOCKS)/dev.txt -o $(LOCKS)/run.txt requirements/run.in .cache/torch.in
+	@printf '%s\n' $(PACKAGES:%=./%) '$(TORCH)' > .cache/run.in
+	$(COMPILE) $(ARGS) -o $(LOCKS)/dev.txt requirements/build.in .cache/run.in $(TOOLS)
+	$(COMPILE) -c $(LOCKS)/dev.txt -o $(LOCKS)/run.txt .cache/run.in
 	$(COMPILE) -c $(LOCKS)/dev.txt -o $(LOCKS)/build.txt requirements/build.in
 	$(COMPILE) $(ARGS) -c $(LOCKS)/dev.txt -o $(LOCKS)/deploy.txt requirements/deploy.in
 
@@ -85,7 +89,7 @@ $(VENV)/bin/pip:
 # Everything is installed by hash; then torch, with what its build alone needs; then our packages, which ask for nothing more.
 $(VENV)/.run: $(VENV)/bin/pip $(LOCKS)/build.txt $(LOCKS)/run.txt $(PACKAGES:=/pyproject.toml)
 	$(PIP_LOCKED) -r $(LOCKS)/build.txt -r $(LOCKS)/run.txt
-	$(PIP_INSTALL) '$(TORCH)'
+	$(if $(TORCH),$(PIP_INSTALL) '$(TORCH)')
 	$(PIP_INSTALL) --no-deps --no-build-isolation $(foreach package,$(PACKAGES),-e $(package))
 	@touch $@
 

@@ -60,5 +60,6 @@ def _rich() -> "RichProgress":
         TextColumn("{task.fields[eta]}"),
     )
     # Without a terminal the bar would be noise in a log, and in a notebook rich draws its own.
-    silent = not (console.is_terminal or console.is_jupyter)
-    return RichProgress(*columns, console=console, transient=True, disable=silent)
+    # It is quiet, too, because rich before 15 ends even a disabled bar with a newline.
+    console.quiet = not (console.is_terminal or console.is_jupyter)
+    return RichProgress(*columns, console=console, transient=True, disable=console.quiet)
