@@ -1,6 +1,7 @@
 """Check everything under deploy/, and the Dockerfile, without a network or a cluster.
 
-Run with the Python that has the server and requirements/deploy.txt installed, as `make deploy-check` does. One line a check; exits 1 if one failed.
+Run by `make deploy-check`, with a Python that has the server and requirements/deploy.txt installed. One line a check;
+exits 1 if one failed.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The lock files: what is declared is in them, with hashes, and nothing that depends on where or for what torch was built."""
+"""The lock files hold what is declared, with hashes, and neither addresses nor what depends on the build of torch."""
 
 import re
 import tomllib
