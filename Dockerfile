@@ -11,17 +11,22 @@ ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# The largest layer, and the one that changes least. The environment has no pip of its own: nothing installs at run time.
+WORKDIR /src
+
+# The largest layers, and those that change least. The environment has no pip of its own: nothing installs at run time.
+# Every package is of the version and the hash that requirements/run.txt says, but for torch and what its CUDA build needs.
+COPY requirements/build.txt requirements/run.txt requirements/
 RUN python3 -m venv --without-pip /opt/underpaint \
-    && python3 -m pip --python /opt/underpaint/bin/python install \
+    && python3 -m pip --python /opt/underpaint/bin/python install --no-deps --require-hashes -r requirements/run.txt \
+    && python3 -m pip install --no-deps --require-hashes -r requirements/build.txt
+RUN python3 -m pip --python /opt/underpaint/bin/python install \
         ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "${TORCH}"
 
-WORKDIR /src
 COPY client client
 COPY service service
 COPY models/underpaint-mini models/underpaint-mini
-RUN python3 -m pip --python /opt/underpaint/bin/python install \
-        ./client ./models/underpaint-mini ./service
+RUN python3 -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels ./client ./models/underpaint-mini ./service \
+    && python3 -m pip --python /opt/underpaint/bin/python install --no-deps --no-index /wheels/*.whl
 
 
 FROM python:3.11-slim-bookworm

@@ -6,9 +6,23 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := client service models/underpaint-mini
+# Where the lock files are: every package besides torch, with version and hashes.
+LOCKS := requirements
+TOOLS := requirements/dev.in
+PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -q
+PIP_LOCKED = $(PIP_INSTALL) --no-deps --require-hashes
+
+# What writes the lock files.
+UV := uv==0.13.9
+COMPILE = .cache/uv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command 'make lock' --excludes requirements/torch-cuda.in \
+	$(addprefix --no-emit-package ,torch underpaint underpaint-mini underpaint-server)
+
+# What `make test-python` looks for on PATH; a path to an interpreter may stand among them.
+PYTHONS := python3.12 python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test coverage check hooks protos bench quality deploy-check clean
+.PHONY: help demo serve test test-lowest test-python coverage check hooks protos lock bench quality deploy-check clean
 
 help: ## list the commands
 	@while IFS= read -r line; do \
@@ -21,8 +35,23 @@ demo: $(VENV)/.run ## start a server, edit a picture with every method, write de
 serve: $(VENV)/.run ## run a server with the embedded model on localhost:50051 until Ctrl-C
 	$(BIN)/underpaint-server
 
-test: $(VENV)/.dev ## run every test
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10
+test: $(VENV)/.dev ## run every test. ARGS="tests/client -n 1" runs those, in one process
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=10 $(ARGS)
+
+test-lowest: CLIENT = TOOLS=requirements/test.in LOCKS=.cache/lowest-client-locks VENV=.cache/lowest-client PACKAGES=client TORCH=
+test-lowest: SERVER = TOOLS=requirements/test.in LOCKS=.cache/lowest-locks VENV=.cache/lowest TORCH=$(shell sed -n 's/^ *"\(torch\)>=\([0-9.]*\)".*/\1==\2/p' service/pyproject.toml)
+test-lowest: ## run the tests on the lowest declared version of every direct dependency: the client alone, then everything
+	$(MAKE) lock $(CLIENT) ARGS='--resolution lowest-direct --upgrade'
+	$(MAKE) test $(CLIENT) ARGS='tests/client'
+	$(MAKE) lock $(SERVER) ARGS='--resolution lowest-direct --upgrade'
+	$(MAKE) test $(SERVER) ARGS='$(ARGS)'
+
+test-python: ## run the tests on other Pythons. PYTHONS="python3.13 path/to/python" names them; what is not found is skipped
+	@for python in $(PYTHONS); do \
+		if ! command -v $$python >/dev/null; then echo "SKIPPED: there is no $$python here"; continue; fi; \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])') && echo "Python $$version: $$python" && \
+		$(MAKE) test PYTHON=$$python VENV=.cache/python$$version ARGS='$(ARGS)' || exit; \
+	done
 
 coverage: $(VENV)/.dev ## run every test and say how much of the code they run, in the servers' processes too; a third slower
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
@@ -42,6 +71,14 @@ protos: $(VENV)/.dev ## generate the wire code and the synchronous client
 	$(BIN)/python protos/generate.py
 	$(BIN)/python client/make_sync.py
 
+lock: .cache/uv/.installed ## bring requirements/*.txt up to the declared dependencies. ARGS=--upgrade takes the newest of all
+	@mkdir -p $(LOCKS)
+	@printf '%s\n' $(PACKAGES:%=./%) '$(TORCH)' > .cache/run.in
+	$(COMPILE) $(ARGS) -o $(LOCKS)/dev.txt requirements/build.in .cache/run.in $(TOOLS)
+	$(COMPILE) -c $(LOCKS)/dev.txt -o $(LOCKS)/run.txt .cache/run.in
+	$(COMPILE) -c $(LOCKS)/dev.txt -o $(LOCKS)/build.txt requirements/build.in
+	$(COMPILE) $(ARGS) -c $(LOCKS)/dev.txt -o $(LOCKS)/deploy.txt requirements/deploy.in
+
 bench: $(VENV)/.run ## measure speed and quality, as ratios within one run; writes benchmarks/results
 	$(BIN)/python -m benchmarks
 
@@ -58,15 +95,22 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "the venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
 
-$(VENV)/.run: $(VENV)/bin/pip constraints.txt $(PACKAGES:=/pyproject.toml)
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt '$(TORCH)'
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt $(foreach package,$(PACKAGES),-e $(package))
+# Everything is installed by hash; then torch, with what its build alone needs; then our packages, which ask for nothing more.
+$(VENV)/.run: $(VENV)/bin/pip $(LOCKS)/build.txt $(LOCKS)/run.txt $(PACKAGES:=/pyproject.toml)
+	$(PIP_LOCKED) -r $(LOCKS)/build.txt -r $(LOCKS)/run.txt
+	$(if $(TORCH),$(PIP_INSTALL) '$(TORCH)')
+	$(PIP_INSTALL) --no-deps --no-build-isolation $(foreach package,$(PACKAGES),-e $(package))
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
-	$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -r requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.run $(LOCKS)/dev.txt
+	$(PIP_LOCKED) -r $(LOCKS)/dev.txt
 	@touch $@
 
-$(VENV)/.deploy: $(VENV)/.run deploy/requirements.txt
-	$(BIN)/pip install --disable-pip-version-check -q -r deploy/requirements.txt
+$(VENV)/.deploy: $(VENV)/.run $(LOCKS)/deploy.txt
+	$(PIP_LOCKED) -r $(LOCKS)/deploy.txt
+	@touch $@
+
+.cache/uv/.installed: Makefile
+	@$(PYTHON) -m venv .cache/uv
+	.cache/uv/bin/pip install --disable-pip-version-check -q '$(UV)'
 	@touch $@

@@ -1,6 +1,7 @@
 """Check everything under deploy/, and the Dockerfile, without a network or a cluster.
 
-Run with the Python that has the server and deploy/requirements.txt installed. One line a check; exits 1 if one failed.
+Run by `make deploy-check`, with a Python that has the server and requirements/deploy.txt installed. One line a check;
+exits 1 if one failed.
 """
 
 import math
@@ -277,7 +278,7 @@ def tool(name: str) -> str:
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise FileNotFoundError(f"{name} is not installed: pip install -r deploy/requirements.txt")
+        raise FileNotFoundError(f"{name} is not installed: make deploy-check installs it")
     return found
 
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
@@ -81,4 +80,3 @@ def test_checksums_of_the_published_vectors(data, expected):
 @given(st.binary(), st.binary())
 def test_a_checksum_grows_with_its_data(first, second):
     assert _crc32c.extend(_crc32c.extend(0, first), second) == _crc32c.extend(0, first + second)
-    assert first + second == b"" or _crc32c.extend(0, first + second) != zlib.crc32(first + second)

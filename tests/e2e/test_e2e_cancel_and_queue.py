@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -102,7 +103,7 @@ async def test_a_deadline_that_passes_ends_the_call_and_the_work(narrow: LocalSe
         # Behind work without an end, with an estimate that lets it in: the running job is not counted against it. The
         # time is for a busy machine, which must admit both calls before it has passed.
         async with AsyncClient(narrow.target) as client:
-            answers: list[Any] = await asyncio.gather(
+            answers: Sequence[Any] = await asyncio.gather(
                 wire.edits.Edit(edit("sdedit"), timeout=10),
                 client.edit(disc(), "a corgi", timeout=10),
                 return_exceptions=True,

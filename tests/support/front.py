@@ -326,7 +326,7 @@ class Refusal:
 
 
 def refusal(error: grpc.aio.AioRpcError) -> Refusal:
-    trailers = dict(error.trailing_metadata() or ())
+    trailers = dict(iter(error.trailing_metadata() or ()))  # as pairs: keys() is wrong in older grpcio
     status = status_pb2.Status.FromString(cast(bytes, trailers["grpc-status-details-bin"]))
     assert status.code == error.code().value[0]
     details: dict[str, Message] = {}

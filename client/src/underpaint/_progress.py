@@ -59,6 +59,7 @@ def _rich() -> "RichProgress":
         TextColumn("{task.fields[detail]}"),
         TextColumn("{task.fields[eta]}"),
     )
-    # No bar where stderr is a log file; a notebook is no terminal, but rich can draw there.
-    hidden = not (console.is_terminal or console.is_jupyter)
-    return RichProgress(*columns, console=console, transient=True, disable=hidden)
+    # No bar where stderr is a log file; a notebook is no terminal, but rich can draw there. Quiet, too, because rich
+    # before 15 ends even a disabled bar with a newline.
+    console.quiet = not (console.is_terminal or console.is_jupyter)
+    return RichProgress(*columns, console=console, transient=True, disable=console.quiet)

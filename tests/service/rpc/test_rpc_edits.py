@@ -196,7 +196,7 @@ async def test_usage_and_notices_reach_the_caller(wire: Wire) -> None:
     assert answer.usage.compute_time.ToMilliseconds() == 1250
     assert (answer.usage.network_evaluations, answer.usage.mean_batch_size) == (40, 2.0)
     assert [(n.reason, n.message) for n in answer.notices] == [("PROMPT_TRUNCATED", "cut")]
-    assert dict(await call.trailing_metadata())["server-timing"] == "queue;dur=500.0, compute;dur=1250.0"
+    assert dict(iter(await call.trailing_metadata()))["server-timing"] == "queue;dur=500.0, compute;dur=1250.0"
 
 
 async def test_compute_mask_inverts_nothing(wire: Wire) -> None:
@@ -302,7 +302,7 @@ async def test_a_refused_stream_sends_nothing_at_all_before(wire: Wire) -> None:
     call = wire.edits.StreamEdit(edit_service_pb2.StreamEditRequest(edit=edit("edict", target_prompt="x" * 101)))
     refusal = await refused(call)
     assert refusal.paths == ["edit.target_prompt"]
-    assert not dict(await call.initial_metadata())
+    assert not tuple(await call.initial_metadata())
 
 
 @pytest.mark.parametrize("streamed", [False, True])
