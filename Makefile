@@ -54,7 +54,7 @@ test-python: ## run the tests on other Pythons. PYTHONS="python3.13 path/to/pyth
 	done
 
 coverage: $(VENV)/.dev ## run every test and say how much of the code they run, in the servers' processes too; a third slower
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types, import layers, contract lint, generated files up to date
 	$(BIN)/ruff format --check .
@@ -96,7 +96,7 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -m venv $(VENV) || { echo "the venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
 
 # Everything is installed by hash; then torch, with what its build alone needs; then our packages, which ask for nothing more.
-$(VENV)/.run: $(VENV)/bin/pip $(LOCKS)/build.txt $(LOCKS)/run.txt $(PACKAGES:=/pyproject.toml)
+$(VENV)/.run: $(VENV)/bin/pip $(LOCKS)/build.txt $(LOCKS)/run.txt $(PACKAGES:=/pyproject.toml) client/src/underpaint/_version.py
 	$(PIP_LOCKED) -r $(LOCKS)/build.txt -r $(LOCKS)/run.txt
 	$(if $(TORCH),$(PIP_INSTALL) '$(TORCH)')
 	$(PIP_INSTALL) --no-deps --no-build-isolation $(foreach package,$(PACKAGES),-e $(package))
