@@ -17,6 +17,7 @@ from underpaint_server.models.clip import Clip
 from underpaint_server.models.edit_loss import EditLoss, vae_features, vgg_features
 from underpaint_server.models.facts import Facts
 from underpaint_server.models.families import Family
+from underpaint_server.models.libraries import reading
 from underpaint_server.models.stable_diffusion import StableDiffusion
 from underpaint_server.models.taps import Taps
 from underpaint_server.rows import Batch, Decode, Denoise, Embed, Encode, PullBack, PullBackDecode, Row, Score
@@ -77,8 +78,10 @@ class TorchBackend:
         """Read a checkpoint and make it ready; raises :class:`ModelNotReady`."""
         device = _prepare(settings)
         directory = checkpoint.resolve(place, settings.allow_network)
-        model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
-        return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings))
+        with reading():
+            model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
+            edit_loss = _edit_loss(model, directory, model_id, settings)
+        return cls(model, model_id, settings, edit_loss)
 
     def predict(self, batch: Batch) -> Sequence[Any]:
         """See :class:`Backend`."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModel, CLIPTokenizer
 
 from underpaint_server.errors import ModelNotReady
+from underpaint_server.models.libraries import AutoModel, CLIPTokenizer
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's own training pictures; a preprocessor_config.json may say otherwise."""

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import checkpoint, schedules
 from underpaint_server.models.facts import About
+from underpaint_server.models.libraries import UNet2DModel
 from underpaint_server.rows import Denoise, Embedded
 
 CHANNELS = 3

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models.clip import Clip
+from underpaint_server.models.libraries import AutoencoderKL
 from underpaint_server.rows import Score, Scored
 
 FAINT = 1e-2

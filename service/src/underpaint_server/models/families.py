@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from diffusers import ModelMixin
-from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import checkpoint
 from underpaint_server.models.facts import About
+from underpaint_server.models.libraries import ModelMixin
 from underpaint_server.rows import Denoise, Embedded
-
-diffusers_logging.set_verbosity_error()
-diffusers_logging.disable_progress_bar()
 
 
 class Family(Protocol):

@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import checkpoint, schedules
 from underpaint_server.models.facts import About
+from underpaint_server.models.libraries import AutoencoderKL, CLIPTextModel, CLIPTokenizer, UNet2DConditionModel
 from underpaint_server.rows import Denoise, Embedded, PullBack, Pulled
-
-transformers_logging.disable_progress_bar()
 
 METHODS = ("sdedit", "ddim", "edict", "diffedit", "disentangled", "content_injection")
 
