@@ -1,7 +1,7 @@
 """For every suite."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # Test processes share the cores; see engine/worker.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -35,3 +35,60 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     said = {value for report in reports for name, value in getattr(report, "user_properties", ()) if name == INVARIANCE}
     if said:
         terminalreporter.write_line(f"{INVARIANCE}: {', '.join(sorted(map(str, said)))}")
+
+
+LONG = (
+    "tests/benchmarks/test_quality.py",
+    "tests/e2e/test_e2e_exact.py",
+    "tests/e2e/test_e2e_learning.py",
+    "tests/service/backends/",
+    "tests/examples/",
+    "tests/e2e/",
+    "models/underpaint-mini/tests/test_training.py",
+)
+"""What takes longest. It is begun first, so that no worker is left with it when the others have nothing more to do."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that share a fixture to one worker (``--dist loadgroup``), so that each server is started once.
+
+    Shared are fixtures of a module or of the session. A test that gets one by a parameter's value, which is the
+    fixture's name, belongs to that group too.
+    """
+    shared = {item: set(_shared(item)) for item in items}
+    names = {name for fixtures in shared.values() for _, name in fixtures}
+    scopes = {fixture for fixtures in shared.values() for fixture in fixtures}
+    for item, fixtures in shared.items():
+        named = names.intersection(_values(item))
+        fixtures |= {(base, name) for base, name in scopes if name in named and item.nodeid.startswith(base)}
+    groups: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def group_of(fixture: tuple[str, str]) -> tuple[str, str]:
+        while (other := groups.get(fixture, fixture)) != fixture:
+            fixture = other
+        return fixture
+
+    for fixtures in shared.values():
+        roots = sorted(group_of(fixture) for fixture in fixtures)
+        groups.update((root, roots[0]) for root in roots)
+    for item, fixtures in shared.items():
+        if fixtures:
+            base, name = group_of(min(fixtures))
+            item.add_marker(pytest.mark.xdist_group(f"{base.rpartition('/')[2].removesuffix('.py')}.{name}"))
+    first = {
+        item: next((i for i, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG)) for item in items
+    }
+    items.sort(key=lambda item: (first[item], not shared[item]))
+
+
+def _shared(item: pytest.Item) -> Iterator[tuple[str, str]]:
+    """Where each fixture is defined that the test shares with others, and its name."""
+    for name, definitions in item._fixtureinfo.name2fixturedefs.items():  # type: ignore[attr-defined]
+        if definitions[-1].baseid and definitions[-1].scope in ("module", "package", "session"):
+            yield definitions[-1].baseid, name
+
+
+def _values(item: pytest.Item) -> set[str]:
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {value for value in parameters if isinstance(value, str)}

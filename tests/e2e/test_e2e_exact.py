@@ -12,8 +12,6 @@ from safetensors.numpy import load
 from underpaint import AsyncClient, Client, Ddim, DdimInversion, DiffEdit, Edict, Generated, Inversion, SdEdit
 from underpaint_server.local_server import LocalServer
 
-pytestmark = pytest.mark.xdist_group("embedded")
-
 EXACT = 1e-10
 """Of a latent, whose values are about 1. Stored and computed in float64, a round trip comes to about 1e-14."""
 PROMPT = "a simple red circle on a white plain background"

@@ -26,8 +26,6 @@ from underpaint import (
 from underpaint.v1 import edit_service_pb2
 from underpaint_server.local_server import LocalServer
 
-pytestmark = pytest.mark.xdist_group("embedded")
-
 BLUE = disc((30, 30, 200), (120, 90))
 
 

@@ -25,8 +25,6 @@ from underpaint.results import Box
 from underpaint.v1 import edit_service_pb2
 from underpaint_server.local_server import LocalServer
 
-pytestmark = pytest.mark.xdist_group("embedded")
-
 TARGET = "a simple blue circle on a white plain background"
 DRAWN = Generated("a yellow star", seed=3, steps=6)
 EDITS: dict[str, tuple[Any, Any]] = {

@@ -11,8 +11,6 @@ import pytest
 from PIL import Image
 from underpaint_server.local_server import LocalServer
 
-pytestmark = pytest.mark.xdist_group("examples")
-
 EXAMPLES = Path(__file__).parents[2] / "client" / "examples"
 PICTURES = {
     "quickstart": ["quickstart.png"],

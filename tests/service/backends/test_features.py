@@ -20,7 +20,8 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "toy":
         return ToyBackend("toy", Settings())
     if request.param == "embedded":
-        return load("", "mini", Settings())
+        shared: Backend = request.getfixturevalue("embedded")
+        return shared
     build = checkpoints.build_ddpm if request.param == "ddpm" else checkpoints.build
     directory: Path = build(tmp_path_factory.mktemp("sd") / "one")
     return load(str(directory), "users", Settings(dtype="bfloat16" if "bfloat16" in request.param else "float32"))

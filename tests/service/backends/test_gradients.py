@@ -7,24 +7,20 @@ import pytest
 import torch
 from support.drive import drive
 from torch import Tensor
-from underpaint_server.backends import load
 from underpaint_server.backends.torch_ import TorchBackend
 from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.jobs import Sampler
 from underpaint_server.methods.disentangled.gradient import backward
 from underpaint_server.methods.disentangled.steps import Mixing, reference, sample
 from underpaint_server.rows import Batch, Decode, Denoise, Embed, PullBack, PullBackDecode, Row, Score
-from underpaint_server.settings import Settings
 
 STEPS = 6
 WEIGHTS = [1.0, 0.8, 0.6, 0.3, 0.1, -0.1]
 
 
-@pytest.fixture(scope="module")
-def backend() -> TorchBackend:
-    found = load("", "mini", Settings())
-    assert isinstance(found, TorchBackend)
-    return found
+@pytest.fixture
+def backend(embedded: TorchBackend) -> TorchBackend:
+    return embedded
 
 
 def answer(backend: TorchBackend, row: Row) -> Any:

@@ -41,11 +41,6 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return checkpoints.build(tmp_path_factory.mktemp("sd") / request.param, prediction_type=request.param)
 
 
-@pytest.fixture(scope="module")
-def embedded() -> Backend:
-    return load("", "mini", Settings())
-
-
 def test_a_generated_picture_is_the_one_diffusers_draws(directory: Path) -> None:
     """Stable Diffusion 1.x and 2.x, guidance on, the same start noise: an independent implementation agrees."""
     pipe = StableDiffusionPipeline.from_pretrained(directory, safety_checker=None, dtype=torch.float32)
@@ -96,11 +91,13 @@ def test_every_kind_of_job_runs_on_a_users_checkpoint(directory: Path) -> None:
         assert all(not isinstance(outcome, Exception) for outcome in bench.run(jobs))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_edict_is_exact_on_the_embedded_model_while_others_come_and_go(dtype: str, is_invariant: Invariant) -> None:
+@pytest.mark.parametrize("model", [pytest.param("embedded", id="float32"), "bfloat16"])
+def test_edict_is_exact_on_the_embedded_model_while_others_come_and_go(
+    model: str, request: pytest.FixtureRequest, is_invariant: Invariant
+) -> None:
     """The promise of the product: 200 evaluations, every one of them in other company."""
     jobs = [job for job in every_kind_of_job("mini", 64, steps=6) if not isinstance(job, LearnJob)]
-    backend = load("", "mini", Settings(dtype=dtype))
+    backend = request.getfixturevalue(model)
     with Bench(backend) as bench:
         made, *_ = bench.run([invert_job("mini", 64, edict_options(25, 0.8)), *jobs * 2])
         met = [p for p in bench.passes if "invert_edict" in p.rows_by_method]
@@ -177,9 +174,9 @@ def test_the_measurement_finds_a_network_that_depends_on_the_size() -> None:
     assert not is_batch_invariant(drifting, **shapes)
 
 
-def test_another_function_has_another_fingerprint() -> None:
-    infos = [load("", "mini", Settings(dtype=dtype)).facts.info for dtype in ("float32", "bfloat16", "float32")]
-    assert infos[0].fingerprint == infos[2].fingerprint != infos[1].fingerprint
+def test_another_function_has_another_fingerprint(embedded: Backend, bfloat16: Backend) -> None:
+    again = load("", "mini", Settings())
+    assert embedded.facts.info.fingerprint == again.facts.info.fingerprint != bfloat16.facts.info.fingerprint
 
 
 def test_what_the_text_encoder_cannot_read_is_reported(embedded: Backend) -> None:

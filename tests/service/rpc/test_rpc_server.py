@@ -67,7 +67,7 @@ async def test_the_port_opens_while_the_model_loads_and_sigterm_ends_it_cleanly(
 
 
 async def test_a_taken_port_is_an_error_and_not_a_second_server() -> None:
-    async with running() as (process, listening):
+    async with running("--models", "toy=toy:") as (process, listening):
         second = await asyncio.create_subprocess_exec(
             *SERVER, "--listen", listening["address"], "--metrics-listen", "127.0.0.1:0", stderr=PIPE
         )
