@@ -19,7 +19,7 @@ Array = NDArray[Any]
 MAX_GUIDANCE_SCALE: Final = 30.0
 """Largest guidance scale that a request or a stored direction may have."""
 MAX_MIXING_WEIGHT: Final = 1000.0
-"""Largest absolute value of a weight of a disentangled edit. Learned weights are of the order of 1."""
+"""Largest absolute value of a weight of a disentangled edit. Learned weights are far smaller."""
 
 
 class Phase(Enum):
@@ -322,7 +322,7 @@ class Direction:
     example_count: int
     """Number of images it was learned on."""
     operation: str = ""
-    """Id of the operation that learned it; empty for an imported direction."""
+    """Id of the operation that learned it; empty if it was not learned by one."""
 
 
 @dataclass(frozen=True, slots=True)
