@@ -33,12 +33,12 @@ def _defaults(request: EditRequest, reader: Reader, direction: Direction | None)
     return Defaults(learned.num_inference_steps, learned.source_prompt, learned.target_prompt, learned.guidance_scale)
 
 
-def _read(asked: Reading) -> DisentangledEdit:
-    message, fields = asked.request.disentangled, asked.reader.fields
-    source_prompt = _source_prompt(asked)
-    weights = _weights(asked, _steps(asked))
+def _read(reading: Reading) -> DisentangledEdit:
+    message, fields = reading.request.disentangled, reading.reader.fields
+    source_prompt = _source_prompt(reading)
+    weights = _weights(reading, _steps(reading))
     scale = fields.between("disentangled.scale", message.scale if message.HasField("scale") else 1.0, *_SCALES)
-    default = asked.found.options.sampler if asked.found is not None else Sampler.DDIM
+    default = reading.found.options.sampler if reading.found is not None else Sampler.DDIM
     sampler = sampler_of(fields, "disentangled.sampler", message.sampler, default)
     if scale != 1:
         weights = tuple(1 - scale * (1 - weight) for weight in weights)
@@ -51,29 +51,29 @@ def _read(asked: Reading) -> DisentangledEdit:
     return DisentangledEdit(source_prompt, tuple(float32(single(weight)) for weight in weights), sampler)
 
 
-def _source_prompt(asked: Reading) -> str:
-    message = asked.request.disentangled
-    if isinstance(asked.source, Generated):
+def _source_prompt(reading: Reading) -> str:
+    message = reading.request.disentangled
+    if isinstance(reading.source, Generated):
         for name, said_by in (("source_prompt", "generated.prompt"), ("steps", "generated.steps")):
             if getattr(message, name):
-                asked.reader.fields.wrong(f"disentangled.{name}", f"unused: {said_by} says it")
-        return asked.source.prompt
-    return asked.reader.prompt("disentangled.source_prompt", message.source_prompt or asked.defaults.source_prompt)
+                reading.reader.fields.wrong(f"disentangled.{name}", f"unused: {said_by} says it")
+        return reading.source.prompt
+    return reading.reader.prompt("disentangled.source_prompt", message.source_prompt or reading.defaults.source_prompt)
 
 
-def _steps(asked: Reading) -> int:
-    if isinstance(asked.source, Generated):
-        return asked.source.num_inference_steps
-    return asked.reader.steps("disentangled.steps", asked.request.disentangled.steps, asked.defaults.steps)
+def _steps(reading: Reading) -> int:
+    if isinstance(reading.source, Generated):
+        return reading.source.num_inference_steps
+    return reading.reader.steps("disentangled.steps", reading.request.disentangled.steps, reading.defaults.steps)
 
 
-def _weights(asked: Reading, steps: int) -> tuple[float, ...]:
+def _weights(reading: Reading, steps: int) -> tuple[float, ...]:
     """One a step, before the scale. A direction of other steps is refused later: the fields come first."""
-    message: DisentangledMessage = asked.request.disentangled
-    reader, fields = asked.reader, asked.reader.fields
+    message: DisentangledMessage = reading.request.disentangled
+    reader, fields = reading.reader, reading.reader.fields
     match message.WhichOneof("weights"):
         case "direction":
-            direction: Direction = asked.found
+            direction: Direction = reading.found
             learned, most = direction.weights, reader.limits.max_steps
             if len(learned) > most:
                 fields.wrong("disentangled.direction", f"has {len(learned)} steps, more than {most}")
@@ -102,19 +102,19 @@ def _given(reader: Reader, given: MixingWeights, steps: int) -> tuple[float, ...
     return weights
 
 
-def _check(asked: Reading, _options: DisentangledEdit) -> None:
+def _check(reading: Reading, _options: DisentangledEdit) -> None:
     """Raises DirectionModelMismatch and DirectionStepsMismatch."""
-    direction, model = asked.found, asked.reader.model
+    direction, model = reading.found, reading.reader.model
     if direction is None:
         return
-    metadata = {"resource_name": asked.request.disentangled.direction}
+    metadata = {"resource_name": reading.request.disentangled.direction}
     if direction.model_digest != model.digest:
         raise DirectionModelMismatch(
             f"{metadata['resource_name']} was learned on other weights than those of {model_name(model.id)}: learn"
             " it there, or name its model",
             metadata=metadata,
         )
-    learned, steps = direction.options.num_inference_steps, _steps(asked)
+    learned, steps = direction.options.num_inference_steps, _steps(reading)
     if learned != steps:
         raise DirectionStepsMismatch(
             f"{metadata['resource_name']} was learned for {learned} steps, not for {steps}; leave the steps out",

@@ -9,7 +9,7 @@ from underpaint_server.wire.drafts import EditSource
 from underpaint_server.wire.reader import Reader
 
 
-def _read(_asked: Reading) -> EdictEdit:
+def _read(_reading: Reading) -> EdictEdit:
     return EdictEdit()
 
 
