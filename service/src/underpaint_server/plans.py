@@ -14,8 +14,8 @@ def plan(job: Job) -> Plan:
     """The stages of a job in the order in which they run."""
     match job:
         case InvertJob():
-            made = inverting(job.options) if job.inversion is None else ()
-            return made + (denoising(job.options, job.options.guidance_scale) if job.verify else ())
+            inversion_plan = inverting(job.options) if job.inversion is None else ()
+            return inversion_plan + (denoising(job.options, job.options.guidance_scale) if job.verify else ())
         case EditJob():
             method = METHODS[job.method.name]
             return _source(job) + method.preparation_cost(job) + method.cost(job)

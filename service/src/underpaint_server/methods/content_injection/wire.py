@@ -74,8 +74,8 @@ def check_injection(options: ContentInjection, inversion: InversionOptions) -> N
         raise FieldInvalid(
             FieldViolation(
                 f"{_PATH}.injection_end",
-                f"{options.injection_end:g} is not below the inversion's strength, {inversion.strength:g}, by a step, so "
-                "no content would be injected; use a lower injection_end or a higher strength",
+                f"{options.injection_end:g} is not below the inversion's strength, {inversion.strength:g}, by a step, "
+                "so no content would be injected; use a lower injection_end or a higher strength",
             )
         )
 
@@ -118,7 +118,7 @@ async def _from_store(options: ContentInjection, completing: Completing) -> Edit
     if inversion.model_digest != model.digest:
         resource = inversion_name(name)
         raise InversionModelMismatch(
-            f"{resource} was made with other weights than those of models/{model.id}; send the content's image instead",
+            f"{resource} was made with other weights than models/{model.id}; send the content's image instead",
             metadata={"resource_name": resource},
         )
     method = inversion.options.method

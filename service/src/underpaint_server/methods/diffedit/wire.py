@@ -21,7 +21,7 @@ def _read(reading: Reading) -> DiffEdit:
     if message.HasField("mask"):
         for descriptor, _ in message.ListFields():
             if descriptor.name != "mask":
-                fields.wrong(f"diffedit.{descriptor.name}", "must be unset: diffedit.mask is set, so no mask is computed")
+                fields.wrong(f"diffedit.{descriptor.name}", "must be unset, because diffedit.mask is set")
     threshold = message.threshold if message.HasField("threshold") else _THRESHOLD
     mask_strength = message.mask_strength if message.HasField("mask_strength") else _MASK_STRENGTH
     return DiffEdit(
@@ -43,7 +43,7 @@ async def _complete(options: DiffEdit, completing: Completing) -> tuple[DiffEdit
 
 def _check_mask(request: EditRequest) -> None:
     if request.diffedit.HasField("mask"):
-        raise FieldInvalid(FieldViolation("diffedit.mask", "must be unset: ComputeMask computes the mask; leave this field out"))
+        raise FieldInvalid(FieldViolation("diffedit.mask", "must be unset, because ComputeMask computes the mask"))
 
 
 def _write(request: EditRequest, options: DiffEdit, _source: EditSource) -> None:

@@ -1,4 +1,4 @@
-"""SDEdit's message."""
+"""SDEdit's message in EditRequest."""
 
 from underpaint.v1.edit_service_pb2 import EditRequest
 
