@@ -279,7 +279,7 @@ async def test_an_inversion_of_another_method_is_refused(toy: LocalServer) -> No
 
 async def test_numbers_beyond_the_network_s_range_are_our_own_fault_and_hit_nobody_else(toy: LocalServer) -> None:
     async with stubs(toy) as wire:
-        # A mixing weight of a millionth widens the pair's gap a trillion times a step.
+        # A mixing coefficient of 1e-6 multiplies the difference of the coupled latents by 1e12 in each step.
         wild = edit(inversion_parameters={"edict": {"mixing_coefficient": 1e-6}, "steps": 50, "strength": 1})
         told, good = await asyncio.gather(refused(wire.edits.Edit(wild)), wire.edits.Edit(edit("sdedit")))
         assert (told.code, told.reason) == (grpc.StatusCode.INTERNAL, "NON_FINITE_LATENTS")

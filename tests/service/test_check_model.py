@@ -141,7 +141,7 @@ def test_an_inpainting_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_network_that_overflows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Half precision that leaves the numbers is the commonest trouble with weights made for another format."""
+    """Overflow in half precision is the most frequent problem with weights that were made for another format."""
     directory = checkpoints.build(tmp_path / "sd")
     checkpoints.scale(directory / "unet/diffusion_pytorch_model.safetensors", "conv_out.weight", 1e30)
     assert main(CheckSettings(directory=str(directory))) == 1

@@ -1,49 +1,49 @@
-"""Every failure a caller can meet, as one tree.
+"""Every error that a caller can receive, as one class tree.
 
 ::
 
     UnderpaintError
-    ├── InvalidRequest            the request itself is wrong; sending it again will not help
+    ├── InvalidRequest            the request itself is wrong; repeating it fails again
     │   ├── FieldInvalid              FIELD_INVALID         one or more fields, each with its path
     │   ├── ImageUndecodable          IMAGE_UNDECODABLE
     │   ├── ImageTooLarge             IMAGE_TOO_LARGE
-    │   └── RequestIdReused           REQUEST_ID_REUSED     same id, other payload
-    ├── NotFound                  the name means nothing here (or to this caller)
+    │   └── RequestIdReused           REQUEST_ID_REUSED     same request_id, another payload
+    ├── NotFound                  no such resource
     │   ├── ModelNotFound             MODEL_NOT_FOUND
-    │   ├── InversionExpired          INVERSION_EXPIRED     gone, or never was
+    │   ├── InversionExpired          INVERSION_EXPIRED     expired, or never made
     │   ├── DirectionNotFound         DIRECTION_NOT_FOUND
-    │   └── OperationNotFound         OPERATION_NOT_FOUND   forgotten, or never was
-    ├── PreconditionFailed        right request, wrong state
+    │   └── OperationNotFound         OPERATION_NOT_FOUND   deleted, expired, or never made
+    ├── PreconditionFailed        valid request, but the server or the resource is in another state
     │   ├── InversionModelMismatch    INVERSION_MODEL_MISMATCH
     │   ├── DirectionModelMismatch    DIRECTION_MODEL_MISMATCH
     │   ├── DirectionStepsMismatch    DIRECTION_STEPS_MISMATCH
-    │   ├── LearningUnsupported       LEARNING_UNSUPPORTED  the model has nothing to learn by
-    │   ├── OperationRunning          OPERATION_RUNNING     only one that is done can be deleted
+    │   ├── LearningUnsupported       LEARNING_UNSUPPORTED  the model has no CLIP for the loss
+    │   ├── OperationRunning          OPERATION_RUNNING     only a finished operation can be deleted
     │   └── ModelNotReady             MODEL_NOT_READY       the model failed to load
-    ├── Conflict                  somebody else was first
+    ├── Conflict                  another caller changed or created the resource first
     │   ├── EtagMismatch              ETAG_MISMATCH
     │   └── DirectionExists           DIRECTION_EXISTS
-    ├── Unavailable               try again after ``retry_after_s``
+    ├── Unavailable               temporary; retry after ``retry_after_s``
     │   ├── QueueFull                 QUEUE_FULL
     │   ├── Draining                  DRAINING
     │   ├── ModelLoading              MODEL_LOADING
     │   ├── WorkerRestarted           WORKER_RESTARTED
-    │   └── StoreUnavailable          STORE_UNAVAILABLE     the place of what is stored is out of reach
+    │   └── StoreUnavailable          STORE_UNAVAILABLE     the object store is unreachable
     ├── DeadlineExceeded
-    │   ├── DeadlineUnattainable      DEADLINE_UNATTAINABLE refused at admission, with the estimate
-    │   └── DeadlinePassed            DEADLINE_PASSED       while queued or running
-    ├── OperationsFull                OPERATIONS_FULL       too many wait already; cancel some, or wait
-    ├── OutOfMemory                   GPU_OUT_OF_MEMORY     does not fit the device even alone
-    ├── Cancelled                     CANCELLED             the caller went away
-    ├── MethodDisabled                METHOD_DISABLED       part of the contract, not of this server
-    ├── StoreCorrupt                  STORE_CORRUPT         what was stored fails its checksum
+    │   ├── DeadlineUnattainable      DEADLINE_UNATTAINABLE refused at admission, by estimate
+    │   └── DeadlinePassed            DEADLINE_PASSED       passed while queued or running
+    ├── OperationsFull                OPERATIONS_FULL       too many unfinished operations; cancel some, or wait
+    ├── OutOfMemory                   GPU_OUT_OF_MEMORY     too large for the device's memory even alone
+    ├── Cancelled                     CANCELLED             the caller cancelled or disconnected
+    ├── MethodDisabled                METHOD_DISABLED       in the API, but not offered by this server
+    ├── StoreCorrupt                  STORE_CORRUPT         a stored object fails its checksum
     └── InternalError
         ├── NonFiniteLatents          NON_FINITE_LATENTS
-        └── Bug                       BUG                   anything unforeseen
+        └── Bug                       BUG                   any other exception
 
-The class attribute ``reason`` is the closed list that reaches ``google.rpc.ErrorInfo.reason`` and the metrics;
-``rpc.status`` has the one table from these classes to gRPC codes. All errors survive pickling, because the engine
-process raises them and the front reports them.
+The class attribute ``reason`` is sent as ``google.rpc.ErrorInfo.reason`` and is a label in the metrics; no other values
+occur. ``rpc.responses.status`` maps these classes to gRPC status codes. All errors can be pickled, because the engine
+process raises them and the front process reports them.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,11 @@ from typing import ClassVar
 
 
 class UnderpaintError(Exception):
-    """Root of the tree. ``message`` is for people and says what to do next; ``metadata`` is for programs."""
+    """Base of all errors that reach a caller.
+
+    ``message`` is for people: what is wrong and what to do. ``metadata`` is for programs and is sent in ErrorInfo.
+    ``retry_after_s`` is sent as the retry delay of :class:`Unavailable`, in seconds; None means one second.
+    """
 
     reason: ClassVar[str] = "BUG"
 
@@ -76,19 +80,20 @@ def _rebuild(kind: type[UnderpaintError], state: dict[str, object]) -> Underpain
 
 
 class InvalidRequest(UnderpaintError):
-    """The request is wrong by itself."""
+    """The request itself is wrong; repeating it fails again."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field at fault: its path in the request as sent, such as ``inversion_parameters.strength``, and why."""
+    """One invalid field: its path in the request, such as ``inversion_parameters.strength``, and what is wrong with
+    it."""
 
     path: str
     description: str
 
 
 class FieldInvalid(InvalidRequest):
-    """Fields out of range, missing, contradictory or unused."""
+    """One or more fields are out of range, missing, contradictory or unused; ``violations`` lists them."""
 
     reason = "FIELD_INVALID"
 
@@ -98,35 +103,35 @@ class FieldInvalid(InvalidRequest):
 
 
 class ImageUndecodable(InvalidRequest):
-    """Not a picture of the accepted kinds, cut short, or of another type than declared."""
+    """The bytes are no PNG, JPEG or WebP image, are truncated, or are of another type than ``media_type`` names."""
 
     reason = "IMAGE_UNDECODABLE"
 
 
 class ImageTooLarge(InvalidRequest):
-    """Too many bytes or pixels; metadata ``limit`` and ``actual``."""
+    """The image has too many bytes or pixels; metadata ``unit``, ``limit`` and ``actual``."""
 
     reason = "IMAGE_TOO_LARGE"
 
 
 class RequestIdReused(InvalidRequest):
-    """A request id that came before with another payload."""
+    """The request_id was used before with another payload."""
 
     reason = "REQUEST_ID_REUSED"
 
 
 class NotFound(UnderpaintError):
-    """A name that means nothing; metadata ``resource_type`` and ``resource_name``."""
+    """No such resource; metadata ``resource_type`` and ``resource_name``."""
 
 
 class ModelNotFound(NotFound):
-    """No such model; the message lists those that exist."""
+    """No such model; the message lists the models of this server."""
 
     reason = "MODEL_NOT_FOUND"
 
 
 class InversionExpired(NotFound):
-    """No such inversion, or no longer."""
+    """The inversion expired, was deleted, or was never made."""
 
     reason = "INVERSION_EXPIRED"
 
@@ -138,159 +143,161 @@ class DirectionNotFound(NotFound):
 
 
 class OperationNotFound(NotFound):
-    """No such operation, or it was deleted, or it ended too long ago."""
+    """No such operation, or it was deleted, or it ended more than ``operation_ttl_s`` ago."""
 
     reason = "OPERATION_NOT_FOUND"
 
 
 class PreconditionFailed(UnderpaintError):
-    """The request fits another state of the server."""
+    """The request is valid, but the server or the named resource is in a state that does not allow it."""
 
 
 class InversionModelMismatch(PreconditionFailed):
-    """The inversion was made by other weights, or an exact one by another function of them."""
+    """The inversion was made with other weights. An exact one also needs equal device, dtype, threads and libraries:
+    see ``jobs.ModelInfo.fingerprint``."""
 
     reason = "INVERSION_MODEL_MISMATCH"
 
 
 class DirectionModelMismatch(PreconditionFailed):
-    """The direction was learned on other weights."""
+    """The direction was learned with other model weights."""
 
     reason = "DIRECTION_MODEL_MISMATCH"
 
 
 class DirectionStepsMismatch(PreconditionFailed):
-    """The direction was learned for another number of steps; metadata ``steps`` has it."""
+    """The direction was learned for another number of steps, which metadata ``steps`` names."""
 
     reason = "DIRECTION_STEPS_MISMATCH"
 
 
 class LearningUnsupported(PreconditionFailed):
-    """The model came without what scores an edit."""
+    """The model has no CLIP to compute the directional loss with."""
 
     reason = "LEARNING_UNSUPPORTED"
 
 
 class OperationRunning(PreconditionFailed):
-    """The operation is not done."""
+    """The operation is not finished; only a finished one can be deleted."""
 
     reason = "OPERATION_RUNNING"
 
 
 class ModelNotReady(PreconditionFailed):
-    """The model failed to load; the message says why."""
+    """The model failed to load; the message says why. The server must be restarted."""
 
     reason = "MODEL_NOT_READY"
 
 
 class Conflict(UnderpaintError):
-    """Somebody else changed or made the resource first."""
+    """Another caller changed or created the resource first."""
 
 
 class EtagMismatch(Conflict):
-    """The resource is not the one the caller has seen."""
+    """The etag in the request is not the resource's current one: it changed since it was read."""
 
     reason = "ETAG_MISMATCH"
 
 
 class DirectionExists(Conflict):
-    """The id is taken, by a direction or by an operation that learns one."""
+    """The id belongs to a direction, or to an unfinished operation that learns one."""
 
     reason = "DIRECTION_EXISTS"
 
 
 class Unavailable(UnderpaintError):
-    """Nothing is wrong with the request; ``retry_after_s`` says when to come back."""
+    """A temporary state of the server; the same request can be retried after ``retry_after_s`` seconds."""
 
 
 class QueueFull(Unavailable):
-    """The bounded queue has no place."""
+    """``queue_capacity`` jobs are already waiting."""
 
     reason = "QUEUE_FULL"
 
 
 class Draining(Unavailable):
-    """The server is about to stop and takes nothing new."""
+    """The server is shutting down and accepts no new work."""
 
     reason = "DRAINING"
 
 
 class ModelLoading(Unavailable):
-    """Weights are still being read."""
+    """The engine process is still loading the models."""
 
     reason = "MODEL_LOADING"
 
 
 class WorkerRestarted(Unavailable):
-    """The engine process died with this work in it and is coming back."""
+    """The engine process died while it ran this job, or is being restarted."""
 
     reason = "WORKER_RESTARTED"
 
 
 class StoreUnavailable(Unavailable):
-    """The place where inversions, directions and operations live does not answer; edits that start from an image go on
+    """The object store of inversions, directions and operations is unreachable. Edits of an image in the request work
     without it."""
 
     reason = "STORE_UNAVAILABLE"
 
 
 class DeadlineExceeded(UnderpaintError):
-    """The caller's deadline."""
+    """The call cannot finish, or did not finish, within the caller's deadline."""
 
 
 class DeadlineUnattainable(DeadlineExceeded):
-    """Cannot finish in time, by estimate; metadata ``estimate_s``."""
+    """Refused at admission: the estimated time, metadata ``estimate_s`` in seconds, is longer than the deadline."""
 
     reason = "DEADLINE_UNATTAINABLE"
 
 
 class DeadlinePassed(DeadlineExceeded):
-    """It passed while the work was queued or running."""
+    """The deadline passed while the job was queued or running."""
 
     reason = "DEADLINE_PASSED"
 
 
 class OperationsFull(UnderpaintError):
-    """As many operations wait as the server takes."""
+    """``max_operations`` operations are unfinished already."""
 
     reason = "OPERATIONS_FULL"
 
 
 class OutOfMemory(UnderpaintError):
-    """Does not fit the device even alone; metadata ``width`` and ``height``."""
+    """The job does not fit the device's memory even alone; metadata ``width`` and ``height`` in pixels."""
 
     reason = "GPU_OUT_OF_MEMORY"
 
 
 class Cancelled(UnderpaintError):
-    """The caller went away, or cancelled."""
+    """The caller cancelled or disconnected."""
 
     reason = "CANCELLED"
 
 
 class MethodDisabled(UnderpaintError):
-    """In the contract, not in this server."""
+    """The API has this RPC, but this server does not offer it; the message names the alternative."""
 
     reason = "METHOD_DISABLED"
 
 
 class StoreCorrupt(UnderpaintError):
-    """What was stored fails its checksum. A damaged inversion is gone then; a direction stays until it is deleted."""
+    """A stored object fails its checksum. A damaged inversion is deleted; a damaged direction stays until the caller
+    deletes it."""
 
     reason = "STORE_CORRUPT"
 
 
 class InternalError(UnderpaintError):
-    """Our fault."""
+    """A failure of the server, not of the request."""
 
 
 class NonFiniteLatents(InternalError):
-    """A latent became NaN or infinite."""
+    """A latent, or the loss of a direction that is being learned, became NaN or infinite."""
 
     reason = "NON_FINITE_LATENTS"
 
 
 class Bug(InternalError):
-    """Anything unforeseen; the log has the traceback."""
+    """Any exception that is not in this tree; the server log has its traceback."""
 
     reason = "BUG"

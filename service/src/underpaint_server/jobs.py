@@ -1,8 +1,8 @@
-"""The nouns a caller knows: what can be asked for, and what comes back. No behaviour, no tensors of any framework.
+"""Jobs and their results: plain data, without behaviour and without tensors of any framework.
 
-Everything here is frozen and picklable, because jobs and results cross the boundary between the front process and the
-engine process. Every option is resolved: defaults were filled in when the job was made, so a job says all there is to
-know about its result. Pictures are ``numpy.uint8`` arrays of shape (height, width, 3), RGB; masks are (height, width).
+Everything here is frozen and can be pickled, because jobs and results are sent between the front process and the engine
+process. Every option of a job has its final value: defaults were filled in when the job was made, so equal jobs have
+equal results.
 """
 
 from dataclasses import dataclass, field
@@ -13,16 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
+"""Decoded pixels: uint8, (height, width, 3), RGB; a mask is (height, width), 0 or 255."""
 Array = NDArray[Any]
 
 MAX_GUIDANCE_SCALE: Final = 30.0
-"""Largest classifier-free guidance weight that a request or a stored direction may have."""
+"""Largest guidance scale that a request or a stored direction may have."""
 MAX_MIXING_WEIGHT: Final = 1000.0
-"""Largest absolute value of a mixing weight; learned ones stay far below."""
+"""Largest absolute value of a weight of a disentangled edit. Learned weights are far smaller."""
 
 
 class Phase(Enum):
-    """Which part of a job runs."""
+    """The part of a job that is running."""
 
     QUEUED = "queued"
     ENCODING = "encoding"
@@ -34,33 +35,35 @@ class Phase(Enum):
 
 
 class Priority(IntEnum):
-    """Order within the queue and within each step; larger goes first."""
+    """Priority in the queue and in each forward pass; a larger value goes first."""
 
     LEARNING = 0
-    """Not for callers to choose: what learns has this one."""
+    """Of every :class:`LearnJob`; callers cannot choose it."""
     BATCH = 1
     NORMAL = 2
     INTERACTIVE = 3
 
 
 class Interpolation(Enum):
-    """How two activations are mixed, the second brought to the norm of the first before."""
+    """How two activations are mixed, after the second is scaled to the norm of the first."""
 
     SLERP = "slerp"
-    """Along the great circle: the norm stays."""
+    """Spherical interpolation: keeps the norm."""
     LERP = "lerp"
-    """Along the chord: the norm shrinks in between. A control."""
+    """Linear interpolation: the norm shrinks in between. For comparison with SLERP."""
 
 
 class DdimConvention(Enum):
-    """The timestep the network is told while inverting a step s -> t, t the noisier."""
+    """The timestep passed to the network when DDIM inversion goes from level s to the noisier level t."""
 
     TARGET = "target"
+    """The timestep of t."""
     CURRENT = "current"
+    """The timestep of s."""
 
 
 class Sampler(Enum):
-    """How noise predictions become a move."""
+    """The sampler: how many noise predictions a step uses."""
 
     DDIM = "ddim"
     """The last prediction alone (Song et al., ICLR 2021)."""
@@ -72,56 +75,63 @@ class Sampler(Enum):
 
 
 class InversionMethod:
-    """Base of the options of every inversion; each one's own are in its folder under ``methods``."""
+    """Base class of the options of an inversion method; each subclass is in its folder under ``methods``."""
 
     __slots__ = ()
 
     name: ClassVar[str]
-    """Field of InversionParameters, and name of the folder: "edict", "ddim"."""
+    """Name of its field in InversionParameters and of its folder: "edict" or "ddim"."""
     label: ClassVar[str]
-    """For people, such as "EDICT"."""
+    """Display name, such as "EDICT"."""
     evaluations_per_step: ClassVar[int]
-    """Guided predictions of one step, in either direction."""
+    """Guided noise predictions of one step, inverting or denoising."""
     exact: ClassVar[bool]
-    """Whether the way back must repeat the network's answers bit for bit."""
+    """Whether denoising must get bitwise the same noise predictions as inverting did."""
     default_guidance_scale: ClassVar[float]
-    """While inverting, unless the request names one."""
+    """Guidance scale of the inversion where the request names none."""
 
 
 @dataclass(frozen=True, slots=True)
 class InversionOptions:
-    """Everything besides image and model that decides the latents, and so the inversion's name."""
+    """Everything besides the image and the model that decides an inversion's latents, and so its name."""
 
     method: InversionMethod
     num_inference_steps: int
-    """Steps of the whole schedule, 1 .. limit."""
+    """Steps of the whole schedule, at least 1."""
     strength: float
-    """Share of the schedule that is inverted, (0, 1]; ``int(steps * strength)`` steps are used."""
+    """Share of the schedule that is inverted, (0, 1]: ``int(steps * strength)`` steps, at least 1."""
     guidance_scale: float
-    """Classifier-free guidance weight while inverting; 1 is off."""
+    """Guidance scale of the inversion (classifier-free guidance), 0 to 30; 1 is no guidance."""
     source_prompt: str
-    """Text that describes the image."""
+    """Describes the image; may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inversion:
-    """A stored inversion: latents, and what is needed to use them again."""
+    """An inversion: its latents, and what is needed to use them again."""
 
     model: str
+    """Id of the model that made it."""
     model_digest: str
+    """See :class:`ModelInfo`."""
     options: InversionOptions
     width: int
+    """Of the image, in pixels."""
     height: int
+    """Of the image, in pixels."""
     batch_class: int | None
-    """Rows of every forward pass it was made in; None where the backend's results do not depend on that."""
+    """Rows of each forward pass that it was made in; None where that number does not change the result."""
     arrays: dict[str, Array] = field(repr=False)
-    """float64. ``source`` (c, h, w): the encoded image. EDICT: ``x`` and ``y`` (c, h, w), the coupled pair.
-    DDIM: ``trajectory`` (n + 1, c, h, w), level 0 (the source) first; and ``h_mid``, ``h_up_1``, ... (n, c, h, w),
-    float16, for each of its ``features``: the activations while step k was inverted."""
+    """By name, float64 unless stated. ``source`` (c, h, w): the encoded image. EDICT: ``x`` and ``y`` (c, h, w), the
+    coupled latents. DDIM of n steps: ``trajectory`` (n + 1, c, h, w), the latents at each level, the source first; and
+    for each feature site in its ``features``, ``h_mid``, ``h_up_1``, ... (n, c, h, w), float16: the activations of each
+    step."""
     fingerprint: str = ""
-    """Of the function that made it, see :class:`ModelInfo`."""
+    """See :class:`ModelInfo`."""
     reconstruction_psnr_db: float | None = None
+    """Of the reconstructed image against the image, in dB; None where it was not measured."""
     reconstruction_max_abs_error: float | None = None
+    """Largest absolute difference of a reconstructed latent from its source; None where it was not measured."""
 
 
 # --- what to edit -----------------------------------------------------------------------------------------------
@@ -129,27 +139,32 @@ class Inversion:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A real image at a size the model works at."""
+    """An image that the caller sent, at a size the model works at."""
 
     pixels: Picture = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An inversion made before."""
+    """An inversion from the store."""
 
     inversion: Inversion
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A picture the model draws from noise; for DDIM and EDICT edits that noise is the inversion."""
+    """A generated source: an image that the model draws from noise. DDIM and EDICT edits start from that noise and need
+    no inversion."""
 
     prompt: str
     seed: int
+    """Of the noise."""
     width: int
+    """In pixels."""
     height: int
+    """In pixels."""
     num_inference_steps: int
+    """Steps of the whole schedule."""
 
 
 Source = Photo | Stored | Generated
@@ -159,12 +174,12 @@ Source = Photo | Stored | Generated
 
 
 class EditOptions:
-    """Base of the options of every edit method; each one's own are in its folder under ``methods``."""
+    """Base class of the options of an edit method; each subclass is in its folder under ``methods``."""
 
     __slots__ = ()
 
     name: ClassVar[str]
-    """Field of EditRequest, entry of Model.methods, label in metrics and name of the folder, such as "diffedit"."""
+    """Name of its field in EditRequest, its entry in Model.methods, its label in metrics and its folder: "diffedit"."""
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------
@@ -172,54 +187,54 @@ class EditOptions:
 
 @dataclass(frozen=True, slots=True)
 class InvertJob:
-    """Turn an image into latents to start from. Ends in :class:`Inverted`."""
+    """Invert an image. Its result is :class:`Inverted`."""
 
     model: str
     source: Photo
     options: InversionOptions
     verify: bool
-    """Also run the round trip and report its error."""
+    """Whether to denoise the inversion as well and measure the reconstruction error."""
     inversion: Inversion | None = None
-    """Made before from this very source and options: only the round trip is left to run."""
+    """The stored inversion of this source and these options, if there is one; then only ``verify`` is left to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Companion:
-    """A second image that an edit takes something from, inverted beside the source; of the source's size."""
+    """The second image of an edit, inverted along with the source; it has the source's size."""
 
     source: Photo | Stored
-    """A stored one has at least the arrays that the method reads."""
+    """A stored inversion has at least the arrays that the method reads."""
     inversion: InversionOptions
-    """How it is inverted, or was."""
+    """How it is inverted, or was if it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class EditJob:
-    """Change an image. Ends in :class:`Edited`."""
+    """Edit an image. Its result is :class:`Edited`."""
 
     model: str
     source: Source
     inversion: InversionOptions | None
-    """How to invert the source, or how it was; None where the method needs no inversion."""
+    """How the source is inverted, or was if it is stored; None where the method needs no inversion."""
     method: EditOptions
     target_prompt: str
     negative_prompt: str
     guidance_scale: float
     seed: int
     companion: Companion | None = None
-    """Where the method takes something from a second image."""
+    """The second image, where the method uses one."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskJob:
-    """Only the mask that an edit would use. Ends in :class:`Masked`."""
+    """Compute only the mask of an edit. Its result is :class:`Masked`."""
 
     model: str
     source: Source
     inversion: InversionOptions
-    """Its ``num_inference_steps`` is the schedule; nothing is inverted."""
+    """Only its ``num_inference_steps`` and ``source_prompt`` are used; nothing is inverted."""
     method: EditOptions
-    """Of a method that computes a mask."""
+    """Of a method that computes a mask, such as DiffEdit."""
     target_prompt: str
     negative_prompt: str
     guidance_scale: float
@@ -228,61 +243,62 @@ class MaskJob:
 
 @dataclass(frozen=True, slots=True)
 class Descent:
-    """Learn by gradients (Wu et al., section 4): Adam on the loss of the decoded picture."""
+    """Learn with gradients: Adam on the loss of the decoded image (Wu et al., CVPR 2023, section 4)."""
 
     optimization_steps: int
     """At least 1."""
     learning_rate: float
-    """Adam's, > 0."""
+    """Adam's learning rate, > 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Learn without gradients: score step functions of the weights, keep the best."""
+    """Learn without gradients: compute the loss of several step functions of the weights and keep the best."""
 
     switch_steps: tuple[int, ...]
-    """Candidates for the number of steps that keep a weight of 1."""
+    """Candidates for the number of first steps whose weight is 1."""
     late_weights: tuple[float, ...]
-    """Candidates for the weight of the steps after those."""
+    """Candidates for the weight of the later steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnOptions:
-    """What is learned, and how."""
+    """What a direction is learned for, and how."""
 
     source_prompt: str
     target_prompt: str
     negative_prompt: str
     num_inference_steps: int
-    """As many weights are learned."""
+    """Steps of the whole schedule; one weight per step is learned."""
     sampler: Sampler
     guidance_scale: float
     switch_step: int
-    """The weights begin as 1 for so many steps, [0, steps], and ``late_weight`` after."""
+    """The weights of the first ``switch_step`` steps, 0 to the number of steps, are initially 1."""
     late_weight: float
+    """Initial weight of the later steps."""
     content_weight: float
-    """Of the loss that keeps the content, beside the directional one; >= 0."""
+    """Factor of the content loss in the total loss, which also has the directional loss; >= 0."""
     method: Descent | Search
     seed: int
-    """Of the noise that real pictures are encoded with."""
+    """Of the noise that photos are noised with to compute their residuals."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnState:
-    """How far learning has come: all that another process needs to go on."""
+    """The state of learning: all that another process needs to continue it."""
 
     iteration: int
-    """Optimiser steps done."""
+    """Number of optimiser steps done."""
     weights: tuple[float, ...]
-    """The ones to go on from."""
+    """Current weights, one per step, noisiest first."""
     first_moment: tuple[float, ...]
-    """Adam's running mean of the gradient, one a weight."""
+    """Adam's running mean of the gradient, one per weight."""
     second_moment: tuple[float, ...]
-    """Adam's running mean of its square."""
+    """Adam's running mean of the squared gradient, one per weight."""
     losses: tuple[float, ...]
-    """Of the weights before each optimiser step, and of the last ones once all are done."""
+    """Loss before each optimiser step; after the last step also the loss of the final weights."""
     best_weights: tuple[float, ...]
-    """Those of the smallest of these losses."""
+    """The weights with the smallest of these losses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,67 +306,74 @@ class Direction:
     """A learned edit: its weights, and what is needed to use them again."""
 
     display_name: str
-    """For people."""
+    """Chosen by the caller; may be empty."""
     model: str
+    """Id of the model it was learned on."""
     model_digest: str
+    """See :class:`ModelInfo`."""
     options: LearnOptions
     """How it was learned."""
     weights: tuple[float, ...]
-    """One a step, noisiest first, to the precision of float32."""
+    """The best weights, one per step, noisiest first, rounded to float32."""
     losses: tuple[float, ...]
     """See :class:`LearnState`."""
     content_features: str
     """See :class:`ModelInfo`."""
     example_count: int
-    """Pictures it was learned on."""
+    """Number of images it was learned on."""
     operation: str = ""
-    """Id of the operation that learned it."""
+    """Id of the operation that learned it; empty if it was not learned by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnJob:
-    """Learn a direction, or a part of that. Ends in :class:`Learned`."""
+    """Do some optimiser steps of learning a direction. Its result is :class:`Learned`."""
 
     model: str
     options: LearnOptions
     examples: tuple[Photo | Generated, ...]
-    """What to learn on; generated ones with the source prompt and the options' steps."""
+    """Images to learn on. Generated sources have the source prompt and the steps of ``options``."""
     state: LearnState | None
-    """Where to go on; None at the start."""
+    """State to continue from; None at the start."""
     iterations: int
-    """Optimiser steps to do in this job at most, so that what is learned so far can be kept between two jobs."""
+    """Largest number of optimiser steps in this job; the state is saved between two jobs."""
 
 
 Job = InvertJob | EditJob | MaskJob | LearnJob
 
 
-# --- on the way, and at the end -----------------------------------------------------------------------------------
+# --- progress and results ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A snapshot; a later one supersedes it."""
+    """Progress of a job at one moment."""
 
     phase: Phase
     step: int
+    """Finished steps of the phase."""
     total_steps: int
+    """Steps of the phase."""
     fraction: float
-    """Share of the job's rows that are done, [0, 1], never falling."""
+    """Share of the job's network rows that are done, [0, 1]; never decreases."""
     queue_position: int = 0
+    """Position in the queue, 1 is the next; 0 once it runs."""
     eta_s: float = 0.0
+    """Estimated seconds to the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What the picture would be if the network's present guess were final."""
+    """The image that the current noise prediction stands for (the decoded ``pred_x0``), while a job runs."""
 
     pixels: Picture = field(repr=False)
     step: int
+    """Finished steps of the phase."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something to know that is no error; ``reason`` is PROMPT_TRUNCATED, MASK_EMPTY or MASK_FULL."""
+    """A warning in a result; ``reason`` is PROMPT_TRUNCATED, MASK_EMPTY or MASK_FULL, ``message`` is for people."""
 
     reason: str
     message: str
@@ -361,12 +384,13 @@ class Usage:
     """What a job cost."""
 
     queue_time_s: float = 0.0
+    """Seconds from admission to the first forward pass."""
     compute_time_s: float = 0.0
-    """Time of the passes it took part in, each counted once."""
+    """Seconds of the forward passes that had rows of the job; the full time of each pass."""
     network_evaluations: int = 0
-    """U-Net rows, guidance branches counted."""
+    """Network rows; guidance needs two for one prediction."""
     mean_batch_size: float = 0.0
-    """Mean number of jobs that shared a pass with it, itself counted."""
+    """Mean number of jobs in a forward pass of this job, itself included."""
     phase_s: dict[Phase, float] = field(default_factory=dict)
     """Seconds from the first to the last row of each phase."""
 
@@ -386,12 +410,13 @@ class Edited:
 
     pixels: Picture = field(repr=False)
     mask: Picture | None = field(repr=False)
+    """(height, width), 255 = was edited; None where the method has no mask."""
     inversion: Inversion | None
-    """Made on the way from a :class:`Photo`; None where none was made."""
+    """The inversion of a :class:`Photo` that the edit made; None where it made none."""
     usage: Usage
     notices: tuple[Notice, ...] = ()
     companion: Inversion | None = None
-    """The same of the companion."""
+    """The inversion of the companion's :class:`Photo`; None where the edit made none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,9 +424,11 @@ class Masked:
     """Result of :class:`MaskJob`."""
 
     mask: Picture = field(repr=False)
+    """(height, width), 255 = would be edited."""
     difference: NDArray[np.float32] = field(repr=False)
-    """(h, w) at latent resolution, normalised to [0, 1], before the cut."""
+    """(h, w) at latent resolution, normalised to [0, 1], before the threshold."""
     coverage: float
+    """Share of the mask that would be edited, [0, 1]."""
     usage: Usage
     notices: tuple[Notice, ...] = ()
 
@@ -412,7 +439,7 @@ class Learned:
 
     state: LearnState
     done: bool
-    """Whether nothing is left to learn."""
+    """Whether all optimiser steps are done."""
     usage: Usage
     notices: tuple[Notice, ...] = ()
 
@@ -422,29 +449,35 @@ Result = Inverted | Edited | Masked | Learned
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What one loaded model is and can do; the engine reports it, the front validates against it."""
+    """Properties of one loaded model. The engine process reports them, the front process validates requests with
+    them."""
 
     id: str
     """Without "models/"."""
     digest: str
-    """sha256 over the weights and configurations."""
+    """sha256 over the weight and configuration files."""
     dtype: str
+    """Number format of the network, such as "float32"."""
     methods: tuple[str, ...]
+    """Names of the edit methods that it can run."""
     width: int
+    """Default width of an image, in pixels."""
     height: int
+    """Default height of an image, in pixels."""
     size_multiple: int
-    """Sides of a picture are multiples of this, in pixels."""
+    """Width and height of an image are multiples of this, in pixels."""
     default_steps: int
+    """Steps of a request that names no number."""
     prompt_tokens: int
-    """Length of the text encoder's context, markers included; 0 for a model that reads no text."""
+    """Length of the text encoder's context in tokens, start and end tokens included; 0 for a model without text."""
     batch_class: int | None
-    """Rows an exact job's passes are pinned to; None where the backend was measured not to need it."""
+    """Rows of each forward pass of an exact job; None where it was measured that this number does not matter."""
     content_features: str
-    """Where the content loss of learning looks: "vae" or "vgg16"; empty where the model cannot learn."""
+    """Network whose features the content loss compares: "vae" or "vgg16"; empty where the model cannot learn."""
     gradients: bool
-    """Whether learning can use gradients."""
+    """Whether it can learn with :class:`Descent`."""
     fingerprint: str
-    """Digest of the bits of one fixed forward pass. Weights, dtype, device, threads and libraries all decide it; an
-    exact inversion can be undone only by the very function that made it."""
+    """Digest of the result of one fixed forward pass. It depends on weights, dtype, device, threads and libraries; an
+    exact inversion can be used only where the fingerprint is the one it was made with."""
     feature_sites: tuple[str, ...] = ()
-    """Where the network's activations can be read and changed: "mid", "up_0", ..."""
+    """Names of the sites where activations can be captured and changed: "mid", "up_0", ..."""

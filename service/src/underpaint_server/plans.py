@@ -1,7 +1,7 @@
-"""How many network rows a job will ask for, by phase.
+"""Plans: the number of network rows of a job, by phase, before it runs.
 
-Admission, backlog, progress and deadlines all count with these numbers. A contract test runs every job and holds the
-rows that it yields against its plan. What a method costs is in its folder, see ``methods``.
+Admission, backlog, progress and deadlines use these numbers. A contract test runs every job and compares the rows that
+it yields with its plan. The cost of a method is in its folder, see ``methods``.
 """
 
 from underpaint_server.jobs import Descent, EditJob, InvertJob, Job, LearnJob, LearnOptions, MaskJob, Phase, Photo
@@ -11,35 +11,35 @@ from underpaint_server.methods.disentangled.options import learning_cost
 
 
 def plan(job: Job) -> Plan:
-    """The stages of a job in the order they run."""
+    """The stages of a job in the order in which they run."""
     match job:
         case InvertJob():
-            made = inverting(job.options) if job.inversion is None else ()
-            return made + (denoising(job.options, job.options.guidance_scale) if job.verify else ())
+            inversion_plan = inverting(job.options) if job.inversion is None else ()
+            return inversion_plan + (denoising(job.options, job.options.guidance_scale) if job.verify else ())
         case EditJob():
             method = METHODS[job.method.name]
             return _source(job) + method.preparation_cost(job) + method.cost(job)
         case MaskJob():
             mask_cost = METHODS[job.method.name].mask_cost
-            assert mask_cost is not None, "only methods that compute a mask are asked for one"
+            assert mask_cost is not None, "a MaskJob has a method that computes a mask"
             return drawing(job.source, job.guidance_scale) + mask_cost(job.method)
         case LearnJob():
             return learning_cost(job)
 
 
 def total_rows(job: Job) -> int:
-    """Network rows of the whole job."""
+    """Number of network rows of the whole job."""
     return sum(stage.rows for stage in plan(job))
 
 
 def optimization_steps(options: LearnOptions) -> int:
-    """Optimiser steps of learning a whole direction."""
+    """Number of optimiser steps of learning a whole direction; 1 for :class:`Search`."""
     return options.method.optimization_steps if isinstance(options.method, Descent) else 1
 
 
 def _source(job: EditJob) -> Plan:
-    """From the source to the latents that the edit starts from, as one phase: drawing it, inverting it, and inverting
-    the companion in lockstep with it."""
+    """The cost of the latents that the edit starts from, as one phase: generating the source, inverting it, and
+    inverting the companion at the same time."""
     drawn = () if METHODS[job.method.name].starts_from_noise else drawing(job.source, job.guidance_scale)
     inverts = job.inversion is not None and (drawn or isinstance(job.source, Photo))
     stages = [*(inverting(job.inversion) if inverts and job.inversion is not None else ())]

@@ -1,7 +1,7 @@
-"""The nouns the device knows: the questions an algorithm can ask, one row each.
+"""Rows: what a method asks the device to compute, and the results.
 
-An algorithm is a generator: it yields a group (a list of rows), is sent the list of their answers in the same order,
-and returns its result. It never sees the network, the batch its rows travelled in, or other jobs.
+A method is a generator: it yields a group (a list of rows), is sent the list of their results in the same order, and
+returns its own result. It does not see the network, the batches that its rows are computed in, or other jobs.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -13,42 +13,47 @@ from torch import Tensor
 T = TypeVar("T")
 
 FeatureMap = Callable[[Tensor], Tensor]
-"""An activation (c, h, w), float32, to another of its shape."""
+"""Function from an activation (c, h, w), float32, to one of the same shape and dtype."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Denoise:
-    """Noise prediction of one latent at one timestep under one text. Answered by ``noise_pred`` (c, h, w), float64,
-    as epsilon whatever the network itself predicts; by :class:`Captured` where something is captured."""
+    """Noise prediction for one image's latents, one timestep and one prompt.
+
+    Its result is the noise prediction (c, h, w), float64, converted to epsilon if the network predicts v or x0; if
+    ``capture`` is not empty it is :class:`Captured`.
+    """
 
     latents: Tensor
     """(c, h, w), float64."""
     timestep: int
-    """0 .. num_train_timesteps - 1; what the network is told."""
+    """The timestep passed to the network, 0 .. num_train_timesteps - 1."""
     alpha_bar: float
-    """Cumulative alpha of the level the latents are at, for networks that predict something else than epsilon."""
+    """alpha_bar of the latents, (0, 1]; needed where the network predicts v or x0. See ``diffusion.schedule.Level``."""
     prompt_embeds: Tensor
     """(tokens, width), the network's dtype."""
     capture: tuple[str, ...] = ()
-    """Feature sites whose activation is wanted: "mid" (h, the middle block's output), "up_0", "up_1", ... (the up
-    blocks'). What a map puts in its place is not seen at that site, but at the later ones."""
+    """Feature sites whose activations are in the result: "mid" is the output of the middle block, "up_0", "up_1", ...
+    are the outputs of the up blocks. An activation is captured before this site's map is applied and after those of
+    earlier sites."""
     maps: Mapping[str, FeatureMap] = field(default_factory=dict)
-    """Feature site -> what this row's own activation becomes there before the rest of the network runs."""
+    """Feature site -> function applied to this row's activation there, before the rest of the network runs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Captured:
-    """Answer of a :class:`Denoise` that captures."""
+    """Result of a :class:`Denoise` with ``capture``."""
 
     noise_pred: Tensor
     """(c, h, w), float64."""
     features: Mapping[str, Tensor]
-    """Feature site -> (c, h, w) of that site, float32."""
+    """Feature site -> activation (c, h, w), float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encode:
-    """An image into the autoencoder. Answered by latents (c, h, w), float64, scaled: the distribution's mean."""
+    """Encode an image with the autoencoder. Its result is latents (c, h, w), float64: the mean of the distribution,
+    times the model's scaling factor."""
 
     image: Tensor
     """(3, height, width), float32, [-1, 1]."""
@@ -56,7 +61,7 @@ class Encode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decode:
-    """Latents out of the autoencoder. Answered by an image (3, height, width), float32, [-1, 1]."""
+    """Decode latents with the autoencoder. Its result is an image (3, height, width), float32, [-1, 1]."""
 
     latents: Tensor
     """(c, h, w), float64."""
@@ -64,7 +69,7 @@ class Decode:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PullBack:
-    """Vector-Jacobian product of the :class:`Denoise` of the same fields. Answered by :class:`Pulled`."""
+    """Vector-Jacobian product of the :class:`Denoise` with the same fields. Its result is :class:`Pulled`."""
 
     latents: Tensor
     """(c, h, w), float64."""
@@ -73,85 +78,90 @@ class PullBack:
     prompt_embeds: Tensor
     """(tokens, width), the network's dtype."""
     cotangent: Tensor
-    """(c, h, w), float64: derivative of the loss by the noise prediction."""
+    """(c, h, w), float64: gradient of the loss with respect to the noise prediction."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pulled:
-    """Answer of :class:`PullBack`."""
+    """Result of :class:`PullBack`."""
 
     latents: Tensor
-    """(c, h, w), float64: derivative of the loss by the latents."""
+    """(c, h, w), float64: gradient with respect to the latents."""
     prompt_embeds: Tensor
-    """(tokens, width), float64: derivative of the loss by the text's embedding."""
+    """(tokens, width), float64: gradient with respect to the prompt embeddings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PullBackDecode:
-    """Vector-Jacobian product of the :class:`Decode` of these latents, before its result is cut to [-1, 1]. Answered by
-    the derivative of the loss by the latents, (c, h, w), float64."""
+    """Vector-Jacobian product of the :class:`Decode` of these latents, before its result is clamped to [-1, 1].
+
+    Its result is the gradient of the loss with respect to the latents, (c, h, w), float64.
+    """
 
     latents: Tensor
     """(c, h, w), float64."""
     cotangent: Tensor
-    """(3, height, width), float32: derivative of the loss by the image."""
+    """(3, height, width), float32: gradient of the loss with respect to the image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """How well an image is an edit of a reference from one text to another. Answered by :class:`Scored`."""
+    """Loss of an edited image, given the unedited one and the two prompts (Wu et al., CVPR 2023, section 4.2). Its
+    result is :class:`Scored`."""
 
     image: Tensor
     """(3, height, width), float32, [-1, 1]."""
     reference: Tensor
-    """(3, height, width), float32, [-1, 1]: the unedited picture."""
+    """(3, height, width), float32, [-1, 1]: the unedited image."""
     source_text: str
     target_text: str
     content_weight: float
-    """Of the content loss in the sum, >= 0."""
+    """Factor of the content loss in the sum, >= 0."""
     gradient: bool
-    """Whether the derivative by the image is wanted."""
+    """Whether the gradient with respect to the image is computed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """Answer of :class:`Score`."""
+    """Result of :class:`Score`."""
 
     directional: float
-    """1 - cosine of the change of the image and the change of the text in CLIP's space, [0, 2]."""
+    """1 - cosine similarity of the image change and the text change in CLIP's embedding space, [0, 2]."""
     content: float
-    """Distance of the two images' features, >= 0."""
+    """Distance of the features of the two images, >= 0."""
     gradient: Tensor | None
-    """(3, height, width), float32: derivative of ``directional + content_weight * content`` by the image."""
+    """(3, height, width), float32: gradient of ``directional + content_weight * content`` with respect to the image;
+    None where it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """A text's embedding. Answered by :class:`Embedded`."""
+    """Encode a prompt. Its result is :class:`Embedded`."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
-    """Answer of :class:`Embed`."""
+    """Result of :class:`Embed`."""
 
     prompt_embeds: Tensor
     """(tokens, width), the network's dtype."""
     dropped: str
-    """The part of the text beyond the encoder's context; empty when all was read."""
+    """The end of the text that did not fit the encoder's context; empty if all of it did."""
 
 
 Row = Denoise | PullBack | Encode | Decode | PullBackDecode | Score | Embed
 
 
 def is_network_row(kind: type[Row]) -> bool:
-    """Whether rows of this kind evaluate the denoising network: what plans, progress, usage, pace and metrics count."""
+    """Whether rows of this kind evaluate the denoising network. Plans, progress, usage, pace and metrics count only
+    these network rows."""
     return issubclass(kind, Denoise | PullBack)
 
 
 Steps = Generator[Sequence[Row], Sequence[Any], T]
-"""What every algorithm is: yields groups of rows, is sent their answers, returns T."""
+"""The type of every method and program: a generator that yields groups of rows, is sent their results and returns T."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +173,7 @@ class Key:
     shape: tuple[int, ...]
     """Of the latents or the image; () for text."""
     batch_class: int | None
-    """Rows that the pass must have, or None for any number."""
+    """Batch class: number of rows that the pass must have; None for any number."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,4 +182,4 @@ class Batch:
 
     rows: Sequence[Row]
     size: int
-    """Rows of the pass, padding counted; never less than ``len(rows)``."""
+    """Number of rows of the pass, padding included; at least ``len(rows)``."""

@@ -1,4 +1,7 @@
-"""Every setting of the server: a flag, an environment variable and a default, from one declaration."""
+"""Every setting of the server: one declaration gives its flag, its environment variable and its default.
+
+The string after each field is its help text in ``underpaint-server --help``.
+"""
 
 import os
 import re
@@ -11,29 +14,29 @@ from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, Settings
 _MIB = 1024 * 1024
 
 EMBEDDED_MODEL = "underpaint-mini"
-"""Id of the model that is served when none is named."""
-
+"""Id of the model that is served when ``models`` names none."""
 
 _ADDRESS = re.compile(r"(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on: fewer than the machine has where it is confined to some."""
+    """Number of CPU cores that this process may run on; its CPU affinity may allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_address(value: str) -> str:
-    found = _ADDRESS.fullmatch(value)
-    if found is None or int(found[1]) > 65535:
-        raise ValueError(f"'{value}' is not HOST:PORT, such as 127.0.0.1:50051 or [::1]:50051")
+    match = _ADDRESS.fullmatch(value)
+    if match is None or int(match[1]) > 65535:
+        raise ValueError(f"'{value}' is not HOST:PORT; write it as 127.0.0.1:50051 or [::1]:50051")
     return value
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+"""HOST:PORT; the port is 0..65535, an IPv6 host is in brackets."""
 
 
 class Device(StrEnum):
-    """Where the network runs."""
+    """Device that the models run on."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -41,7 +44,7 @@ class Device(StrEnum):
 
 
 class Dtype(StrEnum):
-    """Number format of the network. Latent state is float64 whatever this says."""
+    """Number format of the denoising network. Latents are float64 between its calls with every choice."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -49,7 +52,7 @@ class Dtype(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """From which level on a line is written."""
+    """Lowest level of the log lines that are written."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -58,16 +61,17 @@ class LogLevel(StrEnum):
 
 
 class ExactBatching(StrEnum):
-    """How exact jobs get the same bits in both directions."""
+    """How an exact job gets bitwise equal noise predictions when it inverts and when it denoises."""
 
     AUTO = "auto"
     PINNED = "pinned"
 
 
 class Settings(BaseSettings):
-    """Settings of one server process; ``--kebab-case`` flags, then ``UNDERPAINT_*`` variables, then these defaults.
+    """Serve diffusion inversion and image editing over gRPC.
 
-    ``underpaint-server check-model DIRECTORY`` tries a checkpoint without serving it.
+    A flag (--max-steps) wins over its environment variable (UNDERPAINT_MAX_STEPS), which wins over the default.
+    "underpaint-server check-model DIRECTORY" loads and tests a checkpoint without serving it.
     """
 
     model_config = SettingsConfigDict(
@@ -82,93 +86,115 @@ class Settings(BaseSettings):
     )
 
     listen: Address = "127.0.0.1:50051"
-    """Address of the gRPC port; port 0 takes a free one, named in the log."""
+    """HOST:PORT that the gRPC server listens on. Port 0 takes a free port; the log names it."""
     metrics_listen: Address = "127.0.0.1:9464"
-    """Address of the Prometheus port (/metrics); port 0 takes a free one."""
+    """HOST:PORT that serves Prometheus metrics over HTTP, at /metrics. Port 0 takes a free port; the log names it."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
-    """Models as ID=DIRECTORY, separated by commas, the default first; ID= alone, or nothing at all, is the embedded
-    underpaint-mini, and ID=underpaint-mini-ddpm the embedded model without text."""
+    """Models to serve, as ID=DIRECTORY of a diffusers pipeline, separated by commas. Requests that name no model use
+    the first. ID= without a directory is the embedded underpaint-mini, ID=underpaint-mini-ddpm the embedded model
+    without a text encoder. The default serves underpaint-mini alone."""
     clips: Annotated[tuple[str, ...], NoDecode] = ()
-    """CLIPs that directions are learned by, as ID=DIRECTORY of a transformers CLIPModel or VisionTextDualEncoderModel,
-    separated by commas. A folder named clip in or beside a model is found without."""
+    """CLIP models for learning directions, as ID=DIRECTORY, separated by commas: ID is the id of a served model,
+    DIRECTORY holds a transformers CLIPModel or VisionTextDualEncoderModel. A served model without an entry uses the
+    directory named clip in or beside its own; without any CLIP it cannot learn directions."""
     vgg: str = ""
-    """VGG16's weights as safetensors, with torchvision's names: learned directions then keep the content by them, as in
-    the paper. Empty takes the model's own autoencoder."""
+    """Safetensors file of VGG16's weights, with torchvision's parameter names. The content loss of learned directions
+    then compares VGG16 features, as in the paper. Empty: it compares features of the model's own autoencoder."""
     learn_share: float = Field(0.25, gt=0, le=1)
-    """Share of the device's time that learning may take while other work waits."""
+    """Largest share of the device's time, above 0 and at most 1, that learning directions takes while other jobs wait.
+    While no other job waits, learning uses all of it."""
     allow_network: bool = False
-    """Let ID=DIRECTORY also be ID=HUB_ID, fetched from the Hugging Face hub."""
+    """Also accept ID=HUB_ID in models: what is not a local directory is downloaded from the Hugging Face hub. By
+    default nothing is downloaded."""
     device: Device = Device.AUTO
-    """Where the network runs; auto takes CUDA when there is one."""
+    """Device that the models run on; auto is a CUDA GPU if there is one, else the CPU."""
     dtype: Dtype = Dtype.FLOAT32
-    """Number format of the network."""
+    """Number format of the denoising network. Half precision needs about half the memory of float32 and is less
+    precise; latents are float64 with every choice."""
     threads: int = Field(0, ge=0)
-    """CPU threads of the engine; 0 takes all cores. Must be equal on servers that share a store: exactness needs it."""
+    """CPU threads of the engine process; 0 uses all cores that the process may run on. Servers that share a store must
+    use the same number, because exact inversions can be used only by servers that compute bitwise equal results."""
     exact_batching: ExactBatching = ExactBatching.AUTO
-    """auto: measure at start whether a row's bits depend on the batch size, and pin exact jobs only if they do."""
+    """Whether exact (EDICT) jobs run in forward passes of one fixed size. auto: measure at startup whether the batch
+    size changes the bits of a noise prediction, and fix the size only if it does. pinned: always fix it."""
     exact_batch_class: int = Field(4, ge=2, le=64)
-    """Rows of the passes that exact jobs are pinned to, where they must be."""
+    """Rows of each forward pass of exact jobs where that size is fixed (see exact-batching). Servers that share a store
+    must use the same number."""
     max_batch_size: int = Field(16, ge=2, le=256)
-    """Rows of one forward pass at most."""
+    """Largest number of rows (latents) in one forward pass. A larger number makes better use of the device and needs
+    more of its memory."""
     max_running: int = Field(16, ge=1)
-    """Jobs that take part in passes at one time; learning has its share of the passes and takes no place."""
+    """Jobs that run at one time and share forward passes. Jobs that learn directions are not counted; learn-share
+    limits those."""
     queue_capacity: int = Field(64, ge=0)
-    """Jobs that may wait for a place among those."""
+    """Jobs that may wait in the queue while max-running jobs run. A call beyond that fails with QUEUE_FULL and says
+    when to retry."""
     max_image_bytes: int = Field(16 * _MIB, ge=1)
-    """Bytes of one encoded image."""
+    """Largest encoded image or mask that a request may contain, in bytes; the default is 16 MiB."""
     max_image_pixels: int = Field(4096 * 4096, ge=1)
-    """Pixels of one image, read from its header before it is decoded."""
+    """Largest width times height of an image or mask in a request, in pixels; checked before it is decoded. The default
+    is 4096 x 4096."""
     max_message_bytes: int = Field(24 * _MIB, ge=1)
-    """Bytes of one gRPC message, either way."""
+    """Largest gRPC message that is received or sent, in bytes; the default is 24 MiB."""
     max_steps: int = Field(200, ge=1, le=1000)
-    """Steps of one schedule."""
+    """Largest number of steps that a request may ask for."""
     max_prompt_chars: int = Field(2000, ge=1)
-    """Characters of one prompt."""
+    """Largest number of characters in a prompt."""
     max_mask_samples: int = Field(64, ge=1)
-    """Noise samples of one DiffEdit mask."""
+    """Largest number of noise samples that a request may ask for to compute a DiffEdit mask."""
     store_url: str = "memory:///"
-    """Where inversions, directions and operations live: memory:///, file:///path, s3://bucket/prefix."""
+    """URL of the object store for inversions, directions and operations: memory:/// (lost when the server stops),
+    file:///path or s3://bucket/prefix. Several servers may share one file or S3 store."""
     store_bytes: int = Field(1024 * _MIB, ge=1)
-    """Bytes of inversions kept; the least recently used goes first."""
+    """Largest total size of the stored inversions, in bytes; beyond it the least recently used are deleted. The default
+    is 1 GiB."""
     store_ttl_s: float = Field(24 * 3600, gt=0)
-    """Seconds an inversion is kept after its last use."""
+    """Seconds after its last use at which a stored inversion expires; the default is one day."""
     max_learning: int = Field(1, ge=0, le=64)
-    """Directions learned here at one time; 0 leaves learning to other servers of the same store."""
+    """Directions that this server learns at one time. 0: it learns none and leaves them to other servers that share its
+    store."""
     max_operations: int = Field(64, ge=1)
-    """Operations that may be unfinished at one time, over all servers of the store."""
+    """Operations that may be unfinished at one time, counted over all servers that share the store. A request for
+    another one fails with OPERATIONS_FULL."""
     learn_checkpoint_every: int = Field(2, ge=1, le=200)
-    """Optimiser steps of a learned direction after which its state is stored."""
+    """Optimiser steps between two saves of the state of a direction that is being learned. After a crash, the steps
+    since the last save are repeated."""
     claim_ttl_s: float = Field(30, ge=0.2, le=3600)
-    """Seconds after which an operation whose server fell silent is gone on with by another."""
+    """Lease time of an operation, in seconds: if the server that runs it does not renew its claim for this long,
+    another server that shares the store may take the operation over."""
     operation_ttl_s: float = Field(7 * 24 * 3600, gt=0)
-    """Seconds a finished operation is remembered."""
+    """Seconds after its end for which a finished operation can still be read; the default is 7 days."""
     replay_ttl_s: float = Field(600, gt=0)
-    """Seconds the answer to a request id is kept for a repeat of the same request."""
+    """Seconds for which the response to a request with a request_id is kept. A repeat of the request with the same
+    request_id gets that response instead of running again."""
     replay_bytes: int = Field(256 * _MIB, ge=0)
-    """Bytes of such answers kept."""
+    """Largest total size of the responses kept for repeats of a request_id, in bytes; beyond it the oldest are dropped.
+    The default is 256 MiB; 0 keeps none."""
     drain_s: float = Field(120, ge=0)
-    """Seconds that running work may take after SIGTERM."""
+    """Seconds that queued and running jobs get to finish after SIGTERM or SIGINT, while new ones are refused. What is
+    left then is cancelled, and the server exits; a second signal does that at once."""
     log_level: LogLevel = LogLevel.INFO
-    """From which level on a line is written."""
+    """Lowest level of the log lines that are written."""
 
     @property
     def model_locations(self) -> tuple[tuple[str, str], ...]:
-        """(id, place) of every model, the default first; an empty place is the embedded model."""
-        pairs = tuple((name, place) for name, _, place in (spec.partition("=") for spec in self.models))
+        """(id, location) of every model, the default model first. A location is a directory, a hub id or the name of an
+        embedded model; an empty one is underpaint-mini."""
+        pairs = tuple((name, location) for name, _, location in (spec.partition("=") for spec in self.models))
         return pairs or ((EMBEDDED_MODEL, ""),)
 
     @property
     def clip_directories(self) -> dict[str, str]:
         """Id of a model -> directory of its CLIP."""
-        return {name: place for name, _, place in (spec.partition("=") for spec in self.clips)}
+        return {name: directory for name, _, directory in (spec.partition("=") for spec in self.clips)}
 
     @model_validator(mode="before")
     @classmethod
     def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
         for key in ("models", "clips"):
-            given = values.get(key)
-            if isinstance(given, str):
-                values[key] = tuple(part.strip() for part in given.split(",") if part.strip())
+            value = values.get(key)
+            if isinstance(value, str):
+                values[key] = tuple(part.strip() for part in value.split(",") if part.strip())
         return values
 
     @model_validator(mode="after")
@@ -176,22 +202,24 @@ class Settings(BaseSettings):
         for spec in self.models:
             name, equals, _ = spec.partition("=")
             if not name or not equals:
-                raise ValueError(f"models: '{spec}' is not ID=DIRECTORY")
+                raise ValueError(f"models: '{spec}' is not ID=DIRECTORY; write it as photos=/path/to/pipeline")
         for spec in self.clips:
-            name, _, place = spec.partition("=")
-            if not name or not place:
-                raise ValueError(f"clips: '{spec}' is not ID=DIRECTORY")
+            name, _, directory = spec.partition("=")
+            if not name or not directory:
+                raise ValueError(f"clips: '{spec}' is not ID=DIRECTORY; write it as photos=/path/to/clip")
         return self
 
 
 class CheckSettings(Settings):
-    """Try a checkpoint as the server would load it, without serving it; exit status 1, and why, if it cannot be served.
+    """Load a checkpoint as the server would, run a short EDICT round trip on it, and print its properties and speed.
 
-    Takes the server's flags and variables; those that decide how a model runs (--device, --dtype, --threads,
-    --exact-batching, --exact-batch-class, --max-batch-size, --allow-network) count here.
+    Nothing is served. Exits with status 1 and the reason if the server could not serve the checkpoint. Accepts the
+    server's flags and environment variables; those that decide how a model is loaded and run have an effect here:
+    --device, --dtype, --threads, --exact-batching, --exact-batch-class, --max-batch-size, --allow-network, --clips,
+    --vgg.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="underpaint-server check-model")
 
     directory: CliPositionalArg[str] = ""
-    """A diffusers pipeline directory; empty is the embedded underpaint-mini."""
+    """Directory of a diffusers pipeline, or its hub id with --allow-network; empty is the embedded underpaint-mini."""

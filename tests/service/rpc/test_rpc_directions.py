@@ -280,10 +280,10 @@ async def test_refusals_that_pass_are_waited_for(wire: Wire) -> None:
 
 
 async def test_an_error_of_the_work_ends_it_with_the_status_a_call_would_have(wire: Wire) -> None:
-    wire.engine.refusals = [NonFiniteLatents("the loss left the numbers")]
+    wire.engine.refusals = [NonFiniteLatents("the loss became NaN or infinite")]
     request = asked(request_id=str(uuid.uuid4()), direction_id="joy")
     operation = await ended(wire, (await wire.directions.LearnDirection(request)).operation.name)
-    assert (operation.error.code, operation.error.message) == (13, "the loss left the numbers")
+    assert (operation.error.code, operation.error.message) == (13, "the loss became NaN or infinite")
     info, told = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
     assert operation.error.details[0].Unpack(info)
     assert operation.error.details[1].Unpack(told)

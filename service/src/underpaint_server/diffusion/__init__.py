@@ -1,1 +1,2 @@
-"""Pure functions of tensors and numbers; nothing here knows a network, a job or a server."""
+"""Pure functions of tensors and numbers: schedules, samplers, noise, masks, features. They import no network and no
+server."""

@@ -1,4 +1,4 @@
-"""Random numbers of a job: from its seed alone, never from what runs beside it or what ran before."""
+"""Random numbers of a job. They depend on its seed alone, not on other jobs."""
 
 from hashlib import sha256
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def standard_normal(shape: tuple[int, ...], *, seed: int, purpose: str, index: int = 0) -> Tensor:
-    """Standard normal float64 numbers of the given shape, on the CPU.
+    """Standard normal numbers of the given shape, float64, on the CPU.
 
-    Drawn in float32 on the CPU, so that they are the same on every device. ``purpose`` and ``index`` keep the draws of
-    one job apart.
+    They are sampled on the CPU in float32, so that they are the same for every device. ``purpose`` and ``index``
+    distinguish the samples of one job.
     """
     digest = sha256(f"{seed}/{purpose}/{index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,4 +1,4 @@
-"""Guided predictions and plain sampling, as rows."""
+"""Guided noise predictions and DDIM sampling, as generators of rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,21 +15,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guidance:
-    """What the network is steered by: classifier-free guidance (Ho and Salimans, 2022)."""
+    """Classifier-free guidance (Ho and Salimans, 2022)."""
 
     prompt_embeds: Tensor
-    """(tokens, width): towards."""
+    """(tokens, width): of the prompt that is guided towards."""
     negative_prompt_embeds: Tensor
-    """(tokens, width): away from."""
+    """(tokens, width): of the negative prompt, guided away from."""
     scale: float
-    """1 is no guidance: one row instead of two."""
+    """Guidance scale; 1 is no guidance and needs one row instead of two."""
 
 
 def guided(
     latents: Tensor, level: Level, guidance: Guidance, maps: Mapping[str, FeatureMap] | None = None
 ) -> Steps[Tensor]:
-    """Guided noise prediction (c, h, w), float64: ``latents`` are at ``level.alpha_bar``, the network is told
-    ``level.timestep``. Each of the rows applies ``maps`` to its own activations."""
+    """Guided noise prediction (c, h, w), float64.
+
+    ``level`` has the timestep passed to the network and the alpha_bar of ``latents``. ``maps`` are applied to the
+    activations of each row, with and without the prompt.
+    """
     towards = Denoise(latents, level.timestep, level.alpha_bar, guidance.prompt_embeds, maps=maps or {})
     if guidance.scale == 1.0:
         (noise_pred,) = yield [towards]
@@ -40,21 +43,21 @@ def guided(
 
 
 def observed(latents: Tensor, level: Level, guidance: Guidance, sites: tuple[str, ...]) -> Steps[Captured]:
-    """``guided``, with the activations (c, h, w), float32, that the row under the text had at ``sites``."""
+    """Like ``guided``, and the activations (c, h, w), float32, of the row with the prompt at ``sites``."""
     if not sites:
         return Captured((yield from guided(latents, level, guidance)), {})
     towards = Denoise(latents, level.timestep, level.alpha_bar, guidance.prompt_embeds, capture=sites)
     if guidance.scale == 1.0:
-        (seen,) = yield [towards]
-        return cast(Captured, seen)
-    away, seen = yield [replace(towards, prompt_embeds=guidance.negative_prompt_embeds, capture=()), towards]
-    return Captured(away + guidance.scale * (seen.noise_pred - away), seen.features)
+        (captured,) = yield [towards]
+        return cast(Captured, captured)
+    away, captured = yield [replace(towards, prompt_embeds=guidance.negative_prompt_embeds, capture=()), towards]
+    return Captured(away + guidance.scale * (captured.noise_pred - away), captured.features)
 
 
 def together(*parts: Steps[T]) -> Steps[list[T]]:
-    """Independent programs in lockstep: the groups they wait for are asked as one, so that their rows share passes.
+    """Run independent generators in lockstep: their current groups are yielded as one, so that the rows share passes.
 
-    One that ends before the others asks for nothing more. Answers what each returns, in order.
+    Returns the result of each generator, in order. A generator that ends early yields no more rows.
     """
     results: dict[int, T] = {}
     groups: dict[int, Sequence[Row]] = {}
@@ -77,7 +80,8 @@ def together(*parts: Steps[T]) -> Steps[list[T]]:
 
 
 def denoise(latents: Tensor, grid: Grid, guidance: Guidance) -> Steps[Tensor]:
-    """DDIM with eta 0: ``latents`` (c, h, w) from the noisiest level of the grid to its clean end."""
+    """DDIM sampling with eta = 0: ``latents`` (c, h, w), float64, from the noisiest level of the grid to its clean
+    end."""
     for _, noisy, clean in downwards(grid):
         noise_pred = yield from guided(latents, noisy, guidance)
         latents = move(latents, noise_pred, noisy, clean)

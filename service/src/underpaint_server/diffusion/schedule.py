@@ -1,4 +1,4 @@
-"""Noise levels, and the grids of them that a sampler walks."""
+"""Noise levels, and the grids of levels that a sampler goes through."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Spacing(Enum):
-    """How a grid of S steps is laid over the training timesteps (diffusers' ``timestep_spacing``)."""
+    """How the steps are spaced over the training timesteps (diffusers' ``timestep_spacing``)."""
 
     LEADING = "leading"
     TRAILING = "trailing"
@@ -16,10 +16,10 @@ class Spacing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One noise level: x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise."""
+    """One noise level: ``x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise``."""
 
     timestep: int
-    """What the network is told at this level."""
+    """The timestep passed to the network at this level."""
     alpha_bar: float
     """Cumulative product of alphas, (0, 1]."""
 
@@ -32,32 +32,33 @@ class Step(NamedTuple):
     """Two neighbouring levels of a grid."""
 
     number: int
-    """n at the noisiest step, 1 at the last; the index of ``noisy`` in the grid."""
+    """Index of ``noisy`` in the grid: the number of steps at the noisiest step, 1 at the last."""
     noisy: Level
     clean: Level
 
 
 def downwards(grid: Grid) -> list[Step]:
-    """Every step of a grid, the noisiest first. Inversions walk the same list in reverse."""
+    """The steps of a grid, noisiest first. Inversions use the same list in reverse."""
     return [Step(k, grid[k], grid[k - 1]) for k in range(len(grid) - 1, 0, -1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The levels a network was trained on."""
+    """The noise schedule that a network was trained with."""
 
     alphas_cumprod: Sequence[float]
-    """float64 values, one a training timestep, falling."""
+    """alpha_bar of each training timestep, decreasing."""
     spacing: Spacing = Spacing.LEADING
     steps_offset: int = 0
+    """Added to every timestep with LEADING spacing, as in diffusers."""
     set_alpha_to_one: bool = False
-    """Whether a finished picture is at alpha_bar 1, or at that of timestep 0 as Stable Diffusion has it."""
+    """Whether a finished image has alpha_bar 1; otherwise that of timestep 0, as in Stable Diffusion."""
 
     def grid(self, num_inference_steps: int, used: int | None = None) -> Grid:
-        """The lowest ``used`` steps (all by default) of a schedule of ``num_inference_steps``.
+        """The grid of the ``used`` least noisy steps (all by default) of a schedule of ``num_inference_steps``.
 
-        Neighbours of the grid are the pairs that a step joins, also where the number of steps does not divide the
-        training timesteps; no step ever looks for a level by subtracting.
+        Each step joins two neighbours of the grid, also where the number of steps does not divide the number of
+        training timesteps; no level is found by subtracting timesteps.
         """
         timesteps = self._timesteps(num_inference_steps)[: used or num_inference_steps]
         clean = Level(0, 1.0 if self.set_alpha_to_one else self.alphas_cumprod[0])
@@ -76,18 +77,18 @@ class Schedule:
 
 
 def scaled_linear(start: float = 0.00085, end: float = 0.012, timesteps: int = 1000) -> list[float]:
-    """alphas_cumprod of Stable Diffusion's schedule: betas linear in their square root."""
+    """alphas_cumprod of Stable Diffusion's schedule: the square roots of the betas are linear."""
     low, high = start**0.5, end**0.5
     return cumulate([(low + (high - low) * k / (timesteps - 1)) ** 2 for k in range(timesteps)])
 
 
 def linear(start: float, end: float, timesteps: int) -> list[float]:
-    """alphas_cumprod of DDPM's schedule: betas linear."""
+    """alphas_cumprod of DDPM's schedule (Ho et al., NeurIPS 2020): the betas are linear."""
     return cumulate([start + (end - start) * k / (timesteps - 1) for k in range(timesteps)])
 
 
 def cumulate(betas: Sequence[float]) -> list[float]:
-    """alphas_cumprod of given betas."""
+    """alphas_cumprod for given betas: the cumulative product of ``1 - beta``."""
     product, result = 1.0, []
     for beta in betas:
         product *= 1.0 - beta

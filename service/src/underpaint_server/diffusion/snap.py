@@ -1,21 +1,22 @@
-"""Making a network's answer survive the last bits of its question."""
+"""Rounding latents, so that differences in their last bits do not change the noise prediction."""
 
 from torch import Tensor
 
 QUANTUM = 2.0**-12
-"""Spacing of the grid, in latent units: well under what half precision resolves at 1, and invisible in a picture."""
+"""Spacing of the grid, in latent units: smaller than the resolution of half precision near 1, and invisible in an
+image."""
 OFFSET = 0.3819660112501051
-"""Irrational share of a quantum by which the grid is shifted. Encoded images are dyadic numbers, and those would sit
-exactly on the borders between cells of an unshifted grid."""
+"""Shift of the grid, in quanta. It is irrational because latents of encoded images are dyadic numbers, many of which
+would be exactly half-way between two points of an unshifted grid."""
 
 
 def snap(latents: Tensor) -> Tensor:
-    """Latents (c, h, w), float64, moved to the nearest point of a grid.
+    """Latents (c, h, w), float64, rounded to the nearest point of a grid.
 
-    An exact inversion may use any function as its noise prediction, so long as it is the same one both ways. But the
-    latents come back with differences of about 1e-15, and where such a difference crosses a border of the network's
-    own number format, the format rounds apart and the answer changes by 1e-6. With float32 and the 16,384 latents of a
-    512 px image that happens in one round trip out of ten. Borders that are 2^-12 apart are crossed ten thousand times
-    less often than those of float32.
+    An exact inversion may use any function as its noise prediction, if it is the same one when inverting and when
+    denoising. But the denoised latents differ from the inverted ones by about 1e-15. Where such a difference crosses a
+    rounding boundary of the network's number format, the two round to different numbers and the prediction changes by
+    1e-6. With float32 and the 16,384 latents of a 512 px image this happens in one round trip out of ten. Boundaries
+    that are 2^-12 apart are crossed ten thousand times less often than those of float32.
     """
     return ((latents / QUANTUM + OFFSET).round() - OFFSET) * QUANTUM

@@ -1,6 +1,6 @@
-"""Edit methods and inversions: one folder each (see ``base``), and the tables that name them.
+"""Edit methods and inversion methods: one folder each (see ``base``), and the tables of all of them.
 
-Adding a method: its folder, and its line in ``METHODS``.
+To add a method, add its folder and its entry in ``METHODS``.
 """
 
 from collections.abc import Mapping
@@ -20,24 +20,24 @@ from underpaint_server.methods.sdedit.options import METHOD as SDEDIT
 METHODS: Mapping[str, Method[Any]] = {
     method.name: method for method in (SDEDIT, DDIM, EDICT, DIFFEDIT, DISENTANGLED, CONTENT_INJECTION)
 }
-"""Name -> edit method, in the order that Model.methods has."""
+"""Name -> edit method, in the order of Model.methods."""
 
 INVERSIONS: Mapping[str, type[InversionMethod]] = {
     inversion.name: inversion for inversion in (EdictInversion, DdimInversion)
 }
-"""Name -> options of an inversion."""
+"""Name -> class of an inversion method's options."""
 
 JOB_NAMES = (*METHODS, *(f"invert_{name}" for name in INVERSIONS), "mask", "learn")
 """Every value of :func:`job_name`."""
 
 
 def methods_for(*, reads_text: bool) -> tuple[str, ...]:
-    """Names of the methods that make sense for a model with or without a text encoder."""
+    """Names of the methods that a model with (``reads_text``) or without a text encoder can run."""
     return tuple(name for name, method in METHODS.items() if reads_text or not method.needs_text)
 
 
 def job_name(job: Job) -> str:
-    """What a job is called in metrics and logs: "edict", "invert_ddim", "mask", ..."""
+    """Label of a job in metrics and logs: "edict", "invert_ddim", "mask", "learn", ..."""
     match job:
         case InvertJob():
             return f"invert_{job.options.method.name}"
@@ -50,7 +50,7 @@ def job_name(job: Job) -> str:
 
 
 def is_exact(job: Job) -> bool:
-    """Whether the job's result is promised only if equal rows get equal bits."""
+    """Whether the job is exact: equal rows must get bitwise equal noise predictions (EDICT)."""
     match job:
         case InvertJob():
             return job.options.method.exact

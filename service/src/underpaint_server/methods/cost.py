@@ -1,4 +1,4 @@
-"""Counting the network rows of a job by phase: plain arithmetic, known before anything runs."""
+"""Plans: the number of network rows of a job by phase, computed before it runs."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,7 +14,7 @@ class Stage:
     steps: int
     rows_per_step: int
     extra: tuple[int, ...] = ()
-    """Rows beyond those, of each step; empty where all steps cost the same."""
+    """Additional rows of each step, one number per step; empty where there are none."""
 
     @property
     def rows(self) -> int:
@@ -22,7 +22,7 @@ class Stage:
         return self.steps * self.rows_per_step + sum(self.extra)
 
     def steps_in(self, rows: int) -> int:
-        """Steps that are finished after so many rows of this stage."""
+        """Number of steps that are finished after ``rows`` rows of this stage."""
         if not self.extra:
             return rows // self.rows_per_step
         ends = accumulate(self.rows_per_step + more for more in self.extra)
@@ -30,36 +30,36 @@ class Stage:
 
 
 Plan = tuple[Stage, ...]
-"""Stages in the order they run; a phase appears at most once."""
+"""Stages in the order in which they run; a phase occurs at most once."""
 
 
 def used_steps(num_inference_steps: int, strength: float) -> int:
-    """Steps of the schedule that a strength uses, at least one: ``int(S * strength)`` as in EDICT's code."""
+    """Number of steps that a strength, (0, 1], uses: ``int(steps * strength)`` as in EDICT's code, at least 1."""
     return max(1, round_down(num_inference_steps * strength))
 
 
 def round_down(steps: float) -> int:
-    """Whole steps in a share of them; 0.7 * 50 is 35 also when 0.7 arrived as a float32."""
+    """``steps`` rounded down, with a tolerance: 0.7 * 50 is 35 also if 0.7 was a float32."""
     return int(steps + 1e-5)
 
 
 def guided(guidance_scale: float) -> int:
-    """Rows of one guided prediction."""
+    """Rows of one guided noise prediction: 1 without guidance (scale 1), else 2."""
     return 1 if guidance_scale == 1.0 else 2
 
 
 def inverting(options: InversionOptions) -> Plan:
-    """Inverting an image."""
+    """The plan of inverting an image."""
     return (_steps_of(Phase.INVERTING, options, options.guidance_scale),)
 
 
 def denoising(options: InversionOptions, guidance_scale: float) -> Plan:
-    """The way back from an inversion."""
+    """The plan of denoising from an inversion."""
     return (_steps_of(Phase.DENOISING, options, guidance_scale),)
 
 
 def drawing(source: Source, guidance_scale: float) -> Plan:
-    """Drawing a generated source; nothing for other sources."""
+    """The plan of generating a generated source; empty for other sources."""
     if not isinstance(source, Generated):
         return ()
     return (Stage(Phase.INVERTING, source.num_inference_steps, guided(guidance_scale)),)

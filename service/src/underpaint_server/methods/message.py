@@ -1,4 +1,4 @@
-"""What ``wire.py`` may say of a method's message in an EditRequest, and of an inversion's in InversionParameters."""
+"""Types for ``wire.py``: how a method's message in an EditRequest, or in InversionParameters, is read and written."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -27,17 +27,23 @@ from underpaint_server.wire.reader import Reader
 Options = TypeVar("Options", bound=EditOptions)
 
 DEFAULT_STRENGTH: Final = 0.8
-"""Share of the schedule by which an image is inverted or noised unless the request names one."""
+"""Share of the schedule by which an image is inverted or noised where the request names none."""
 
 
 class Fetch(Protocol):
-    """What a method may ask of the server's process while a request is read."""
+    """What a method can fetch while its message is read."""
 
     async def picture(self, image: types_pb2.Image, model: ModelInfo) -> tuple[Picture, Fitting]:
-        """The pixels of an uploaded image as the model sees them. Raises ImageUndecodable, ImageTooLarge, QueueFull."""
+        """The decoded pixels of an image in the request, fitted to the model's size.
+
+        Raises ImageUndecodable, ImageTooLarge, QueueFull.
+        """
 
     async def mask(self, image: types_pb2.Image, fitting: Fitting, path: str) -> Picture:
-        """An uploaded mask; raises FieldInvalid at ``path`` where it does not fit the source, and as ``picture``."""
+        """The decoded pixels of a mask in the request, fitted like the source.
+
+        Raises FieldInvalid at ``path`` if the mask has another size than the source, and what ``picture`` raises.
+        """
 
     async def inversion(self, name: str) -> tuple[Inversion, Fitting]:
         """A stored inversion. Raises InversionExpired, StoreCorrupt, StoreUnavailable."""
@@ -45,7 +51,8 @@ class Fetch(Protocol):
     async def inverted(
         self, model: ModelInfo, pixels: Picture, options: InversionOptions
     ) -> tuple[str, Photo | Stored]:
-        """The name of these pixels' inversion, and the inversion if it is stored; else the pixels."""
+        """The name of the inversion of these pixels with these options, and the inversion if it is stored, else the
+        pixels."""
 
     async def direction(self, name: str) -> Direction:
         """A stored direction. Raises DirectionNotFound, StoreCorrupt, StoreUnavailable."""
@@ -53,32 +60,33 @@ class Fetch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What fields that all methods share mean where they are left out."""
+    """Default values of the fields that all methods share."""
 
     steps: int
     source_prompt: str = ""
     target_prompt: str = ""
     guidance_scale: float | None = None
-    """None takes the method's."""
+    """None means the method's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a method may look at while its own message is read."""
+    """Input of reading a method's message."""
 
     request: EditRequest
     reader: Reader
+    """Checks fields and collects what is wrong with them."""
     found: Any
-    """What the method's ``lookup`` returned; None without."""
+    """What the method's ``lookup`` returned; None if it has none."""
     source: DraftSource
     inversion: InversionOptions | None
-    """How the source will be inverted, where that is known yet."""
+    """How the source is inverted; None where nothing is, and for a named inversion, which is not fetched yet."""
     defaults: Defaults
 
 
 @dataclass(frozen=True, slots=True)
 class Completing:
-    """What a method may look at once its source is fetched."""
+    """Input of completing a method's options, after its source was fetched or decoded."""
 
     request: EditRequest
     model: ModelInfo
@@ -88,44 +96,48 @@ class Completing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message(Generic[Options]):
-    """One method's message. What is left out here, the method does not have."""
+    """How one method's message in an EditRequest is read and written. Each optional part is None where the method has
+    none."""
 
     read: Callable[[Reading], Options]
-    """Its options, as far as the request says them. Violations are collected by the reader."""
+    """Returns the options from the request; the reader collects invalid fields."""
     write: Callable[[EditRequest, Options, EditSource], None]
-    """Its message with nothing left to default. The request's source is set already."""
+    """Writes the message with every field set, for ``resolved``. The request's source is set already."""
     guidance_scale: float | None
-    """Default guidance of the edit; None takes the inversion's."""
+    """Default guidance scale of the edit; None means that of the inversion."""
     inversion_strength: float = DEFAULT_STRENGTH
-    """Default strength of the inversion that it starts from."""
+    """Default strength of the inversion that the edit starts from."""
     needs_target: bool = True
-    """Whether a target prompt must be given. Where it need not, a generated source keeps its own prompt."""
+    """Whether target_prompt is required. If not, a generated source keeps its own prompt by default."""
     lookup: Callable[[EditRequest, Fetch], Awaitable[Any]] | None = None
-    """Fetches what the request names and the reading depends on, before anything is read."""
+    """Fetches, before the message is read, a stored object that reading it depends on."""
     defaults: Callable[[EditRequest, Reader, Any], Defaults] | None = None
-    """Where the message decides the defaults of shared fields; the last argument is what ``lookup`` returned."""
+    """Returns the defaults of shared fields where the message decides them; the last argument is what ``lookup``
+    returned."""
     check: Callable[[Reading, Options], None] | None = None
-    """Raises what can be judged only when every single field is right."""
+    """Raises the errors that can be found only when every single field is valid."""
     complete: Callable[[Options, Completing], Awaitable[tuple[Options, EditCompanion | None]]] | None = None
-    """The options with what had to be decoded or fetched, and the companion, when the source is known."""
+    """Returns the options with what had to be decoded or fetched, and the companion; called after the source was
+    fetched."""
     check_mask: Callable[[EditRequest], None] | None = None
-    """For ComputeMask: raises FieldInvalid where the request leaves no mask to compute."""
+    """For ComputeMask: raises FieldInvalid where the request already has a mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InversionMessage:
-    """One inversion's message."""
+    """How one inversion method's message in InversionParameters is read and written."""
 
     read: Callable[[Reader, InversionParameters, str], InversionMethod]
-    """Its options; the string is the path of the parameters in the request."""
+    """Returns the options; the string is the path of the parameters in the request."""
     write: Callable[[InversionParameters, Any], None]
+    """Writes the options, every field set."""
 
 
 def message_of(name: str) -> Message[Any]:
-    """The message of an edit method."""
+    """The ``MESSAGE`` of an edit method."""
     return cast("Message[Any]", part(name, "wire").MESSAGE)
 
 
 def inversion_message_of(name: str) -> InversionMessage:
-    """The message of an inversion."""
+    """The ``INVERSION`` of an inversion method."""
     return cast(InversionMessage, part(name, "wire").INVERSION)

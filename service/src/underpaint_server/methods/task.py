@@ -1,4 +1,4 @@
-"""What the engine gives a method and gets back: tasks, outcomes, and what ``prepare.py`` may say of a method."""
+"""Tasks and outcomes of a method in the engine process, and the type of ``PREPARATION`` in ``prepare.py``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,106 +20,107 @@ Extra = TypeVar("Extra")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inverting:
-    """The way from an image to noise."""
+    """The task of inverting an image."""
 
     source: Tensor
     """(c, h, w), float64: the encoded image."""
     grid: Grid
-    """Levels from the image's to the noisiest used."""
+    """Levels from that of the image to the noisiest used one."""
     guidance: Guidance
+    """With the source prompt."""
     options: InversionOptions
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Editing(Generic[Options, Extra]):
-    """The way back from noise to a changed image."""
+    """The task of denoising to an edited image."""
 
     arrays: Mapping[str, Tensor]
-    """Of the inversion (see ``jobs.Inversion.arrays``), float64; ``source`` alone where the method inverts nothing."""
+    """Of the inversion, see ``jobs.Inversion.arrays``; only ``source`` where the method inverts nothing."""
     grid: Grid
-    """Levels from the image's to the one that the arrays reach."""
+    """Levels from that of the image to the noisiest one of the arrays."""
     guidance: Guidance
-    """Towards the target prompt."""
+    """With the target prompt and the negative prompt."""
     noise: Callable[[str, int], Tensor]
-    """(purpose, index) -> standard normal (c, h, w), float64."""
+    """(purpose, index) -> standard normal (c, h, w), float64, see ``diffusion.noise``."""
     inversion: InversionOptions | None
-    """How the arrays were made; None where they are the noise that a generated source is drawn from."""
+    """How the arrays were made; None where they are the noise of a generated source."""
     options: Options
-    """The method's own."""
+    """Of the method."""
     extra: Extra
-    """What the method's ``prepare.py`` adds; None for a method without."""
+    """What the ``extra`` of the method's preparation returned; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What a method arrives at."""
+    """Result of a method."""
 
     latents: Tensor
-    """(c, h, w), float64, at the image's level."""
+    """(c, h, w), float64: the edited image, encoded."""
     mask: Tensor | None = None
-    """(h, w), 1 = may change."""
+    """(h, w), 1 = was edited; None where the method has no mask."""
     notices: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ComputedMask:
-    """Where a method would change an image."""
+    """The mask that a method computed."""
 
     difference: Tensor
-    """(h, w), normalised to [0, 1], before the cut."""
+    """(h, w), normalised to [0, 1], before the threshold."""
     mask: Tensor
-    """(h, w), 1 = may change."""
+    """(h, w), 1 = may be edited."""
     notices: tuple[Notice, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Context:
-    """What is at hand when a method is prepared, beside its task."""
+    """Input of preparing a method, in addition to its task."""
 
     job: EditJob | MaskJob
     embeds: Mapping[str, Tensor]
     """Prompt embeddings (tokens, width) by the role of their text, such as "target_prompt"."""
     model: Facts
     companion: Mapping[str, Tensor] | None = None
-    """Arrays of the companion's inversion, where the job has a companion."""
+    """Arrays of the companion's inversion; None where the job has no companion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preparation(Generic[Options, Extra]):
-    """How the task of one method is made. What is left out is as it is for DDIM and EDICT."""
+    """How the task of one method is made. What is None is done as for DDIM and EDICT."""
 
     texts: Callable[[Options], Mapping[str, str]] | None = None
-    """Texts by role, in addition to the job's own or instead of them."""
+    """Prompts by role, which are added to those of the job or replace them."""
     grid: Callable[[Options, Facts], Grid] | None = None
-    """The levels of the edit, where the method decides them and not the inversion or the drawing."""
+    """The levels of the edit. By default they are those of the inversion or of the generated source."""
     extra: Callable[[Editing[Options, None], Context], Steps[Extra]] | None = None
-    """``Editing.extra`` from the task without it."""
+    """Computes ``Editing.extra``, from the task without it."""
     mask: Callable[[Editing[Options, None], Context], Steps[ComputedMask]] | None = None
-    """Only the mask; the task's arrays have the ``source`` alone, and its grid is empty."""
+    """Computes only the mask; the task's arrays have only ``source``, and its grid is empty."""
 
 
 def editor(options: EditOptions) -> Callable[[Editing[Any, Any]], Steps[Outcome]]:
-    """The generator of a method's edit."""
+    """The generator function of a method: ``edit`` in its ``steps.py``."""
     return cast("Callable[[Editing[Any, Any]], Steps[Outcome]]", part(options.name, "steps").edit)
 
 
 def preparation(options: EditOptions) -> Preparation[Any, Any]:
-    """What a method's task needs beforehand."""
+    """The ``PREPARATION`` of a method, the default one if it has no ``prepare.py``."""
     prepare = part(options.name, "prepare")
     return Preparation() if prepare is None else cast("Preparation[Any, Any]", prepare.PREPARATION)
 
 
 def inverter(method: InversionMethod) -> Callable[[Inverting], Steps[dict[str, Tensor]]]:
-    """The generator of an inversion: its arrays from the source's latents."""
+    """The generator function of an inversion, which returns its arrays: ``invert`` in its ``steps.py``."""
     return cast("Callable[[Inverting], Steps[dict[str, Tensor]]]", part(method.name, "steps").invert)
 
 
 def reconstructor(method: InversionMethod) -> Callable[[Editing[None, None]], Steps[Outcome]]:
-    """The generator of an inversion's way back."""
+    """The generator function that reconstructs the source from an inversion: ``edit`` in its ``steps.py``."""
     return cast("Callable[[Editing[None, None]], Steps[Outcome]]", part(method.name, "steps").edit)
 
 
 def inversion_grid(options: InversionOptions, model: Facts) -> Grid:
-    """The levels that an inversion goes through."""
+    """The levels of an inversion."""
     steps = options.num_inference_steps
     return model.schedule.grid(steps, used_steps(steps, options.strength))

@@ -51,6 +51,6 @@ def check_finite(*tensors: Tensor) -> None:
     """Raise :class:`NonFiniteLatents` if any value is NaN or infinite."""
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise NonFiniteLatents(
-            "the latents left the numbers; fewer steps, a lower guidance_scale or, for EDICT, a "
-            "mixing weight closer to 1 keep them finite"
+            "the latents became NaN or infinite; use fewer steps, a lower guidance_scale or, for EDICT, a "
+            "mixing_coefficient closer to 1"
         )

@@ -1,4 +1,4 @@
-"""From a job to one generator of rows: texts and image in, inversion, edit, image out."""
+"""Programs: each turns a job into one generator of rows, which encodes, inverts, edits and decodes."""
 
 from underpaint_server.jobs import EditJob, InvertJob, Job, LearnJob, MaskJob, Result
 from underpaint_server.models.facts import Facts
@@ -10,7 +10,7 @@ from underpaint_server.rows import Steps
 
 
 def program(job: Job, model: Facts, batch_class: int | None) -> Steps[Result]:
-    """The generator that computes ``job``'s result, whose ``usage`` is left empty for the engine to fill in."""
+    """The generator that computes the result of ``job``. The engine fills in its ``usage``, which is empty here."""
     match job:
         case InvertJob():
             return invert(job, model, batch_class)

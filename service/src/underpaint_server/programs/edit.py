@@ -1,4 +1,4 @@
-"""The program of an EditJob: what the edit starts from, the method's own preparation, the edit, the image."""
+"""The program of an EditJob: encode and invert the source, prepare the method, edit, decode."""
 
 from typing import Any
 
@@ -17,20 +17,20 @@ from underpaint_server.programs.parts import Texts
 from underpaint_server.rows import Decode, Steps
 
 Start = tuple[dict[str, Tensor], Inversion | None]
-"""Arrays that something starts from, and the inversion that was made for them, if one was."""
+"""Arrays to start from, and the inversion that was made for them; None where none was made."""
 
 
 def edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
-    """The program of an EditJob; raises NonFiniteLatents."""
+    """The program of an EditJob. Raises NonFiniteLatents."""
     prepare = preparation(job.method)
     texts = yield from _texts(job, prepare)
-    companion_arrays = companion_made = None
+    companion_arrays = companion_inversion = None
     if job.companion is not None:
-        (arrays, made), (companion_arrays, companion_made) = yield from together(
+        (arrays, inversion), (companion_arrays, companion_inversion) = yield from together(
             _source(job, texts, model, batch_class), _companion(job.model, job.companion, texts, model)
         )
     else:
-        arrays, made = yield from _source(job, texts, model, batch_class)
+        arrays, inversion = yield from _source(job, texts, model, batch_class)
     task: Editing[Any, Any] = Editing(
         arrays=arrays,
         grid=_grid(job, prepare, model),
@@ -46,17 +46,17 @@ def edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
     (image,) = yield [Decode(outcome.latents)]
     mask = None if outcome.mask is None else tensors.mask_picture(outcome.mask, model)
     notices = texts.notices + outcome.notices
-    return Edited(tensors.picture(image), mask, made, Usage(), notices, companion_made)
+    return Edited(tensors.picture(image), mask, inversion, Usage(), notices, companion_inversion)
 
 
 def _texts(job: EditJob, prepare: Preparation[Any, Any]) -> Steps[Texts]:
-    own = {
+    prompts = {
         "target_prompt": job.target_prompt,
         "negative_prompt": job.negative_prompt,
         "source_prompt": parts.source_prompt(job),
     }
-    more = prepare.texts(job.method) if prepare.texts is not None else {}
-    return parts.embed(**{**own, **more, "empty": ""})
+    method_prompts = prepare.texts(job.method) if prepare.texts is not None else {}
+    return parts.embed(**{**prompts, **method_prompts, "empty": ""})
 
 
 def _grid(job: EditJob, prepare: Preparation[Any, Any], model: Facts) -> Grid:
@@ -69,13 +69,13 @@ def _grid(job: EditJob, prepare: Preparation[Any, Any], model: Facts) -> Grid:
 
 
 def _source(job: EditJob, texts: Texts, model: Facts, batch_class: int | None) -> Steps[Start]:
-    """What the edit starts from."""
+    """The arrays that the edit starts from."""
     source = job.source
     match source:
         case Stored(inversion=inversion):
             return tensors.arrays(inversion, model), None
         case Generated() if METHODS[job.method.name].starts_from_noise:
-            noise = parts.start(source, model)  # nothing has to be inverted: the source is drawn from this
+            noise = parts.start(source, model)  # needs no inversion: the source is generated from this noise
             return {"source": noise, "trajectory": noise[None], "x": noise, "y": noise}, None
         case Generated():
             latents = yield from parts.draw(source, job.guidance_scale, texts, model)
@@ -84,15 +84,15 @@ def _source(job: EditJob, texts: Texts, model: Facts, batch_class: int | None) -
     if job.inversion is None:
         return {"source": latents}, None
     guidance = Guidance(texts["source_prompt"], texts["empty"], job.inversion.guidance_scale)
-    made = yield from run_inverter(job.model, job.inversion, latents, guidance, model, batch_class)
-    return tensors.arrays(made, model), made if isinstance(source, Photo) else None
+    inverted = yield from run_inverter(job.model, job.inversion, latents, guidance, model, batch_class)
+    return tensors.arrays(inverted, model), inverted if isinstance(source, Photo) else None
 
 
 def _companion(model_id: str, companion: Companion, texts: Texts, model: Facts) -> Steps[Start]:
-    """The companion's arrays. It is inverted without text: the source's prompt does not describe it."""
+    """The companion's arrays. It is inverted without a prompt, because the source's prompt does not describe it."""
     if isinstance(companion.source, Stored):
         return tensors.arrays(companion.source.inversion, model), None
     latents = yield from parts.encode(companion.source, model)
     guidance = Guidance(texts["empty"], texts["empty"], companion.inversion.guidance_scale)
-    made = yield from run_inverter(model_id, companion.inversion, latents, guidance, model, None)
-    return tensors.arrays(made, model), made
+    inverted = yield from run_inverter(model_id, companion.inversion, latents, guidance, model, None)
+    return tensors.arrays(inverted, model), inverted

@@ -1,4 +1,4 @@
-"""Inversions: of an InvertJob, and of what an edit starts from."""
+"""The program of an InvertJob, and the inversion of an edit's source."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from underpaint_server.rows import Decode, Steps
 
 
 def invert(job: InvertJob, model: Facts, batch_class: int | None) -> Steps[Result]:
-    """The program of an InvertJob; raises NonFiniteLatents."""
+    """The program of an InvertJob. Raises NonFiniteLatents."""
     texts = yield from parts.embed(source_prompt=job.options.source_prompt, empty="")
     guidance = Guidance(texts["source_prompt"], texts["empty"], job.options.guidance_scale)
     inversion = job.inversion
@@ -29,7 +29,7 @@ def invert(job: InvertJob, model: Facts, batch_class: int | None) -> Steps[Resul
 def run_inverter(
     model_id: str, options: InversionOptions, source: Tensor, guidance: Guidance, model: Facts, batch_class: int | None
 ) -> Steps[Inversion]:
-    """The inversion of latents (c, h, w); raises NonFiniteLatents."""
+    """Invert latents (c, h, w), float64. Raises NonFiniteLatents."""
     task = Inverting(source, inversion_grid(options, model), guidance, options)
     arrays = yield from inverter(options.method)(task)
     tensors.check_finite(*arrays.values())
@@ -46,7 +46,7 @@ def run_inverter(
 
 
 def _verified(inversion: Inversion, photo: Photo, guidance: Guidance, model: Facts) -> Steps[Inversion]:
-    """The inversion with its round trip measured: latents against latents, pixels against pixels."""
+    """The inversion with its reconstruction error: the largest of the latents, and the PSNR of the pixels."""
     arrays, options = tensors.arrays(inversion, model), inversion.options
     grid = inversion_grid(options, model)
     task: Editing[None, None] = Editing(arrays, grid, guidance, parts.no_noise, options, None, None)

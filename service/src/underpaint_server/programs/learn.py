@@ -1,4 +1,4 @@
-"""The program of a LearnJob: images to learn on, some steps of learning, the state after them."""
+"""The program of a LearnJob: generate or encode the examples, do some optimiser steps, return the state."""
 
 from math import isfinite
 
@@ -18,7 +18,7 @@ from underpaint_server.rows import Steps
 
 
 def learn(job: LearnJob, model: Facts) -> Steps[Result]:
-    """The program of a LearnJob; raises NonFiniteLatents."""
+    """The program of a LearnJob. Raises NonFiniteLatents."""
     options = job.options
     texts = yield from parts.embed(
         source_prompt=options.source_prompt,
@@ -39,7 +39,7 @@ def learn(job: LearnJob, model: Facts) -> Steps[Result]:
 def _example(
     example: Photo | Generated, options: LearnOptions, texts: Texts, model: Facts
 ) -> Steps[tuple[Mixing, Tensor]]:
-    """An image to learn on, and its latents (c, h, w) at a weight of 1."""
+    """The mixing of an example, and the latents (c, h, w) of the unedited image."""
     steps = options.num_inference_steps
     if isinstance(example, Generated):
         start = parts.start(example, model)

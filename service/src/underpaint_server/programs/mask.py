@@ -1,4 +1,4 @@
-"""The program of a MaskJob: only the mask that an edit would use."""
+"""The program of a MaskJob: compute only the mask of an edit."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from underpaint_server.rows import Steps
 def compute_mask(job: MaskJob, model: Facts) -> Steps[Result]:
     """The program of a MaskJob."""
     prepare = preparation(job.method)
-    assert prepare.mask is not None, "only methods that compute a mask are asked for one"
-    more = prepare.texts(job.method) if prepare.texts is not None else {}
-    own = {"target_prompt": job.target_prompt, "source_prompt": parts.source_prompt(job)}
-    texts = yield from parts.embed(**{**own, **more, "empty": ""})
+    assert prepare.mask is not None, "a MaskJob has a method that computes a mask"
+    prompts = {"target_prompt": job.target_prompt, "source_prompt": parts.source_prompt(job)}
+    method_prompts = prepare.texts(job.method) if prepare.texts is not None else {}
+    texts = yield from parts.embed(**{**prompts, **method_prompts, "empty": ""})
     match job.source:
         case Stored(inversion=inversion):
             source = tensors.arrays(inversion, model)["source"]

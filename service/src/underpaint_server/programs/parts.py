@@ -1,6 +1,6 @@
-"""What the programs of all jobs are made of: texts, pictures, noise, schedules.
+"""Parts that several programs use: prompt embeddings, encoding, generated sources, noise.
 
-Latents are float64 on the model's device.
+Latents and noise are (c, h, w), float64, on the model's device.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,21 +20,23 @@ from underpaint_server.rows import Embed, Encode, Steps
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Embeddings (tokens, width) by the role of their text, and what the encoder could not take in."""
+    """The embedded prompts of a job."""
 
     embeds: Mapping[str, Tensor]
+    """Prompt embeddings (tokens, width) by role, such as "target_prompt"."""
     notices: tuple[Notice, ...]
+    """PROMPT_TRUNCATED, for each prompt that is longer than the encoder's context."""
 
     def __getitem__(self, role: str) -> Tensor:
         return self.embeds[role]
 
 
 def embed(**texts: str) -> Steps[Texts]:
-    """All texts of a job in one group, each once."""
+    """Embed all prompts of a job, given by role, in one group; equal prompts are embedded once."""
     unique = list(dict.fromkeys(texts.values()))
     answers = dict(zip(unique, (yield [Embed(text) for text in unique]), strict=True))
     notices = tuple(
-        Notice("PROMPT_TRUNCATED", f"{role} is longer than the text encoder reads; not read: '{answers[text].dropped}'")
+        Notice("PROMPT_TRUNCATED", f"{role} is too long for the text encoder; ignored: '{answers[text].dropped}'")
         for role, text in texts.items()
         if answers[text].dropped
     )
@@ -42,40 +44,40 @@ def embed(**texts: str) -> Steps[Texts]:
 
 
 def source_prompt(job: EditJob | MaskJob) -> str:
-    """What is known of the source in words."""
+    """The prompt that describes the source; empty if there is none."""
     if isinstance(job.source, Generated):
         return job.source.prompt
     return job.inversion.source_prompt if job.inversion is not None else ""
 
 
 def encode(photo: Photo, model: Facts) -> Steps[Tensor]:
-    """A photo as latents (c, h, w)."""
+    """Encode a photo: latents (c, h, w)."""
     answers = yield [Encode(tensors.image(photo.pixels).to(model.device))]
     latents: Tensor = answers[0]
     return latents
 
 
 def draw(source: Generated, guidance_scale: float, texts: Texts, model: Facts) -> Steps[Tensor]:
-    """The picture a generated source stands for, as latents (c, h, w)."""
+    """Sample a generated source: its latents (c, h, w)."""
     guidance = Guidance(texts["source_prompt"], texts["empty"], guidance_scale)
     return (yield from denoise(start(source, model), model.schedule.grid(source.num_inference_steps), guidance))
 
 
 def start(source: Generated, model: Facts) -> Tensor:
-    """The noise (c, h, w) that a generated source is drawn from."""
+    """The noise (c, h, w) of a generated source."""
     shape = model.latent_shape(source.width, source.height)
     return standard_normal(shape, seed=source.seed, purpose="start").to(model.device)
 
 
 def noise(seed: int, like: Tensor, model: Facts) -> Callable[[str, int], Tensor]:
-    """(purpose, index) -> the job's standard normal numbers for it, in the shape of ``like``."""
+    """(purpose, index) -> standard normal numbers of a job, in the shape of ``like``. See ``diffusion.noise``."""
     shape = tuple(like.shape)
     return lambda purpose, index: standard_normal(shape, seed=seed, purpose=purpose, index=index).to(model.device)
 
 
 def no_noise(purpose: str, index: int) -> Tensor:
-    """For a way back that must need none."""
-    raise AssertionError(f"a reconstruction draws no noise, but {purpose} {index} was asked for")
+    """Noise for reconstructions, which must not use any; raises AssertionError."""
+    raise AssertionError(f"a reconstruction must not use noise, but '{purpose}' {index} was requested")
 
 
 def with_extra(
@@ -83,5 +85,5 @@ def with_extra(
     extra: Callable[[Editing[Any, None], Context], Steps[Any]] | None,
     context: Context,
 ) -> Steps[Editing[Any, Any]]:
-    """The task with what the method's preparation adds."""
+    """The task with ``extra`` set to the result of the generator ``extra``, if there is one."""
     return task if extra is None else replace(task, extra=(yield from extra(task, context)))

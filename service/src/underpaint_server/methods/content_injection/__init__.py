@@ -1,1 +1,1 @@
-"""Content injection: one image's content in the look of another."""
+"""Content injection: the content of one image in the style of another (Jeong, Kwon, Uh; WACV 2024)."""

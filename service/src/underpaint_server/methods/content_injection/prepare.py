@@ -1,4 +1,4 @@
-"""Preparing content injection: the content's features, and where and in which steps they are injected."""
+"""Preparation of content injection: the content's activations, and the region and the steps of the injection."""
 
 from underpaint_server.diffusion.ddim import inversion_levels
 from underpaint_server.jobs import EditJob
@@ -11,7 +11,7 @@ from underpaint_server.rows import Steps
 
 
 def _extra(task: Editing[ContentInjection, None], context: Context) -> Steps[Content]:
-    yield from ()  # the content was inverted together with the source
+    yield from ()  # no rows: the content was inverted together with the source
     options, model = task.options, context.model
     assert isinstance(context.job, EditJob)
     assert context.job.companion is not None

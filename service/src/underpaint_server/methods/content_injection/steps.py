@@ -1,12 +1,12 @@
-"""Content injection: one image's content in the look of another (Jeong, Kwon, Uh; WACV 2024; arXiv 2303.15403).
+"""Content injection: the content of one image in the style of another (Jeong, Kwon, Uh; WACV 2024; arXiv 2303.15403).
 
-Generation starts from the noisy end of the *source's* DDIM inversion, so it would draw the source again. At each
-injection step the network is asked twice about the same latents: plainly, and with the activation h of its middle block
-mixed with the content's, which was recorded while that image was inverted. The clean image is taken from the mixed
-prediction and the direction of the noise from the plain one, as in asymmetric sampling (Kwon et al., ICLR 2023).
+Denoising starts from the noisy end of the *source's* DDIM inversion, which alone would regenerate the source. An
+injection step computes two noise predictions for the same latents: one as usual, and one with the activation h of the
+middle block mixed with the content's, which was captured while the content was inverted. The step takes x0 from the
+second and the direction of the noise from the first, as in asymmetric sampling (Kwon et al., ICLR 2023).
 
-Where skip connections are calibrated, the latents are instead moved to where the plain prediction says nearly the same,
-and a third prediction takes the step. Towards the end, fresh noise may be added for quality.
+With skip-connection calibration, the latents are instead changed so that their usual prediction is near the second one,
+and the step uses a third prediction, for these latents. The last steps can add fresh noise for quality.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -26,22 +26,22 @@ from underpaint_server.rows import FeatureMap, Steps
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Content:
-    """What is injected, and where."""
+    """What is injected, where, and in which steps."""
 
     features: Mapping[str, Tensor]
-    """Feature site -> (m, c, h, w), recorded in the m steps of the content's inversion."""
+    """Feature site -> (m, c, h, w): the activations of the m steps of the content's inversion."""
     timesteps: Sequence[int]
-    """The timestep that the network got in each of these steps."""
+    """The timestep passed to the network in each of these steps."""
     region: Tensor | None
-    """(h, w) at latent resolution, 1 = takes the content; None is everywhere."""
+    """(h, w) at latent resolution, 1 = content is injected; None is everywhere."""
     injected: Container[int]
-    """Numbers of the steps that take content."""
+    """Numbers of the steps that inject content."""
     boosted: int
-    """Steps from this number down add fresh noise."""
+    """Steps with this number or a lower one add fresh noise."""
 
 
 def edit(task: Editing[ContentInjection, Content]) -> Steps[Outcome]:
-    """The source drawn again with the content in it. Without weight and boosting, this is DDIM's regeneration."""
+    """The source regenerated with the content injected. With weight 0 and no fresh noise this is DDIM regeneration."""
     latents = task.arrays["trajectory"][-1]
     for k, noisy, clean in downwards(task.grid):
         noise = task.noise("boosting", k) if k <= task.extra.boosted else None
@@ -69,7 +69,7 @@ def _injected(
 
 
 def _maps(content: Content, timestep: int, options: ContentInjection) -> Mapping[str, FeatureMap]:
-    """One map a site: towards the content's activation there at the nearest timestep."""
+    """For each site, the map that mixes in the content's activation at the nearest timestep."""
     nearest = min(range(len(content.timesteps)), key=lambda i: abs(content.timesteps[i] - timestep))
     return {
         site: partial(_mixed, recorded[nearest], content.region, options) for site, recorded in content.features.items()

@@ -1,4 +1,4 @@
-"""Content injection's message, and the content itself: fetched or decoded, and compared with the source."""
+"""Content injection's message. The content is fetched or decoded here, and its size compared with the source's."""
 
 from dataclasses import replace
 from typing import Final
@@ -22,7 +22,7 @@ from underpaint_server.wire.names import inversion_id, inversion_name
 
 _PATH: Final = "content_injection"
 _STRENGTH: Final = 1.0
-"""The paper's: an injection draws the source again from noise alone."""
+"""As in the paper: the source is regenerated from the noisiest level."""
 _WEIGHT: Final = 0.3
 _INJECTION_END: Final = 0.4
 _SITES: Final = ("mid",)
@@ -31,8 +31,8 @@ _INTERPOLATIONS: Final = {Interpolation.SLERP: INTERPOLATION_SLERP, Interpolatio
 _INTERPOLATION_OF: Final = {message: interpolation for interpolation, message in _INTERPOLATIONS.items()}
 
 
-def _read(asked: Reading) -> ContentInjection:
-    message, reader, fields = asked.request.content_injection, asked.reader, asked.reader.fields
+def _read(reading: Reading) -> ContentInjection:
+    message, reader, fields = reading.request.content_injection, reading.reader, reading.reader.fields
     weight = message.weight if message.HasField("weight") else _WEIGHT
     injection_end = message.injection_end if message.HasField("injection_end") else _INJECTION_END
     fields.known(f"{_PATH}.interpolation", message.interpolation, InterpolationMessage.DESCRIPTOR)
@@ -46,13 +46,13 @@ def _read(asked: Reading) -> ContentInjection:
         interpolation=_INTERPOLATION_OF.get(message.interpolation, Interpolation.SLERP),
         sites=reader.sites(f"{_PATH}.sites", message.sites or _SITES),
     )
-    _read_content(asked)
+    _read_content(reading)
     return options
 
 
-def _read_content(asked: Reading) -> None:
-    """Reports what is wrong with the content's fields; it is fetched when the source is known."""
-    message, fields = asked.request.content_injection, asked.reader.fields
+def _read_content(reading: Reading) -> None:
+    """Check the fields of the content. The content itself is fetched later, when the size of the source is known."""
+    message, fields = reading.request.content_injection, reading.reader.fields
     if message.WhichOneof("content") == "inversion":
         try:
             inversion_id(message.inversion, f"{_PATH}.inversion")
@@ -60,29 +60,32 @@ def _read_content(asked: Reading) -> None:
             fields.wrong_as(error)
     if message.WhichOneof("content") is None:
         fields.wrong(f"{_PATH}.content", "not set; choose one of image, inversion")
-    asked.reader.image(f"{_PATH}.image", message.image)
+    reading.reader.image(f"{_PATH}.image", message.image)
 
 
-def _check(asked: Reading, options: ContentInjection) -> None:
-    if asked.inversion is not None:
-        check_injection(options, asked.inversion)
+def _check(reading: Reading, options: ContentInjection) -> None:
+    if reading.inversion is not None:
+        check_injection(options, reading.inversion)
 
 
 def check_injection(options: ContentInjection, inversion: InversionOptions) -> None:
-    """Raises FieldInvalid where an injection would end before it began."""
+    """Raise FieldInvalid where no step would inject content."""
     if not injected_steps(options, inversion):
         raise FieldInvalid(
             FieldViolation(
                 f"{_PATH}.injection_end",
-                f"{options.injection_end:g} is not below the inversion's strength, {inversion.strength:g}, by a step: "
-                "no content would go in",
+                f"{options.injection_end:g} is not below the inversion's strength, {inversion.strength:g}, by a step, "
+                "so no content would be injected; use a lower injection_end or a higher strength",
             )
         )
 
 
 async def _complete(options: ContentInjection, completing: Completing) -> tuple[ContentInjection, EditCompanion]:
-    """Raises what decoding raises, and FieldInvalid where content and source do not go together; for a named inversion
-    also InversionExpired, InversionModelMismatch, StoreCorrupt and StoreUnavailable."""
+    """The options with the region, and the content as companion.
+
+    Raises ImageUndecodable, ImageTooLarge and QueueFull from decoding, FieldInvalid where content and source do not
+    match; for a named inversion also InversionExpired, InversionModelMismatch, StoreCorrupt and StoreUnavailable.
+    """
     message, source = completing.request.content_injection, completing.source
     assert source.inversion is not None
     check_injection(options, source.inversion)
@@ -100,12 +103,12 @@ async def _from_image(options: ContentInjection, completing: Completing, inversi
     image, model, size = completing.request.content_injection.image, completing.model, completing.source.fitting.size
     pixels, fitting = await completing.fetch.picture(image, replace(model, width=size[0], height=size[1]))
     if fitting.size != size:
-        description = f"{_sizes(fitting.size, size)}: use FIT_CROP or FIT_PAD, which lead to it"
+        description = f"{_sizes(fitting.size, size)}; use FIT_CROP or FIT_PAD, which give the content the source's size"
         raise FieldInvalid(FieldViolation(f"{_PATH}.image.fit", description))
-    along = _along(inversion, options)
-    name, found = await completing.fetch.inverted(model, pixels, along)
-    source = _features(found.inversion, options) if isinstance(found, Stored) else found
-    return EditCompanion(source, along, fitting, name)
+    content_options = _content_options(inversion, options)
+    name, stored = await completing.fetch.inverted(model, pixels, content_options)
+    source = _features(stored.inversion, options) if isinstance(stored, Stored) else stored
+    return EditCompanion(source, content_options, fitting, name)
 
 
 async def _from_store(options: ContentInjection, completing: Completing) -> EditCompanion:
@@ -115,33 +118,33 @@ async def _from_store(options: ContentInjection, completing: Completing) -> Edit
     if inversion.model_digest != model.digest:
         resource = inversion_name(name)
         raise InversionModelMismatch(
-            f"{resource} was made by other weights than models/{model.id}: send the content's image instead",
+            f"{resource} was made with other weights than models/{model.id}; send the content's image instead",
             metadata={"resource_name": resource},
         )
     method = inversion.options.method
-    kept = method.features if isinstance(method, DdimInversion) else ()
-    missing = [site for site in options.sites if site not in kept]
+    stored_sites = method.features if isinstance(method, DdimInversion) else ()
+    missing = [site for site in options.sites if site not in stored_sites]
     if missing:
         raise FieldInvalid(
             FieldViolation(
                 path,
-                f"has no features of {', '.join(missing)}: send the content's image instead, or invert it with "
+                f"has no features of {', '.join(missing)}; send the content's image instead, or invert it with "
                 f"ddim.features {', '.join(options.sites)}",
             )
         )
-    found = (inversion.width, inversion.height)
-    if found != size:
-        raise FieldInvalid(FieldViolation(path, f"{_sizes(found, size)}: send the content's image instead"))
+    content_size = (inversion.width, inversion.height)
+    if content_size != size:
+        raise FieldInvalid(FieldViolation(path, f"{_sizes(content_size, size)}; send the content's image instead"))
     return EditCompanion(_features(inversion, options), inversion.options, fitting, name)
 
 
 def _features(inversion: Inversion, options: ContentInjection) -> Stored:
-    """Only what an injection needs: latents and other sites need not go to the engine."""
+    """The inversion with only the arrays that are injected: the others need not be sent to the engine process."""
     return Stored(replace(inversion, arrays={f"h_{site}": inversion.arrays[f"h_{site}"] for site in options.sites}))
 
 
-def _along(source: InversionOptions, options: ContentInjection) -> InversionOptions:
-    """The content is inverted along the source's schedule, but without text: the source's would not describe it."""
+def _content_options(source: InversionOptions, options: ContentInjection) -> InversionOptions:
+    """How the content is inverted: like the source, but without a prompt, since the source's does not describe it."""
     convention = source.method.convention if isinstance(source.method, DdimInversion) else DdimConvention.TARGET
     return replace(source, method=DdimInversion(convention, options.sites), guidance_scale=1.0, source_prompt="")
 
@@ -168,7 +171,7 @@ def _write(request: EditRequest, options: ContentInjection, source: EditSource) 
     if companion.name:
         request.content_injection.inversion = inversion_name(companion.name)
         return
-    assert isinstance(companion.source, Photo)  # what is stored has a name
+    assert isinstance(companion.source, Photo)  # a stored inversion has a name
     request.content_injection.image.CopyFrom(images.encode(companion.source.pixels))
 
 

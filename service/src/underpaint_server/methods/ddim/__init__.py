@@ -1,1 +1,1 @@
-"""DDIM: inversion along the deterministic sampler, and the edit from it."""
+"""DDIM: inversion by the reversed deterministic sampler, and the edit from it (Song, Meng, Ermon; ICLR 2021)."""

@@ -10,7 +10,7 @@ from underpaint_server.methods.cost import Plan, Stage, denoising, guided
 
 @dataclass(frozen=True, slots=True)
 class DdimInversion(InversionMethod):
-    """DDIM run backwards: an approximation, and a trajectory that other methods use."""
+    """DDIM sampling run backwards. It is an approximation; DiffEdit and content injection use its trajectory too."""
 
     name: ClassVar[str] = "ddim"
     label: ClassVar[str] = "DDIM"
@@ -20,12 +20,12 @@ class DdimInversion(InversionMethod):
 
     convention: DdimConvention = DdimConvention.TARGET
     features: tuple[str, ...] = ()
-    """Feature sites of the network whose activations are stored, for content injection."""
+    """Feature sites whose activations are stored, for content injection."""
 
 
 @dataclass(frozen=True, slots=True)
 class DdimEdit(EditOptions):
-    """From a DDIM inversion back with the target prompt; it has no options of its own."""
+    """Denoise a DDIM inversion with the target prompt. It has no options."""
 
     name: ClassVar[str] = "ddim"
 

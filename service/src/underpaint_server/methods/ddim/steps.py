@@ -1,8 +1,8 @@
 """DDIM inversion and regeneration (Song et al., ICLR 2021; inversion as in Dhariwal and Nichol, 2021, appendix F).
 
-Inverting a step s -> t needs the prediction at t, where the latents are not yet. Two stand-ins are in use, and neither
-is exact: ``target`` passes t to the network with the latents of s (diffusers' inverse scheduler, null-text inversion),
-``current`` passes s (the papers of DDIM, DiffEdit and InjectFusion).
+Inverting a step from level s to t needs the noise prediction for the latents at t, which are not known yet. Two
+approximations are in use: ``target`` passes the timestep of t with the latents at s (diffusers' inverse scheduler,
+null-text inversion), ``current`` passes the timestep of s (the papers of DDIM, DiffEdit and InjectFusion).
 """
 
 import torch
@@ -18,9 +18,10 @@ from underpaint_server.rows import Steps
 
 
 def invert(task: Inverting) -> Steps[dict[str, Tensor]]:
-    """``source`` and ``trajectory`` (n + 1, c, h, w), whose entry k is at level k of the grid.
+    """Invert by n DDIM steps: ``source`` and ``trajectory`` (n + 1, c, h, w), float64, entry k at level k of the grid.
 
-    For each feature site also ``h_mid``, ... (n, c, h, w), float16: the activation there in step k, under the text.
+    For each feature site also ``h_mid``, ... (n, c, h, w), float16: the activations of each step, of the row with the
+    prompt.
     """
     method = task.options.method
     assert isinstance(method, DdimInversion)
@@ -37,5 +38,5 @@ def invert(task: Inverting) -> Steps[dict[str, Tensor]]:
 
 
 def edit(task: Editing[object, None]) -> Steps[Outcome]:
-    """From the noisy end of the trajectory back to the image's level with the target prompt."""
+    """Denoise the noisiest latents of the trajectory with the target prompt."""
     return Outcome((yield from denoise(task.arrays["trajectory"][-1], task.grid, task.guidance)))

@@ -1,4 +1,4 @@
-"""DDIM's messages. The edit has no options."""
+"""DDIM's messages in EditRequest and InversionParameters. The edit has no options."""
 
 from typing import Final
 
@@ -18,7 +18,7 @@ _CONVENTIONS: Final = {
 _CONVENTION_OF: Final = {message: convention for convention, message in _CONVENTIONS.items()}
 
 
-def _read(_asked: Reading) -> DdimEdit:
+def _read(_reading: Reading) -> DdimEdit:
     return DdimEdit()
 
 

@@ -1,1 +1,1 @@
-"""DiffEdit: a mask from two prompts, then an edit inside it."""
+"""DiffEdit: compute a mask from two prompts, edit inside it (Couairon, Verbeek, Schwenk, Cord; ICLR 2023)."""

@@ -11,20 +11,20 @@ from underpaint_server.methods.ddim.options import DdimInversion
 
 @dataclass(frozen=True, slots=True)
 class DiffEdit(EditOptions):
-    """Find the region from two prompts, edit there, keep the rest."""
+    """Options of DiffEdit: compute a mask from two prompts, edit inside it, keep the rest."""
 
     name: ClassVar[str] = "diffedit"
 
     mask: Picture | None = field(repr=False)
-    """(height, width), 0 or 255, of the source's size; replaces the computed mask."""
+    """(height, width), 0 or 255, of the source's size, 255 = may be edited; None computes the mask."""
     threshold: float
-    """Cut of the normalised difference, (0, 1)."""
+    """Threshold of the normalised difference, (0, 1)."""
     samples: int
-    """Noise samples that the difference is averaged over, 1 .. limit."""
+    """Number of noise samples that the difference is averaged over, at least 1."""
     mask_strength: float
-    """Share of the schedule at which the difference is taken, (0, 1)."""
+    """Share of the schedule that gives the noise level at which the predictions are compared, (0, 1)."""
     reference_prompt: str
-    """What the target prompt is compared with."""
+    """Prompt that the target prompt is compared with; may be empty."""
 
 
 def _cost(job: EditJob) -> Plan:

@@ -1,4 +1,4 @@
-"""Preparing DiffEdit: its mask, given or to be computed."""
+"""Preparation of DiffEdit: the mask of the request, or the task of computing one."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ def _texts(options: DiffEdit) -> Mapping[str, str]:
 
 
 def _extra(task: Editing[DiffEdit, None], context: Context) -> Steps[Tensor | Masking]:
-    yield from ()  # asks nothing of the network yet
+    yield from ()  # no rows: the edit itself computes the mask
     if task.options.mask is not None:
         return tensors.latent_mask(task.options.mask, task.arrays["source"], context.model)
     return _masking(task, context)

@@ -1,11 +1,11 @@
-"""DiffEdit: a mask from two prompts, then an edit inside it (Couairon, Verbeek, Schwenk, Cord; ICLR 2023).
+"""DiffEdit: compute a mask from two prompts, edit inside it (Couairon, Verbeek, Schwenk, Cord; ICLR 2023).
 
-Step 1 compares the network's predictions for two texts under the same noise; step 2 encodes the image by DDIM inversion
-without text; step 3 denoises with the target text and, after each step, puts the encoded latents of *that same level*
-back outside the mask, so that the background ends as the encoded image itself, exactly.
+Step 1 compares the noise predictions for two prompts with the same noise. Step 2 inverts the image by DDIM without a
+prompt. Step 3 denoises with the target prompt and, after each step, replaces the latents outside the mask by those of
+the inversion *at the same level*, so that the result outside the mask is exactly the encoded image.
 
-The comparison needs no guidance: with a common negative prompt n, the difference of two guided predictions is
-``w (eps(q) - eps(r))``, and the factor w vanishes when the map is rescaled. That halves the rows of step 1.
+The comparison needs no guidance: with the same negative prompt, the difference of two guided predictions is
+``w (eps(target) - eps(reference))``, and rescaling the map removes the factor w. That halves the rows of step 1.
 """
 
 from collections.abc import Callable
@@ -25,26 +25,26 @@ from underpaint_server.rows import Denoise, Steps
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Masking:
-    """The question where an edit would change an image."""
+    """The task of computing a mask."""
 
     source: Tensor
     """(c, h, w), float64: the encoded image."""
     level: Level
-    """How much noise the two predictions are compared under."""
+    """Noise level at which the two predictions are compared."""
     target_embeds: Tensor
-    """(tokens, width)."""
+    """(tokens, width): of the target prompt."""
     reference_embeds: Tensor
-    """(tokens, width)."""
+    """(tokens, width): of the reference prompt."""
     samples: int
-    """Noise samples that the difference is averaged over."""
+    """Number of noise samples that the difference is averaged over."""
     noise: Callable[[str, int], Tensor]
     """(purpose, index) -> standard normal (c, h, w), float64."""
 
 
 def edit(task: Editing[DiffEdit, Tensor | Masking]) -> Steps[Outcome]:
-    """Masked denoising along the encoded trajectory (section 3.2, steps 2 and 3).
+    """Masked denoising along the trajectory of the inversion (section 3.2, steps 2 and 3).
 
-    The task's extra is a given mask (h, w), 1 = may change, or how to compute one.
+    The task's extra is the mask of the request (h, w), 1 = may be edited, or the task of computing one.
     """
     if isinstance(task.extra, Masking):
         computed = yield from compute_mask(task.extra, task.options.threshold)
@@ -61,16 +61,16 @@ def edit(task: Editing[DiffEdit, Tensor | Masking]) -> Steps[Outcome]:
 
 
 def compute_mask(masking: Masking, threshold: float) -> Steps[ComputedMask]:
-    """The mask (section 3.2, step 1): 1 where the normalised difference lies above ``threshold``."""
-    found = yield from difference(masking)
-    mask = masks.binarise(found, threshold)
-    return ComputedMask(found, mask, _notices(mask))
+    """The mask (section 3.2, step 1): 1 where the normalised difference is above ``threshold``."""
+    normalised = yield from difference(masking)
+    mask = masks.binarise(normalised, threshold)
+    return ComputedMask(normalised, mask, _notices(mask))
 
 
 def difference(masking: Masking) -> Steps[Tensor]:
-    """Normalised map (h, w) in [0, 1] of how much the two texts disagree about each latent.
+    """Normalised difference (h, w), [0, 1], of the noise predictions for the two prompts.
 
-    All rows are one group: they are independent and may be spread over several forward passes.
+    All rows are one group, because they are independent; the engine may split them into several forward passes.
     """
     noised = [add_noise(masking.source, masking.noise("mask", k), masking.level) for k in range(masking.samples)]
     noise_preds = yield [
@@ -83,7 +83,7 @@ def difference(masking: Masking) -> Steps[Tensor]:
 
 
 def _notices(mask: Tensor) -> tuple[Notice, ...]:
-    """What a caller should know about a mask (h, w) that holds nothing or everything."""
+    """A notice for a mask (h, w) that is empty or covers the whole image."""
     coverage = mask.mean()
     if coverage == 0:
         return (

@@ -1,4 +1,4 @@
-"""DiffEdit's message."""
+"""DiffEdit's message in EditRequest."""
 
 from dataclasses import replace
 from typing import Final
@@ -16,12 +16,12 @@ _MASK_SAMPLES: Final = 10
 _MASK_STRENGTH: Final = 0.5
 
 
-def _read(asked: Reading) -> DiffEdit:
-    message, reader, fields = asked.request.diffedit, asked.reader, asked.reader.fields
+def _read(reading: Reading) -> DiffEdit:
+    message, reader, fields = reading.request.diffedit, reading.reader, reading.reader.fields
     if message.HasField("mask"):
         for descriptor, _ in message.ListFields():
             if descriptor.name != "mask":
-                fields.wrong(f"diffedit.{descriptor.name}", "unused: a mask is given")
+                fields.wrong(f"diffedit.{descriptor.name}", "must be unset, because diffedit.mask is set")
     threshold = message.threshold if message.HasField("threshold") else _THRESHOLD
     mask_strength = message.mask_strength if message.HasField("mask_strength") else _MASK_STRENGTH
     return DiffEdit(
@@ -43,7 +43,7 @@ async def _complete(options: DiffEdit, completing: Completing) -> tuple[DiffEdit
 
 def _check_mask(request: EditRequest) -> None:
     if request.diffedit.HasField("mask"):
-        raise FieldInvalid(FieldViolation("diffedit.mask", "must be unset: with a given mask there is none to compute"))
+        raise FieldInvalid(FieldViolation("diffedit.mask", "must be unset, because ComputeMask computes the mask"))
 
 
 def _write(request: EditRequest, options: DiffEdit, _source: EditSource) -> None:

@@ -1,1 +1,1 @@
-"""Disentangled edits: two prompts mixed with one weight a step."""
+"""Disentangled edits: the embeddings of two prompts are mixed, with one weight per step (Wu et al., CVPR 2023)."""

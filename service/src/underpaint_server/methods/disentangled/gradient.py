@@ -1,7 +1,7 @@
-"""The derivative of a loss by the mixing weights, one step at a time (Wu et al., CVPR 2023, section 4.2).
+"""The gradient of a loss with respect to the weights of a disentangled edit (Wu et al., CVPR 2023, section 4.2).
 
-No graph is kept over the steps. The states of one drawing are stored, and the adjoint goes back over them: exact, in
-the memory of one step.
+The latents of every step are stored, and the adjoint goes back over them step by step. The gradient is exact and needs
+the memory of one step, because no autograd graph is kept over several steps.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,19 @@ from underpaint_server.rows import PullBack, Steps
 
 
 def backward(mixing: Mixing, drawing: Drawing, weights: Sequence[float], by_latents: Tensor) -> Steps[Tensor]:
-    """Derivative (n,) of a loss by the weights, from its derivative by the finished image's latents.
+    """Gradient (n,), float64, of a loss with respect to the weights, from ``by_latents``, that with respect to the
+    final latents (c, h, w).
 
-    With ``x_(i+1) = a_i x_i + b_i sum_j w_ij e_(i-j) + r_i``, the adjoint g of x falls from clean to noisy:
-    each e_(i-j) gets ``w_ij b_i g``, and g becomes ``a_i g`` plus what the network pulls back of e_i's own.
+    A step is ``x_(i+1) = a_i x_i + b_i sum_j w_ij e_(i-j) + r_i``, e the noise predictions and r the residuals. Let g
+    be the gradient with respect to x_(i+1), computed from the last step to the first. Then e_(i-j) gets
+    ``w_ij b_i g``, and the gradient with respect to x_i is ``a_i g`` plus the network's vector-Jacobian product of the
+    sum that e_i got.
     """
     by_x, by_pred = by_latents, [torch.zeros_like(by_latents) for _ in weights]
     by_weights = [0.0] * len(weights)
     for i, (_, noisy, clean) in reversed(list(enumerate(downwards(mixing.grid)))):
         a, b = coefficients(noisy, clean)
-        if is_heun(mixing.sampler, i):  # the first step: the derivative by its start is not needed
+        if is_heun(mixing.sampler, i):  # the first step: the gradient with respect to its start is not needed
             assert drawing.probe is not None
             ahead, by_weights[i] = yield from _pull(mixing, drawing.probe, clean, weights[i], by_x * (b / 2))
             by_pred[i] = by_pred[i] + by_x * (b / 2) + ahead * b
@@ -43,7 +46,8 @@ def backward(mixing: Mixing, drawing: Drawing, weights: Sequence[float], by_late
 def _pull(
     mixing: Mixing, latents: Tensor, level: Level, weight: float, cotangent: Tensor
 ) -> Steps[tuple[Tensor, float]]:
-    """Derivatives by the latents (c, h, w) and by the weight, from that by the guided prediction."""
+    """Gradients with respect to the latents (c, h, w) and the weight, from that with respect to the guided
+    prediction."""
     w = mixing.guidance_scale
     towards = PullBack(latents, level.timestep, level.alpha_bar, mixed_embeds(mixing, weight), w * cotangent)
     rows = [towards]

@@ -1,4 +1,5 @@
-"""Learning mixing weights (Wu et al., CVPR 2023, section 4): by gradients, or by scoring step functions."""
+"""Learning the weights of a disentangled edit (Wu et al., CVPR 2023, section 4): by gradients, or by comparing step
+functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,21 +16,21 @@ from underpaint_server.rows import Decode, PullBackDecode, Score, Scored, Steps
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learning:
-    """Weights to learn."""
+    """The task of learning weights."""
 
     examples: Sequence[Mixing]
-    """What to learn on; all of one length."""
+    """Images to learn on; all with the same number of steps."""
     references: Sequence[Tensor]
-    """(c, h, w), float64: each example at a weight of 1."""
+    """(c, h, w), float64: for each example the latents of the unedited image."""
     options: LearnOptions
     state: LearnState | None
-    """Where to go on; None at the start."""
+    """State to continue from; None at the start."""
     iterations: int
-    """Optimiser steps to do at most."""
+    """Largest number of optimiser steps to do."""
 
 
 def learn(task: Learning) -> Steps[LearnState]:
-    """Weights of a smaller loss, averaged over the examples."""
+    """Minimise the loss, averaged over the examples. Returns the state after at most ``iterations`` optimiser steps."""
     images = yield [Decode(latents) for latents in task.references]
     if isinstance(task.options.method, Descent):
         return (yield from _descend(task, images, task.options.method))
@@ -37,9 +38,9 @@ def learn(task: Learning) -> Steps[LearnState]:
 
 
 def _descend(task: Learning, references: Sequence[Tensor], method: Descent) -> Steps[LearnState]:
-    """Adam on the weights. The loss is measured before each step, and once after the last, so that the best weights
-    are known by measurement."""
-    state = task.state or _beginning(task)
+    """Adam on the weights. The loss is computed before each optimiser step and once after the last, so that
+    ``best_weights`` have the smallest of all computed losses."""
+    state = task.state or _initial_state(task)
     last = min(method.optimization_steps, state.iteration + task.iterations)
     while state.iteration < last:
         loss, gradient = yield from _measure(task, references, state.weights, gradient=True)
@@ -52,25 +53,25 @@ def _descend(task: Learning, references: Sequence[Tensor], method: Descent) -> S
 
 
 def _search(task: Learning, references: Sequence[Tensor], method: Search) -> Steps[LearnState]:
-    """The best of all step functions offered (section 3's finding as the whole answer)."""
+    """Compute the loss of every candidate step function (section 3) and keep the best."""
     candidates = [
         step_weights(task.options.num_inference_steps, switch, late)
         for switch in method.switch_steps
         for late in method.late_weights
     ]
     measures = yield from together(*(_measure(task, references, weights, gradient=False) for weights in candidates))
-    state = _beginning(task)
+    state = _initial_state(task)
     for weights, (loss, _) in zip(candidates, measures, strict=True):
         state = _measured(replace(state, weights=weights), loss)
     return replace(state, iteration=1, weights=state.best_weights)
 
 
 def step_weights(steps: int, switch_step: int, late_weight: float) -> tuple[float, ...]:
-    """1 for the first ``switch_step`` of ``steps`` weights, ``late_weight`` after."""
+    """``steps`` weights: 1 for the first ``switch_step``, ``late_weight`` for the others."""
     return (1.0,) * switch_step + (late_weight,) * (steps - switch_step)
 
 
-def _beginning(task: Learning) -> LearnState:
+def _initial_state(task: Learning) -> LearnState:
     options = task.options
     weights = step_weights(options.num_inference_steps, options.switch_step, options.late_weight)
     zeros = (0.0,) * len(weights)
@@ -106,14 +107,14 @@ def _stepped(state: LearnState, gradient: Tensor, method: Descent) -> LearnState
 def _measure(
     task: Learning, references: Sequence[Tensor], weights: Sequence[float], *, gradient: bool
 ) -> Steps[tuple[float, Tensor | None]]:
-    """Mean loss of the examples under ``weights``, and its derivative (n,) by them where asked for."""
+    """Mean loss of the examples with ``weights``, and its gradient (n,) with respect to them if ``gradient``."""
     parts = [
         _measure_one(task, mixing, image, weights, gradient)
         for mixing, image in zip(task.examples, references, strict=True)
     ]
     measures = yield from together(*parts)
     loss = sum(value for value, _ in measures) / len(measures)
-    gradients = [each for _, each in measures if each is not None]
+    gradients = [by_weights for _, by_weights in measures if by_weights is not None]
     return loss, torch.stack(gradients).mean(0) if gradients else None
 
 

@@ -10,20 +10,20 @@ from underpaint_server.methods.cost import Plan, Stage, guided
 
 @dataclass(frozen=True, slots=True)
 class DisentangledEdit(EditOptions):
-    """Mix the embeddings of two prompts, with one weight a step."""
+    """Options of a disentangled edit: mix the embeddings of two prompts, with one weight per step."""
 
     name: ClassVar[str] = "disentangled"
 
     source_prompt: str
-    """What the image shows; a weight of 1 is this prompt alone."""
+    """Describes the image; a weight of 1 is this prompt alone."""
     weights: tuple[float, ...]
-    """One a step, noisiest first, scale applied; 1 is the source prompt, 0 the target prompt, and values outside
-    [0, 1] extrapolate. As many as the schedule has steps."""
+    """One per step of the schedule, noisiest first, with ``scale`` applied. 1 is the source prompt, 0 the target
+    prompt; values outside [0, 1] extrapolate."""
     sampler: Sampler
 
 
 def evaluations(steps: int, sampler: Sampler) -> int:
-    """Guided predictions of one drawing of an image."""
+    """Number of guided predictions of sampling one image."""
     return steps + 1 if sampler is Sampler.PLMS else steps
 
 
@@ -35,7 +35,7 @@ def _cost(job: EditJob) -> Plan:
 
 
 def _residuals_cost(job: EditJob) -> Plan:
-    """What a real image's residuals cost."""
+    """The plan of computing the residuals; empty for a generated source."""
     if isinstance(job.source, Generated):
         return ()
     (drawn,) = _cost(job)
@@ -43,20 +43,20 @@ def _residuals_cost(job: EditJob) -> Plan:
 
 
 def learning_cost(job: LearnJob) -> Plan:
-    """Network rows of learning, or of a part of it."""
+    """The plan of a LearnJob."""
     options, examples = job.options, len(job.examples)
     rows = evaluations(options.num_inference_steps, options.sampler) * guided(options.guidance_scale) * examples
-    # Every example is drawn or encoded once before the first candidate.
-    beginning = Stage(Phase.INVERTING, 1, rows)
+    # Before learning, every example is generated once, or its residuals are computed.
+    references = Stage(Phase.INVERTING, 1, rows)
     match options.method:
         case Search(switch_steps=switch_steps, late_weights=late_weights):
-            return beginning, Stage(Phase.OPTIMIZING, 1, len(switch_steps) * len(late_weights) * rows)
+            return references, Stage(Phase.OPTIMIZING, 1, len(switch_steps) * len(late_weights) * rows)
         case Descent() as method:
             done = job.state.iteration if job.state else 0
             steps = min(job.iterations, method.optimization_steps - done)
-            # Forward and back over every step, and once more forward after the last.
+            # An optimiser step samples forward and goes back; the final weights are sampled once more.
             measuring = (Stage(Phase.DENOISING, 1, rows),) if done + steps == method.optimization_steps else ()
-            return beginning, Stage(Phase.OPTIMIZING, steps, 2 * rows), *measuring
+            return references, Stage(Phase.OPTIMIZING, steps, 2 * rows), *measuring
 
 
 METHOD = Method(options=DisentangledEdit, cost=_cost, preparation_cost=_residuals_cost, needs_text=True)

@@ -1,4 +1,4 @@
-"""Preparing disentangled edits: two texts mixed, and a real image's residuals."""
+"""Preparation of disentangled edits: the prompts to mix, and the residuals of a source that is not generated."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,7 +16,7 @@ from underpaint_server.rows import Steps
 def mixing_of(
     embeds: Mapping[str, Tensor], model: Facts, steps: int, guidance_scale: float, sampler: Sampler, start: Tensor
 ) -> Mixing:
-    """The mixing of an image that the model draws from ``start`` (c, h, w)."""
+    """The mixing of a generated image whose noise is ``start`` (c, h, w), float64."""
     return Mixing(
         grid=model.schedule.grid(steps),
         source_embeds=embeds["source_prompt"],
@@ -30,7 +30,7 @@ def mixing_of(
 
 
 def anchored(mixing: Mixing, source: Tensor, steps: int, noise: Callable[[str, int], Tensor]) -> Steps[Mixing]:
-    """The same mixing, of a real image: a weight of 1 leads back to ``source`` (c, h, w)."""
+    """The same mixing with the residuals of ``source`` (c, h, w), float64: weights of 1 reconstruct it."""
     return (yield from anchor(mixing, source, [noise("anchor", i) for i in range(steps)]))
 
 
@@ -43,7 +43,7 @@ def _grid(options: DisentangledEdit, model: Facts) -> Grid:
 
 
 def _extra(task: Editing[DisentangledEdit, None], context: Context) -> Steps[Mixing]:
-    """``source`` is the start where the model draws the image, else the image itself."""
+    """The mixing of the job. The array ``source`` is the noise of a generated source, else the encoded image."""
     job, options, source = context.job, task.options, task.arrays["source"]
     assert isinstance(job, EditJob)
     steps = len(options.weights)

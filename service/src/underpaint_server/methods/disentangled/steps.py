@@ -1,12 +1,13 @@
-"""Disentangled edits: two prompts mixed with one weight a step (Wu, Zhao, Zhang, Yang, Jia, Zhang; CVPR 2023).
+"""Disentangled edits: two prompts mixed with one weight per step (Wu, Zhao, Zhang, Yang, Jia, Zhang; CVPR 2023).
 
-The network gets ``c_i = lam_i c_source + (1 - lam_i) c_target`` at step i (section 4.1), everything else stays: the
-noise, the guidance, the sampler. Early steps decide the layout and late ones the attributes, so weights of 1 before 0
-change an attribute and keep the layout (section 3); about 50 learned weights do it better (section 4.2), and on other
-images too.
+At step i the network gets the prompt embeddings ``lam_i c_source + (1 - lam_i) c_target`` (section 4.1). The noise, the
+guidance and the sampler are those of the unedited image. Early steps decide the layout and late ones the attributes, so
+weights of 1 followed by weights of 0 change an attribute and keep the layout (section 3). Learned weights, one for each
+of about 50 steps, do this better, and can be used for other images too (section 4.2).
 
-A real image needs residuals: ``r_i`` is what the step at weight 1 misses between two noised versions of the image. With
-the residuals added after every step, a weight of 1 everywhere leads back to the image (section 4.3).
+An image that was not generated needs residuals: ``r_i`` is the difference between the image noised to the next level
+and the result of step i with weight 1. With the residual added after every step, weights of 1 reconstruct the image
+(section 4.3).
 """
 
 from collections.abc import Sequence
@@ -27,45 +28,44 @@ from underpaint_server.rows import Steps
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixing:
-    """An image and two texts to draw it with, mixed by one weight a step."""
+    """An image to sample with two mixed prompts; all inputs besides the weights."""
 
     grid: Grid
     """Levels of the whole schedule."""
     source_embeds: Tensor
-    """(tokens, width): at a weight of 1."""
+    """(tokens, width): used alone at a weight of 1."""
     target_embeds: Tensor
-    """(tokens, width): at a weight of 0."""
+    """(tokens, width): used alone at a weight of 0."""
     negative_embeds: Tensor
-    """(tokens, width): what guidance points away from."""
+    """(tokens, width): of the negative prompt."""
     guidance_scale: float
     sampler: Sampler
     start: Tensor
-    """(c, h, w), float64, at the noisiest level."""
+    """(c, h, w), float64: the latents at the noisiest level."""
     residuals: Tensor | None
-    """(n, c, h, w), float64, added after each step, noisiest first: what makes a weight of 1 lead back to a real
-    image. None where the model draws the image itself."""
+    """(n, c, h, w), float64: added after each step, noisiest first. None for a generated image."""
 
 
 def edit(task: Editing[DisentangledEdit, Mixing]) -> Steps[Outcome]:
-    """Draw the image with the method's weights."""
+    """Sample the image with the weights of the options."""
     drawing = yield from sample(task.extra, task.options.weights)
     return Outcome(drawing.latents)
 
 
 def reference(mixing: Mixing) -> Steps[Tensor]:
-    """Latents (c, h, w) of the unedited image: all weights 1."""
+    """Latents (c, h, w) of the unedited image: all weights are 1."""
     drawing = yield from sample(mixing, [1.0] * (len(mixing.grid) - 1))
     return drawing.latents
 
 
 def anchor(mixing: Mixing, source: Tensor, noise: Sequence[Tensor]) -> Steps[Mixing]:
-    """The same mixing with the start and the residuals of a real image (section 4.3 and the authors' code).
+    """The same mixing with the start and the residuals of an encoded image (section 4.3 and the authors' code).
 
-    ``source`` (c, h, w) is noised to every level with noise of its own. These states are known beforehand, so all
-    their predictions are asked for in one group.
+    ``source`` (c, h, w) is noised to each level with other noise. These latents are known beforehand, so all their
+    predictions are computed in one group.
     """
     steps = downwards(mixing.grid)
-    states = [add_noise(source, each, step.noisy) for each, step in zip(noise, steps, strict=True)]
+    states = [add_noise(source, normal, step.noisy) for normal, step in zip(noise, steps, strict=True)]
     ends = [*states[1:], source]
     predictions = [_predict(mixing, x, step.noisy, 1.0) for x, step in zip(states, steps, strict=True)]
     drawing = Drawing(states, list((yield from together(*predictions))))
@@ -78,23 +78,23 @@ def anchor(mixing: Mixing, source: Tensor, noise: Sequence[Tensor]) -> Steps[Mix
 
 @dataclass(slots=True, eq=False)
 class Drawing:
-    """One drawing of an image: all that its derivative needs."""
+    """The record of sampling one image: what its gradient needs."""
 
     states: list[Tensor]
-    """x_0 .. x_n (c, h, w), noisiest first."""
+    """Latents x_0 .. x_n (c, h, w), float64, noisiest first."""
     noise_preds: list[Tensor] = field(default_factory=list)
-    """Guided, at x_0 .. x_(n-1)."""
+    """Guided noise predictions (c, h, w) for x_0 .. x_(n-1)."""
     probe: Tensor | None = None
-    """Latents at the far end of Heun's step."""
+    """Latents (c, h, w) at the end of Heun's step; None with another sampler than PLMS."""
 
     @property
     def latents(self) -> Tensor:
-        """The finished image's, (c, h, w)."""
+        """Latents (c, h, w) of the finished image."""
         return self.states[-1]
 
 
 def sample(mixing: Mixing, weights: Sequence[float]) -> Steps[Drawing]:
-    """Draw the image under ``weights``, one a step, noisiest first."""
+    """Sample the image with ``weights``, one per step, noisiest first."""
     drawing = Drawing([mixing.start])
     for i, (_, noisy, clean) in enumerate(downwards(mixing.grid)):
         drawing.noise_preds.append((yield from _predict(mixing, drawing.states[i], noisy, weights[i])))
@@ -110,19 +110,19 @@ def _predict(mixing: Mixing, latents: Tensor, level: Level, weight: float) -> St
 
 
 def mixed_embeds(mixing: Mixing, weight: float) -> Tensor:
-    """(tokens, width): the text of a step."""
+    """Prompt embeddings (tokens, width) of a step with this weight."""
     return weight * mixing.source_embeds + (1 - weight) * mixing.target_embeds
 
 
 def _mean(mixing: Mixing, drawing: Drawing, i: int, weight: float) -> Steps[Tensor]:
-    """The prediction that step ``i`` moves along."""
-    now = drawing.noise_preds[i]
+    """The weighted mean of noise predictions that step ``i`` uses."""
+    noise_pred = drawing.noise_preds[i]
     if is_heun(mixing.sampler, i):
         _, noisy, clean = downwards(mixing.grid)[0]
-        drawing.probe = move(drawing.states[0], now, noisy, clean)
+        drawing.probe = move(drawing.states[0], noise_pred, noisy, clean)
         ahead = yield from _predict(mixing, drawing.probe, clean, weight)
-        return (now + ahead) / 2
+        return (noise_pred + ahead) / 2
     shares = multistep_weights(mixing.sampler, i)
     if len(shares) == 1:
-        return now
+        return noise_pred
     return torch.stack([share * drawing.noise_preds[i - j] for j, share in enumerate(shares)]).sum(0)

@@ -1,4 +1,4 @@
-"""The message of disentangled edits: the weights of a direction, a list of weights, or a step to switch at."""
+"""The message of disentangled edits in EditRequest: weights of a direction, a list of weights, or a switch step."""
 
 from dataclasses import replace
 from typing import Final
@@ -26,58 +26,60 @@ async def _lookup(request: EditRequest, fetch: Fetch) -> Direction | None:
 
 
 def _defaults(request: EditRequest, reader: Reader, direction: Direction | None) -> Defaults:
-    """As a direction was learned; as many steps as there are weights, where they come as a list."""
+    """With a direction, the values it was learned with; with a list of weights, as many steps as there are weights."""
     if direction is None:
         return Defaults(len(request.disentangled.given.values) or reader.model.default_steps)
     learned = direction.options
     return Defaults(learned.num_inference_steps, learned.source_prompt, learned.target_prompt, learned.guidance_scale)
 
 
-def _read(asked: Reading) -> DisentangledEdit:
-    message, fields = asked.request.disentangled, asked.reader.fields
-    source_prompt = _source_prompt(asked)
-    weights = _weights(asked, _steps(asked))
+def _read(reading: Reading) -> DisentangledEdit:
+    message, fields = reading.request.disentangled, reading.reader.fields
+    source_prompt = _source_prompt(reading)
+    weights = _weights(reading, _steps(reading))
     scale = fields.between("disentangled.scale", message.scale if message.HasField("scale") else 1.0, *_SCALES)
-    default = asked.found.options.sampler if asked.found is not None else Sampler.DDIM
+    default = reading.found.options.sampler if reading.found is not None else Sampler.DDIM
     sampler = sampler_of(fields, "disentangled.sampler", message.sampler, default)
     if scale != 1:
         weights = tuple(1 - scale * (1 - weight) for weight in weights)
         if not all(abs(weight) <= MAX_MIXING_WEIGHT for weight in weights):
             fields.wrong(
-                "disentangled.scale", f"{scale:g} takes a weight out of [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]"
+                "disentangled.scale",
+                f"{scale:g} brings a weight outside [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]; use one near 1",
             )
             weights = ()
-    # To the precision of the wire, so that ``resolved`` has these very weights.
+    # Rounded to float32 as in a message, so that ``resolved`` has exactly these weights.
     return DisentangledEdit(source_prompt, tuple(float32(single(weight)) for weight in weights), sampler)
 
 
-def _source_prompt(asked: Reading) -> str:
-    message = asked.request.disentangled
-    if isinstance(asked.source, Generated):
-        for name, said_by in (("source_prompt", "generated.prompt"), ("steps", "generated.steps")):
+def _source_prompt(reading: Reading) -> str:
+    message = reading.request.disentangled
+    if isinstance(reading.source, Generated):
+        for name, other in (("source_prompt", "generated.prompt"), ("steps", "generated.steps")):
             if getattr(message, name):
-                asked.reader.fields.wrong(f"disentangled.{name}", f"unused: {said_by} says it")
-        return asked.source.prompt
-    return asked.reader.prompt("disentangled.source_prompt", message.source_prompt or asked.defaults.source_prompt)
+                reading.reader.fields.wrong(f"disentangled.{name}", f"must be unset: {other} is used instead")
+        return reading.source.prompt
+    return reading.reader.prompt("disentangled.source_prompt", message.source_prompt or reading.defaults.source_prompt)
 
 
-def _steps(asked: Reading) -> int:
-    if isinstance(asked.source, Generated):
-        return asked.source.num_inference_steps
-    return asked.reader.steps("disentangled.steps", asked.request.disentangled.steps, asked.defaults.steps)
+def _steps(reading: Reading) -> int:
+    if isinstance(reading.source, Generated):
+        return reading.source.num_inference_steps
+    return reading.reader.steps("disentangled.steps", reading.request.disentangled.steps, reading.defaults.steps)
 
 
-def _weights(asked: Reading, steps: int) -> tuple[float, ...]:
-    """One a step, before the scale. A direction of other steps is refused later: the fields come first."""
-    message: DisentangledMessage = asked.request.disentangled
-    reader, fields = asked.reader, asked.reader.fields
+def _weights(reading: Reading, steps: int) -> tuple[float, ...]:
+    """One weight per step, before the scale. A direction learned for another number of steps is refused in
+    ``_check``."""
+    message: DisentangledMessage = reading.request.disentangled
+    reader, fields = reading.reader, reading.reader.fields
     match message.WhichOneof("weights"):
         case "direction":
-            direction: Direction = asked.found
-            learned, most = direction.weights, reader.limits.max_steps
-            if len(learned) > most:
-                fields.wrong("disentangled.direction", f"has {len(learned)} steps, more than {most}")
-            return learned
+            direction: Direction = reading.found
+            weights, limit = direction.weights, reader.limits.max_steps
+            if len(weights) > limit:
+                fields.wrong("disentangled.direction", f"has {len(weights)} steps, more than this server's {limit}")
+            return weights
         case "switch_step":
             switch_step = fields.index("disentangled.switch_step", message.switch_step, steps)
             return (1.0,) * switch_step + (0.0,) * (steps - switch_step)
@@ -89,41 +91,41 @@ def _weights(asked: Reading, steps: int) -> tuple[float, ...]:
 
 
 def _given(reader: Reader, given: MixingWeights, steps: int) -> tuple[float, ...]:
-    path, fields, most = "disentangled.given.values", reader.fields, reader.limits.max_steps
-    weights = tuple(float32(value) for value in given.values[: most + 1])
-    if len(weights) > most:
-        fields.wrong(path, f"{len(given.values)} weights, more than {most}")
+    path, fields, limit = "disentangled.given.values", reader.fields, reader.limits.max_steps
+    weights = tuple(float32(value) for value in given.values[: limit + 1])
+    if len(weights) > limit:
+        fields.wrong(path, f"{len(given.values)} weights, more than {limit} steps")
         return ()
     if len(weights) != steps:
-        fields.wrong(path, f"{len(weights)} weights for {steps} steps")
-    elif not all(-MAX_MIXING_WEIGHT <= weight <= MAX_MIXING_WEIGHT for weight in weights):  # which no NaN is
-        fields.wrong(path, f"one is outside [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]")
+        fields.wrong(path, f"{len(weights)} weights for {steps} steps; give one per step")
+    elif not all(-MAX_MIXING_WEIGHT <= weight <= MAX_MIXING_WEIGHT for weight in weights):  # also refuses NaN
+        fields.wrong(path, f"a weight is outside [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]")
         return ()
     return weights
 
 
-def _check(asked: Reading, _options: DisentangledEdit) -> None:
+def _check(reading: Reading, _options: DisentangledEdit) -> None:
     """Raises DirectionModelMismatch and DirectionStepsMismatch."""
-    direction, model = asked.found, asked.reader.model
+    direction, model = reading.found, reading.reader.model
     if direction is None:
         return
-    metadata = {"resource_name": asked.request.disentangled.direction}
+    metadata = {"resource_name": reading.request.disentangled.direction}
     if direction.model_digest != model.digest:
         raise DirectionModelMismatch(
-            f"{metadata['resource_name']} was learned on other weights than those of {model_name(model.id)}: learn"
-            " it there, or name its model",
+            f"{metadata['resource_name']} was learned with other weights than those of {model_name(model.id)}; learn"
+            " it on this model, or set model to the one it was learned on",
             metadata=metadata,
         )
-    learned, steps = direction.options.num_inference_steps, _steps(asked)
+    learned, steps = direction.options.num_inference_steps, _steps(reading)
     if learned != steps:
         raise DirectionStepsMismatch(
-            f"{metadata['resource_name']} was learned for {learned} steps, not for {steps}; leave the steps out",
+            f"{metadata['resource_name']} was learned for {learned} steps, not for {steps}; leave steps unset",
             metadata={**metadata, "steps": str(learned)},
         )
 
 
 async def _complete(options: DisentangledEdit, completing: Completing) -> tuple[DisentangledEdit, None]:
-    """Without a source prompt of its own, the edit takes the stored inversion's."""
+    """The options; an empty source prompt is replaced by that of a stored inversion."""
     source = completing.source.source
     if not options.source_prompt and isinstance(source, Stored):
         options = replace(options, source_prompt=source.inversion.options.source_prompt)
@@ -135,7 +137,7 @@ def _write(request: EditRequest, options: DisentangledEdit, _source: EditSource)
     message.given.values.extend(options.weights)
     message.scale = 1
     message.sampler = SAMPLERS[options.sampler]
-    if request.WhichOneof("source") != "generated":  # which says these two itself
+    if request.WhichOneof("source") != "generated":  # it has both fields itself
         message.source_prompt = options.source_prompt
         message.steps = len(options.weights)
 

@@ -1,1 +1,1 @@
-"""EDICT: exact inversion through coupled latents, and the edit from it."""
+"""EDICT: exact inversion with coupled latents, and the edit from it (Wallace, Gokul, Naik; CVPR 2023)."""

@@ -10,7 +10,7 @@ from underpaint_server.methods.cost import Plan, Stage, denoising, guided
 
 @dataclass(frozen=True, slots=True)
 class EdictInversion(InversionMethod):
-    """Exact inversion through coupled latents."""
+    """Exact inversion with coupled latents."""
 
     name: ClassVar[str] = "edict"
     label: ClassVar[str] = "EDICT"
@@ -19,12 +19,13 @@ class EdictInversion(InversionMethod):
     default_guidance_scale: ClassVar[float] = 3.0
 
     mixing_coefficient: float = 0.93
-    """EDICT's p, (0, 1]. Inverting widens the gap of the pair by p^-2 a step: raise p with the number of steps."""
+    """EDICT's p, (0, 1]. Each inversion step multiplies the difference of the coupled latents by p^-2, so more steps
+    need a p closer to 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class EdictEdit(EditOptions):
-    """From an EDICT inversion back with the target prompt; it has no options of its own."""
+    """Denoise an EDICT inversion with the target prompt. It has no options."""
 
     name: ClassVar[str] = "edict"
 

@@ -1,9 +1,9 @@
-"""EDICT: exact inversion through coupled latents (Wallace, Gokul, Naik; CVPR 2023; arXiv 2211.12446).
+"""EDICT: exact inversion with coupled latents (Wallace, Gokul, Naik; CVPR 2023; arXiv 2211.12446).
 
-Two latents x and y are kept at the same level. A step changes one with the noise prediction *of the other*, so its
-inverse can ask for the very same prediction: nothing is approximated (eqs. 11-15). Two details are only in the
-authors' code, and both matter: which of the two goes first alternates with the step, counted within the used part of
-the schedule; and the mixing that follows always changes x first.
+Two latents x and y are at the same level. A step changes one of them with the noise prediction *for the other*, so that
+its inverse can use the same prediction and is exact (eqs. 11-15). Two details are only in the authors' code and change
+the result: which of the two is changed first alternates with the step number, counted in the used part of the schedule;
+and the mixing after it always changes x first.
 """
 
 from torch import Tensor
@@ -19,9 +19,10 @@ from underpaint_server.rows import Steps
 
 
 def invert(task: Inverting) -> Steps[dict[str, Tensor]]:
-    """``source``, and the pair ``x``, ``y`` (c, h, w) at the noisiest level of the grid.
+    """Invert: ``source``, and the coupled latents ``x`` and ``y`` (c, h, w), float64, at the noisiest level of the
+    grid.
 
-    The pair of a real image is not on the diagonal x = y: inversion widens its gap by p^-2 a step.
+    ``x`` and ``y`` differ: each step multiplies their difference by p^-2.
     """
     p = _mixing_coefficient(task.options)
     x, y = task.source, task.source
@@ -38,9 +39,9 @@ def invert(task: Inverting) -> Steps[dict[str, Tensor]]:
 
 
 def edit(task: Editing[object, None]) -> Steps[Outcome]:
-    """The pair brought back to the image's level with the target prompt; x is the result.
+    """Denoise the coupled latents with the target prompt; the result is x.
 
-    With the inversion's own prompt and guidance this is its exact inverse.
+    With the prompt and the guidance scale of the inversion this is its exact inverse.
     """
     p, x, y = _mixing_coefficient(task.inversion), task.arrays["x"], task.arrays["y"]
     for i, (_, noisy, clean) in enumerate(downwards(task.grid)):
@@ -56,7 +57,7 @@ def edit(task: Editing[object, None]) -> Steps[Outcome]:
 
 
 def _mixing_coefficient(options: InversionOptions | None) -> float:
-    """P of the inversion, or its default where the pair is plain noise."""
+    """EDICT's p: that of the inversion; the default for the noise of a generated source."""
     method = EdictInversion() if options is None else options.method
     assert isinstance(method, EdictInversion)
     return method.mixing_coefficient

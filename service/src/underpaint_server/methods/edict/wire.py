@@ -1,4 +1,7 @@
-"""EDICT's messages. The edit has no options, and its guidance is the inversion's unless the request names one."""
+"""EDICT's messages in EditRequest and InversionParameters.
+
+The edit has no options; its default guidance scale is that of the inversion.
+"""
 
 from underpaint.v1.edit_service_pb2 import EditRequest
 from underpaint.v1.inversion_service_pb2 import InversionParameters
@@ -9,7 +12,7 @@ from underpaint_server.wire.drafts import EditSource
 from underpaint_server.wire.reader import Reader
 
 
-def _read(_asked: Reading) -> EdictEdit:
+def _read(_reading: Reading) -> EdictEdit:
     return EdictEdit()
 
 

@@ -1,1 +1,1 @@
-"""SDEdit: noise to a strength, denoise with the target prompt."""
+"""SDEdit: add noise, denoise with the target prompt (Meng et al., ICLR 2022)."""

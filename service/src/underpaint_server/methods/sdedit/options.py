@@ -10,14 +10,14 @@ from underpaint_server.methods.cost import Plan, Stage, guided, used_steps
 
 @dataclass(frozen=True, slots=True)
 class SdEdit(EditOptions):
-    """Noise to a strength, denoise with the target prompt."""
+    """Options of SDEdit: add noise to the image, denoise with the target prompt."""
 
     name: ClassVar[str] = "sdedit"
 
     strength: float
-    """Share of the schedule that is run, (0, 1]."""
+    """Share of the schedule that is run, (0, 1]; it decides the noise level to start from."""
     num_inference_steps: int
-    """Steps of the whole schedule, 1 .. limit."""
+    """Steps of the whole schedule, at least 1."""
 
 
 def _cost(job: EditJob) -> Plan:

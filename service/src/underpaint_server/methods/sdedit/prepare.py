@@ -1,4 +1,4 @@
-"""Preparing SDEdit: its schedule is its own, because nothing is inverted."""
+"""Preparation of SDEdit: the grid is that of its own options, because nothing is inverted."""
 
 from underpaint_server.diffusion.schedule import Grid
 from underpaint_server.methods.cost import used_steps

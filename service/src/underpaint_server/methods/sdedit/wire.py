@@ -1,4 +1,4 @@
-"""SDEdit's message."""
+"""SDEdit's message in EditRequest."""
 
 from underpaint.v1.edit_service_pb2 import EditRequest
 
@@ -7,8 +7,8 @@ from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.wire.drafts import EditSource
 
 
-def _read(asked: Reading) -> SdEdit:
-    message, reader = asked.request.sdedit, asked.reader
+def _read(reading: Reading) -> SdEdit:
+    message, reader = reading.request.sdedit, reading.reader
     strength = message.strength if message.HasField("strength") else DEFAULT_STRENGTH
     return SdEdit(
         strength=reader.fields.share("sdedit.strength", strength),
