@@ -4,10 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from support import checkpoints
 from underpaint_server.check_model import ball, main
 from underpaint_server.settings import CheckSettings
@@ -16,6 +17,13 @@ from underpaint_server.settings import CheckSettings
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.build(tmp_path_factory.mktemp("sd") / request.param, prediction_type=request.param)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """``main`` sends this process's log lines to a stderr that ends with the test."""
+    yield
+    structlog.reset_defaults()
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
