@@ -126,7 +126,7 @@ async def test_an_operation_comes_back_to_the_bit(blobs: Blobs) -> None:
     assert np.array_equal(first.pixels, photos[0])
     assert np.array_equal(second.pixels, photos[1])
     assert await store.save_state(NAME, STATE)
-    seen = await other.look(NAME)
+    seen = await other.summary(NAME)
     assert (seen.claim, seen.iteration, seen.done_at) == (0, 2, None)
     assert repr(await other.state_of(seen)) == repr(STATE)
 
