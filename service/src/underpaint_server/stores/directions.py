@@ -235,7 +235,7 @@ def _check(record: _Record, direction: Direction) -> None:
     if not direction.options.source_prompt.strip() or not direction.options.target_prompt.strip():
         raise StoreCorrupt("the source prompt or the target prompt in the file is empty")
     if record.create_time.tzinfo is None or not _TIMES[0] <= record.create_time < _TIMES[1]:
-        raise StoreCorrupt("the file's create_time has no time zone, or is outside the years 1970 .. 9998")
+        raise StoreCorrupt("the file's create_time has no time zone, or is outside the years 1970..9998")
     if not 0 <= direction.options.guidance_scale <= MAX_GUIDANCE_SCALE:
         raise StoreCorrupt(f"the file's guidance_scale is outside [0, {MAX_GUIDANCE_SCALE:g}]")
     if max(len(weights), len(record.losses), record.example_count) > _MAX_NUMBERS or record.example_count < 0:

@@ -28,8 +28,8 @@ class _Entry:
 class Idempotency:
     """Requests by id. Only successful answers are kept: a request that failed may be retried with the same id.
 
-    An answer is kept for ``ttl_s`` seconds. All kept answers together take at most ``max_bytes``; the oldest are dropped
-    first. ``clock`` gives seconds.
+    An answer is kept for ``ttl_s`` seconds. All kept answers together take at most ``max_bytes``; the oldest are
+    dropped first. ``clock`` gives seconds.
     """
 
     def __init__(

@@ -70,7 +70,8 @@ async def _unary(inner: Callable[..., Any], request: Any, context: Context, call
 async def _stream(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord) -> None:
     async with _outcome(call, context):
         answers = inner(_recorded(request, call), context)
-        await (_write(answers, context, call) if inspect.isasyncgen(answers) else answers)
+        is_generator = inspect.isasyncgen(answers)
+        await (_write(answers, context, call) if is_generator else answers)
 
 
 async def _write(answers: AsyncGenerator[Message, None], context: Context, call: CallRecord) -> None:
@@ -104,8 +105,8 @@ async def _outcome(call: CallRecord, context: Context) -> AsyncIterator[None]:
             call.crashed(error)
         await _abort(error, call, context)
     except asyncio.CancelledError:
-        error = _cancellation(context)
-        call.ended(status.code_of(error), error.reason)
+        cause = _cause_of_cancel(context)
+        call.ended(status.code_of(cause), cause.reason)
         raise
     except grpc.aio.AbortError:
         call.ended(_code(context))
@@ -123,7 +124,7 @@ async def _abort(error: UnderpaintError, call: CallRecord, context: Context) -> 
     await context.abort(code, status.message_of(error), status.trailers(error, call.request_id))
 
 
-def _cancellation(context: Context) -> UnderpaintError:
+def _cause_of_cancel(context: Context) -> UnderpaintError:
     left_s = context.time_remaining()
     expired = left_s is not None and left_s <= _DEADLINE_TOLERANCE_S
     return DeadlinePassed("before the answer") if expired else Cancelled("by the caller")
