@@ -161,13 +161,13 @@ async def test_who_joins_before_admission_is_counted_too(wire: Wire, monkeypatch
 
 
 @pytest.mark.parametrize(("later", "latest"), [(None, None), (7.0, 7.0), (3.0, 5.0)])
-async def test_a_flight_has_the_latest_deadline_of_all_aboard(later: float | None, latest: float | None) -> None:
-    async def run(flight: SharedCall[Any]) -> float | None:
-        return flight.deadline.at
+async def test_a_shared_call_has_the_latest_deadline_of_all_who_wait(later: float | None, latest: float | None) -> None:
+    async def run(call: SharedCall[Any]) -> float | None:
+        return call.deadline.at
 
-    flights: SingleFlight[float | None] = SingleFlight(on_join=lambda: None)
-    with flights.join("key", run, Deadline(5.0)), flights.join("key", run, Deadline(later)) as flight:
-        assert await flight.result() == latest
+    shared: SingleFlight[float | None] = SingleFlight(on_join=lambda: None)
+    with shared.join("key", run, Deadline(5.0)), shared.join("key", run, Deadline(later)) as call:
+        assert await call.result() == latest
 
 
 async def test_a_replayed_stream_has_its_result_at_once(wire: Wire) -> None:
@@ -237,41 +237,41 @@ def table(max_bytes: int = 10_000) -> tuple[Idempotency, Clock]:
     return Idempotency(ttl_s=60, max_bytes=max_bytes, metrics=Metrics(), clock=clock), clock
 
 
-async def fly(replay: Idempotency, request_id: str, print_: bytes = b"p", bytes_: int = 100) -> tuple[Any, bool]:
+async def ask(replay: Idempotency, request_id: str, print_: bytes = b"p", bytes_: int = 100) -> tuple[Any, bool]:
     """The answer, and whether it was computed just now."""
     ran = False
 
-    async def run(flight: SharedCall[Any]) -> edit_service_pb2.EditResponse:
+    async def run(call: SharedCall[Any]) -> edit_service_pb2.EditResponse:
         nonlocal ran
         ran = True
         return edit_service_pb2.EditResponse(inversion="x" * bytes_)
 
-    with replay.join(request_id, print_, run, NEVER) as flight:
-        return await flight.result(), ran
+    with replay.join(request_id, print_, run, NEVER) as call:
+        return await call.result(), ran
 
 
 async def test_answers_are_kept_for_their_time_only() -> None:
     replay, clock = table()
     request_id = str(uuid4())
-    assert (await fly(replay, request_id))[1]
+    assert (await ask(replay, request_id))[1]
     clock.now = 59.9
-    assert not (await fly(replay, request_id))[1]
+    assert not (await ask(replay, request_id))[1]
     clock.now = 60.0
-    assert (await fly(replay, request_id, b"another"))[1]
+    assert (await ask(replay, request_id, b"another"))[1]
 
 
 async def test_answers_are_kept_within_their_bytes_the_oldest_go_first() -> None:
     replay, _ = table(max_bytes=350)
     ids = [str(uuid4()) for _ in range(4)]
     for request_id in ids:
-        await fly(replay, request_id)
-    assert [not (await fly(replay, request_id))[1] for request_id in reversed(ids)] == [True, True, True, False]
+        await ask(replay, request_id)
+    assert [not (await ask(replay, request_id))[1] for request_id in reversed(ids)] == [True, True, True, False]
 
 
 async def test_an_answer_larger_than_all_bytes_is_not_kept() -> None:
     replay, _ = table(max_bytes=50)
     request_id = str(uuid4())
-    assert [(await fly(replay, request_id))[1] for _ in range(2)] == [True, True]
+    assert [(await ask(replay, request_id))[1] for _ in range(2)] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -290,22 +290,22 @@ async def test_an_answer_larger_than_all_bytes_is_not_kept() -> None:
 )
 async def test_ids_are_uuid4(request_id: str) -> None:
     with pytest.raises(FieldInvalid, match="request_id"):
-        await fly(table()[0], request_id)
+        await ask(table()[0], request_id)
 
 
 async def test_another_payload_is_refused_while_running_and_after() -> None:
     replay, _ = table()
     request_id, release = str(uuid4()), asyncio.Event()
 
-    async def run(flight: SharedCall[Any]) -> edit_service_pb2.EditResponse:
+    async def run(call: SharedCall[Any]) -> edit_service_pb2.EditResponse:
         await release.wait()
         return edit_service_pb2.EditResponse()
 
-    with replay.join(request_id, b"p", run, NEVER) as flight:
+    with replay.join(request_id, b"p", run, NEVER) as call:
         with pytest.raises(RequestIdReused):
             replay.join(request_id, b"q", run, NEVER)
         release.set()
-        await flight.result()
+        await call.result()
     with pytest.raises(RequestIdReused):
         replay.join(request_id, b"q", run, NEVER)
 
@@ -322,7 +322,7 @@ async def test_an_error_after_the_last_caller_left_goes_nowhere() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context))
     ended = asyncio.Event()
 
-    async def run(flight: SharedCall[Any]) -> edit_service_pb2.EditResponse:
+    async def run(call: SharedCall[Any]) -> edit_service_pb2.EditResponse:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -339,16 +339,16 @@ async def test_an_error_after_the_last_caller_left_goes_nowhere() -> None:
     assert heard == []
 
 
-async def test_a_flight_nobody_waits_for_is_not_open() -> None:
-    async def run(flight: SharedCall[Any]) -> edit_service_pb2.EditResponse:
+async def test_a_shared_call_that_nobody_waits_for_is_not_open() -> None:
+    async def run(call: SharedCall[Any]) -> edit_service_pb2.EditResponse:
         await asyncio.Event().wait()
         raise AssertionError
 
-    with SharedCall(run, NEVER) as flight:
-        assert flight.open
-    assert not flight.open
+    with SharedCall(run, NEVER) as call:
+        assert call.open
+    assert not call.open
     with pytest.raises(asyncio.CancelledError):
-        await flight.result()
+        await call.result()
 
 
 async def test_a_deadline_passes_as_such(wire: Wire) -> None:

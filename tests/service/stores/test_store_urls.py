@@ -32,7 +32,7 @@ def test_an_unknown_scheme_is_told_what_exists(url: str) -> None:
         ("file://host/path", "absolute path"),
         ("file:relative", "absolute path"),
         ("s3:///prefix", "the bucket is missing"),
-        ("memory:///place", "memory has no places"),
+        ("memory:///folder", "memory store has no path"),
     ],
 )
 def test_a_malformed_url_is_told_how_to_write_it(url: str, advice: str) -> None:

@@ -1,8 +1,8 @@
-"""The wire: the only package that knows gRPC and the messages of ``underpaint.v1``.
+"""The gRPC server: the only package that knows gRPC.
 
-A call passes ``interceptors`` (log line, metrics, errors to statuses), a servicer (``edits``, ``inversions``,
-``models``, ``directions``), ``replay`` (a repeated request id joins the first), ``convert`` (defaults and limits; what
-one method alone has is in ``methods``), ``sources`` (pixels or stored latents), the engine, and ``answers`` back. What
-outlives its call goes by ``learning`` (the request), ``manager`` and ``running`` (the work), and is read through
-``operations``.
+A call that computes passes, in this order: ``calls`` (log line, metrics, errors to statuses, repeated request ids),
+``services`` (one file a gRPC service), ``handlers`` (the body of the call), ``requests`` (message to draft, with
+defaults and limits; the fields of one method are read in its folder under ``methods``), the engine, and ``responses``
+(result to message). LearnDirection stores an operation instead; ``underpaint_server.operations`` runs it, and
+``services.operations`` reads it.
 """

@@ -1,4 +1,4 @@
-"""What all services of the gRPC server share."""
+"""The state that all services of the gRPC server share."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ _LOADING_RETRY_S = 2.0
 
 @dataclass(slots=True)
 class ServerContext:
-    """The parts of the front process; lives on its event loop."""
+    """The parts of the front process, used on its event loop only."""
 
     settings: Settings
     engine: Dispatcher
@@ -33,13 +33,13 @@ class ServerContext:
     threads: Threads
     idempotency: Idempotency
     inverting: SingleFlight[Any]
-    """Inversions being made for InversionService, by name."""
+    """Inversions that InversionService is computing, by name and whether they are verified."""
     draining: bool = False
-    """Set once, when the server is about to stop."""
+    """Set once, when the server begins to shut down."""
 
     @classmethod
     def build(cls, settings: Settings, engine: Dispatcher, stores: Stores, metrics: Metrics) -> "ServerContext":
-        """All parts from the settings."""
+        """Create the remaining parts from the settings."""
         return cls(
             settings=settings,
             engine=engine,
@@ -53,13 +53,14 @@ class ServerContext:
 
     @property
     def image_limits(self) -> ImageLimits:
-        """The largest image that is decoded."""
+        """The largest image that is decoded, by the settings."""
         return ImageLimits(self.settings.max_image_bytes, self.settings.max_image_pixels)
 
     def model(self, name: str, path: str = "model") -> ModelInfo:
-        """The model of that name, the default one for ``""``, once it is loaded.
+        """The loaded model of this resource name, the default model for ``""``.
 
-        Raises FieldInvalid at ``path``, ModelNotFound, ModelLoading, ModelNotReady.
+        Raises FieldInvalid at ``path`` for a malformed name, ModelNotFound, ModelLoading, and ModelNotReady if loading
+        failed.
         """
         identifier = self.configured(name, path) if name else self.engine.configured[0]
         info = self.engine.models.get(identifier)
@@ -70,15 +71,15 @@ class ServerContext:
                 f"{model_name(identifier)} failed to load: {self.engine.error}",
                 metadata={"resource_name": model_name(identifier)},
             )
-        raise ModelLoading(f"{model_name(identifier)} is still loading", retry_after_s=_LOADING_RETRY_S)
+        raise ModelLoading(f"{model_name(identifier)} is still loading; retry later", retry_after_s=_LOADING_RETRY_S)
 
     def configured(self, name: str, path: str) -> str:
-        """The id in "models/{id}" if the server has it, loaded or not. Raises FieldInvalid, ModelNotFound."""
+        """The id in "models/{id}", if the server is configured with it. Raises FieldInvalid, ModelNotFound."""
         identifier = model_id(name, path)
         if identifier not in self.engine.configured:
             available = ", ".join(model_name(other) for other in self.engine.configured)
             raise ModelNotFound(
-                f"this server has no {name}; it has {available}",
+                f"this server has no {name}; choose one of {available}",
                 metadata={"resource_type": "underpaint.v1.Model", "resource_name": name},
             )
         return identifier

@@ -39,7 +39,7 @@ _DESCRIPTORS: Final = (
 
 
 def build_server(context: ServerContext, health: Health) -> grpc.aio.Server:
-    """A server that is not started yet and has no port."""
+    """The server with all services; add a port and start it."""
     interceptor = CallInterceptor(context.metrics, context.engine.configured[0])
     server = grpc.aio.server(interceptors=[interceptor], options=_options(context.settings.max_message_bytes))
     edit_service_pb2_grpc.add_EditServiceServicer_to_server(EditService(context), server)
@@ -57,14 +57,14 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
-        # Clients may ping every ten seconds, also between calls; the default rule ends their connections for it.
+        # Clients may ping every ten seconds, also between calls; by default gRPC would close their connections for it.
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_time_ms", _MINUTE_MS),
         ("grpc.keepalive_timeout_ms", 20_000),
-        # A balanced client reads DNS again only when a connection ends: without this it never sees new replicas.
+        # A client that balances over DNS resolves only when a connection ends; otherwise it finds no new replicas.
         ("grpc.max_connection_age_ms", 5 * _MINUTE_MS),
         ("grpc.max_connection_age_grace_ms", 10 * _MINUTE_MS),
-        # Two servers on one port would share the calls by chance; the second must fail to start.
+        # Otherwise two servers could listen on one port and split the calls at random; the second must fail to start.
         ("grpc.so_reuseport", 0),
     ]

@@ -1,4 +1,4 @@
-"""Blocking work of the front (decoding, hashing, encoding) on a few threads, bounded in number and in memory."""
+"""Blocking work of the front process (decoding, hashing, encoding) on threads, bounded in number and in memory."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGE_PX: Final = 4 * 1024 * 1024
-"""Pictures of more pixels than this are large."""
+"""Images of more pixels than this are large."""
 LARGE_AT_ONCE: Final = 2
-"""Large pictures that are decoded at once. A few kilobytes can become a hundred megabytes."""
+"""Number of large images decoded at once. A file of a few kilobytes can decode to a hundred megabytes."""
 
 
 class Threads:
-    """Threads for pixels.
+    """Threads for work on images.
 
-    At most ``capacity`` requests hold a :meth:`place` at once: what they wait for keeps whole files in memory.
+    At most ``capacity`` requests hold a :meth:`slot` at once, because each keeps an encoded image in memory.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -33,9 +33,9 @@ class Threads:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """A place for new work; raises QueueFull where too many are taken."""
+        """Hold a slot for new work; raises QueueFull if all are taken."""
         if self._taken >= self._capacity:
-            raise QueueFull("too many images wait to be decoded; come back in a second", retry_after_s=1.0)
+            raise QueueFull("too many images are waiting to be decoded; retry in a second", retry_after_s=1.0)
         self._taken += 1
         try:
             yield
@@ -43,16 +43,16 @@ class Threads:
             self._taken -= 1
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run work on a thread."""
+        """Run ``work`` on a thread and return its result."""
         return await _run(self._executor, lambda: work(*args, **kwargs))
 
     async def decode(self, pixels: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run work that holds a decoded picture of so many pixels: large ones wait for each other."""
+        """Run ``work`` that decodes an image of ``pixels`` pixels; at most ``LARGE_AT_ONCE`` large ones run at once."""
         executor = self._large if pixels > LARGE_PX else self._executor
         return await _run(executor, lambda: work(*args, **kwargs))
 
     def close(self) -> None:
-        """Let no more work in; what runs ends by itself."""
+        """Accept no more work and drop what waits; running work ends by itself."""
         for executor in (self._executor, self._large):
             executor.shutdown(wait=False, cancel_futures=True)
 

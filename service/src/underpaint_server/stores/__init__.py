@@ -16,7 +16,7 @@ __all__ = ["DirectionStore", "Entry", "InversionStore", "OperationStore", "Store
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Everything that is stored, behind one URL."""
+    """All stores of the server, in one object store."""
 
     inversions: InversionStore
     directions: DirectionStore
@@ -24,10 +24,10 @@ class Stores:
 
     @classmethod
     async def open(cls, settings: Settings, metrics: Metrics) -> "Stores":
-        """Open ``settings.store_url``, once.
+        """Open the object store at ``settings.store_url`` and read the index of the inversions in it.
 
-        Raises ValueError for a URL that means nothing, StoreUnavailable or an error of the library for one that cannot
-        be reached.
+        Raises ValueError for an unsupported or malformed URL; StoreUnavailable, or an error of the obstore library, if
+        the object store cannot be reached.
         """
         store = open_store(settings.store_url)
         blobs = Blobs(store)
@@ -37,5 +37,5 @@ class Stores:
         return cls(inversions, DirectionStore(blobs), OperationStore(blobs))
 
     async def close(self) -> None:
-        """Stop removing expired inversions in the background; what is stored stays."""
+        """Stop removing expired inversions in the background. Stored objects stay."""
         await self.inversions.close()

@@ -1,4 +1,4 @@
-"""Whole objects by path, each written at once or not at all: what every store here is made of."""
+"""Whole objects by path, written atomically: the layer between the stores and the object store."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,80 +21,81 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """What the place tells of an object without opening it."""
+    """What a listing of the object store says of one object."""
 
     path: str
     version: str | None
-    """Changes when the object is replaced."""
+    """The object's ETag, which changes when the object is replaced; None where the store has none."""
     written_at: float
-    """Unix time, by the clock of the place."""
+    """Unix time in seconds, by the object store's clock."""
 
 
 class Blobs:
-    """Objects of one place. Any call raises StoreUnavailable if the place is silent."""
+    """The objects of one object store. Any method raises StoreUnavailable if the store cannot be reached."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
     async def read(self, path: str) -> bytes | None:
-        """The whole object; None if there is none."""
+        """The bytes of an object; None if it does not exist."""
         with reaching(), suppress(FileNotFoundError):
-            answer = await obstore.get_async(self._store, path)
-            return bytes(await answer.bytes_async())
+            result = await obstore.get_async(self._store, path)
+            return bytes(await result.bytes_async())
         return None
 
     async def create(self, path: str, data: bytes) -> bool:
-        """Write an object that is not there yet; False, and nothing is changed, if it is."""
+        """Create an object, atomically; returns False, and changes nothing, if one exists at this path."""
         with reaching(), suppress(AlreadyExistsError):
             await obstore.put_async(self._store, path, data, mode="create", use_multipart=False)
             return True
         return False
 
     async def exists(self, path: str) -> bool:
-        """Whether there is such an object."""
+        """Whether an object exists."""
         with reaching(), suppress(FileNotFoundError):
             await obstore.head_async(self._store, path)
             return True
         return False
 
     async def remove(self, path: str) -> bool:
-        """Remove an object; False if there was none, as far as the place tells."""
+        """Remove an object; False if the store reports that it did not exist, which not every store does."""
         with reaching(), suppress(FileNotFoundError):
             await obstore.delete_async(self._store, path)
             return True
         return False
 
     async def below(self, folder: str) -> list[Blob]:
-        """All objects below a folder."""
-        found: list[Blob] = []
+        """All objects in a folder and its subfolders."""
+        blobs: list[Blob] = []
         with reaching():
             async for chunk in obstore.list(self._store, folder, chunk_size=1000):
-                found += (Blob(meta["path"], meta["e_tag"], meta["last_modified"].timestamp()) for meta in chunk)
-        return found
+                blobs += (Blob(meta["path"], meta["e_tag"], meta["last_modified"].timestamp()) for meta in chunk)
+        return blobs
 
 
 @contextmanager
 def reaching() -> Iterator[None]:
-    """Turn what the library raises into StoreUnavailable, but for what says that something is there or is not."""
+    """Turn errors of the obstore library into StoreUnavailable.
+
+    FileNotFoundError and AlreadyExistsError pass unchanged: they answer the question that was asked.
+    """
     try:
         yield
     except (FileNotFoundError, AlreadyExistsError):
         raise
     except (BaseError, OSError) as error:
-        # The caller is not told where the place is.
-        _log.warning("the store is out of reach", error=str(error))
-        raise StoreUnavailable(
-            "the place of what is stored does not answer; come back in a while", retry_after_s=_RETRY_AFTER_S
-        ) from error
+        # The error of the library may name the path, bucket or host: it goes to the log, not to the caller.
+        _log.warning("object store unreachable", error=str(error))
+        raise StoreUnavailable("the object store is unreachable; retry later", retry_after_s=_RETRY_AFTER_S) from error
 
 
 def sealed(data: bytes) -> bytes:
-    """The bytes behind their own digest."""
+    """``data`` preceded by its own SHA-256 in hexadecimal and a newline."""
     return hashlib.sha256(data).hexdigest().encode() + b"\n" + data
 
 
 def unsealed(data: bytes) -> bytes:
-    """The bytes of :func:`sealed`; raises StoreCorrupt if any has changed."""
+    """The data that :func:`sealed` was given; raises StoreCorrupt if the checksum does not match."""
     digest, data = data[:_DIGEST_CHARS], data[_DIGEST_CHARS + 1 :]
     if hashlib.sha256(data).hexdigest().encode() != digest:
         raise StoreCorrupt("a stored object fails its checksum")

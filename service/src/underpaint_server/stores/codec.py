@@ -1,8 +1,8 @@
-"""The one format of the safetensors files that the server writes: arrays, and a JSON record about them.
+"""The format of every safetensors file that the server writes: arrays, and a JSON record about them.
 
-The arrays are the file's tensors. ``__metadata__`` has one string, ``underpaint``: the record as canonical JSON, and in
-it ``sha256`` over all its other members and over every tensor's name, type, shape and bytes. Equal arguments give equal
-bytes.
+The arrays are the file's tensors. ``__metadata__`` has one entry, ``underpaint``: the record as canonical JSON. Its
+member ``sha256`` is the checksum over all other members and over the name, dtype, shape and bytes of every tensor.
+Equal arguments give equal files.
 """
 
 import hashlib
@@ -27,42 +27,43 @@ _PREFIX_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """What a file has in it, its checksum verified."""
+    """The content of a file whose checksum was verified."""
 
     record: Record
-    """Without the checksum."""
+    """The JSON record, without its ``sha256``."""
     arrays: Mapping[str, Array]
+    """Name to array."""
     sha256: str
-    """The checksum, hexadecimal."""
+    """The checksum, 64 hexadecimal digits."""
 
 
 def encode(record: Record, arrays: Mapping[str, Array]) -> bytes:
-    """The safetensors file. ``record`` has values that JSON has, and no ``sha256``."""
+    """The safetensors file. ``record`` must be representable in JSON and have no ``sha256``."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     return save(dict(arrays), metadata={_KEY: _canonical(record | {_DIGEST: digest(record, arrays)})})
 
 
 def decode(data: bytes, *, named: bool = True) -> File:
-    """Read a file that may come from anywhere; raises StoreCorrupt if a bit of what matters has changed.
+    """Read a file that is not trusted; raises StoreCorrupt if it is malformed or fails its checksum.
 
-    ``named`` False is for files whose checksum leaves out the names of the tensors.
+    ``named`` False is for files whose checksum does not cover the names of the tensors.
     """
     try:
-        arrays = load(data)  # first: it checks the header that is read next
+        arrays = load(data)  # first, since it validates the header that read_record parses
     except (SafetensorError, ValueError) as error:
-        raise StoreCorrupt(f"the file is no safetensors file: {error}") from error
+        raise StoreCorrupt(f"not a safetensors file: {error}") from error
     record = read_record(data)
-    promised = record.pop(_DIGEST, None)
+    expected = record.pop(_DIGEST, None)
     actual = digest(record, arrays, named=named)
-    if promised != actual:
+    if expected != actual:
         raise StoreCorrupt("the file fails its checksum")
     return File(record, arrays, actual)
 
 
 def read_record(head: bytes) -> Record:
-    """The record, checksum included but not verified, from the first ``header_bytes(head)`` bytes of a file at least.
+    """The record, with its ``sha256``, from the start of a file; the checksum is not verified.
 
-    Raises StoreCorrupt.
+    ``head`` must have at least the first ``header_bytes(head)`` bytes of the file. Raises StoreCorrupt.
     """
     try:
         header = json.loads(head[_PREFIX_BYTES : header_bytes(head)])
@@ -72,22 +73,22 @@ def read_record(head: bytes) -> Record:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreCorrupt(f"the header cannot be read: {error!r}") from error
     if not isinstance(record, dict) or canonical != text:
-        raise StoreCorrupt("the header is not as this server writes it")
+        raise StoreCorrupt("the header is not in the form that this server writes")
     return record
 
 
 def header_bytes(head: bytes) -> int:
-    """How many bytes of a file must be read to know its record, from the first eight."""
+    """Length in bytes of a file's header, prefix included, from the file's first eight bytes."""
     return _PREFIX_BYTES + int.from_bytes(head[:_PREFIX_BYTES], "little")
 
 
 def digest(record: Record, arrays: Mapping[str, Array], *, named: bool = True) -> str:
-    """sha256 (hexadecimal) over a record without checksum and over its arrays."""
+    """SHA-256, as 64 hexadecimal digits, over a record without ``sha256`` and over the arrays."""
     total = hashlib.sha256(_canonical(record).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
-        about = [array.dtype.str, array.shape]
-        total.update(json.dumps([name, *about] if named else about).encode())
+        layout = [array.dtype.str, array.shape]
+        total.update(json.dumps([name, *layout] if named else layout).encode())
         total.update(array.data)
     return total.hexdigest()
 

@@ -1,7 +1,7 @@
-"""Directions: one safetensors file each, ``directions/{id}.safetensors``, kept until somebody deletes it.
+"""The direction store: one safetensors file a direction, ``directions/{id}.safetensors``, kept until it is deleted.
 
-The file's only tensor is ``weights``, float32; everything else is in its record (see ``codec``). Its checksum is the
-etag.
+The file's only tensor is ``weights``, float32 of shape (steps,). Everything else is in its record, see ``codec``. The
+file's checksum is the direction's etag.
 """
 
 import asyncio
@@ -25,21 +25,22 @@ from underpaint_server.stores.blobs import Blobs
 from underpaint_server.stores.paging import key_of, token_of
 
 NAME: Final = re.compile(r"[a-z0-9-]{1,63}")
-"""Ids of directions."""
+"""The form of a direction's id."""
 MAX_BYTES: Final = 1024 * 1024
-"""Of one file; a thousand steps take a tenth of it."""
+"""Largest size of one file in bytes. A direction of 1000 steps takes a tenth of it."""
 FORMAT: Final = 2
+"""Version of the files that are written."""
 _UNNAMED: Final = 1
-"""The format before, still read: its checksum leaves the name of the tensor out."""
+"""The previous version, still read: its checksum does not cover the name of the tensor."""
 
 _FOLDER: Final = "directions"
 _OBJECT: Final = re.compile(rf"{_FOLDER}/({NAME.pattern})\.safetensors")
 _READS_AT_ONCE: Final = 32
 _MAX_NUMBERS: Final = 1000
-"""Weights, losses or examples; far more than are ever learned with."""
+"""Most weights, losses or examples in a file. Learning here needs far fewer."""
 _MAX_NAME_CHARS: Final = 1000
 _TIMES: Final = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
-"""Outside these, not every library can tell a time in every time zone."""
+"""Earliest and latest create_time. Times beyond these overflow in some libraries when the time zone is converted."""
 
 _log = structlog.get_logger()
 
@@ -49,10 +50,11 @@ class Entry:
     """A stored direction."""
 
     name: str
-    """Without ``directions/``."""
+    """The id, without ``directions/``."""
     direction: Direction
     create_time: datetime
     etag: str
+    """SHA-256 checksum of the file, hexadecimal."""
 
 
 Entries = list[Entry]
@@ -60,7 +62,7 @@ Entries = list[Entry]
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """The JSON object, but for its digest."""
+    """The JSON record of a file, without its checksum."""
 
     format: int
     display_name: str
@@ -78,7 +80,7 @@ _RECORD: Final = TypeAdapter(_Record)
 
 
 def encode(direction: Direction, create_time: datetime) -> bytes:
-    """The safetensors file. The same arguments give the same bytes."""
+    """The safetensors file. Equal arguments give equal bytes."""
     record = _Record(
         FORMAT,
         direction.display_name,
@@ -96,13 +98,13 @@ def encode(direction: Direction, create_time: datetime) -> bytes:
 
 
 def decode(name: str, data: bytes) -> Entry:
-    """The direction in a file that may come from anywhere; raises StoreCorrupt if it is not a good one."""
+    """Read a file that is not trusted; raises StoreCorrupt if it is malformed, damaged or has values out of range."""
     file = codec.decode(data, named=codec.read_record(data).get("format") != _UNNAMED)
     try:
         record = _RECORD.validate_json(json.dumps(file.record), strict=True)
         weights = file.arrays["weights"]
     except (ValidationError, ValueError, KeyError) as error:
-        raise StoreCorrupt(f"the file is not one of a direction: {_first_line(error)}") from error
+        raise StoreCorrupt(f"not the file of a direction: {_first_line(error)}") from error
     direction = Direction(
         display_name=record.display_name,
         model=record.model,
@@ -119,19 +121,19 @@ def decode(name: str, data: bytes) -> Entry:
 
 
 def renamed(data: bytes, display_name: str) -> bytes:
-    """The same file with another display name; raises StoreCorrupt."""
+    """The same file with another display name, and so another etag; raises StoreCorrupt."""
     entry = decode("", data)
     return encode(replace(entry.direction, display_name=display_name), entry.create_time)
 
 
 class DirectionStore:
-    """Directions by id. Any call raises StoreUnavailable if the place is silent."""
+    """Directions by id. Any method raises StoreUnavailable if the object store cannot be reached."""
 
     def __init__(self, blobs: Blobs, clock: Callable[[], float] = time.time) -> None:
         self._blobs = blobs
         self._clock = clock
-        self._read: dict[str, tuple[str | None, Entry]] = {}
-        """What a listing has read, by id, with the version it was read in."""
+        self._cache: dict[str, tuple[str | None, Entry]] = {}
+        """Entries that a listing has read, by id, each with the version of the object that was read."""
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
 
     async def create(self, name: str, direction: Direction) -> Entry:
@@ -139,22 +141,22 @@ class DirectionStore:
         return await self.create_from_file(name, encode(direction, datetime.fromtimestamp(self._clock(), UTC)))
 
     async def create_from_file(self, name: str, data: bytes) -> Entry:
-        """Store a file as it is; raises DirectionExists, and StoreCorrupt if it is not a good one."""
+        """Store a file unchanged; raises DirectionExists, and StoreCorrupt as :func:`decode` does."""
         entry = decode(name, data)
         if not await self._blobs.create(_path(name), data):
-            raise DirectionExists(f"there is a directions/{name} already; choose another id", metadata=_resource(name))
+            raise DirectionExists(f"directions/{name} exists already; choose another id", metadata=_resource(name))
         return entry
 
     async def get(self, name: str) -> Entry:
-        """Raises DirectionNotFound, StoreCorrupt."""
+        """One direction. Raises DirectionNotFound, StoreCorrupt."""
         return self._decoded(name, await self.export(name))
 
     async def exists(self, name: str) -> bool:
-        """Whether the id is taken."""
+        """Whether a direction has this id."""
         return await self._blobs.exists(_path(name))
 
     async def export(self, name: str) -> bytes:
-        """The file itself, verified. Raises DirectionNotFound, StoreCorrupt."""
+        """The bytes of the file, verified. Raises DirectionNotFound, StoreCorrupt."""
         data = await self._blobs.read(_path(name))
         if data is None:
             raise _missing(name)
@@ -162,19 +164,24 @@ class DirectionStore:
         return data
 
     async def delete(self, name: str, etag: str = "") -> None:
-        """Remove a direction, a damaged one too unless an etag is asked for. Raises DirectionNotFound, EtagMismatch.
+        """Remove a direction; with an ``etag``, only if the direction has it.
 
-        Directions never change, so between the look and the removal only another one can have come under this id.
+        Raises DirectionNotFound and EtagMismatch. A damaged file can be removed only without an etag: with one,
+        StoreCorrupt is raised.
         """
+        # Another writer may replace the direction between the check and the removal only by deleting and creating it.
         if etag and (await self.get(name)).etag != etag:
-            raise EtagMismatch(f"directions/{name} has another etag; look at it again", metadata=_resource(name))
+            raise EtagMismatch(
+                f"directions/{name} has another etag; read it again and retry with the new etag",
+                metadata=_resource(name),
+            )
         if not await self.exists(name) or not await self._blobs.remove(_path(name)):
             raise _missing(name)
 
     async def list(self, page_size: int, page_token: str) -> tuple[Entries, str]:
-        """A page, newest first, and the token of the next, "" on the last. Raises FieldInvalid for a foreign token.
+        """One page, newest first, and the token of the next page, "" on the last one.
 
-        Damaged ones are passed over, with a line in the log.
+        Raises FieldInvalid for a malformed token. Damaged files are logged and left out.
         """
         before = key_of(page_token) if page_token else None
         entries = sorted(await self._all(), key=lambda entry: (entry.create_time, entry.name), reverse=True)
@@ -183,32 +190,32 @@ class DirectionStore:
         return page, token_of((page[-1].create_time, page[-1].name)) if len(left) > len(page) else ""
 
     async def _all(self) -> Entries:
-        there = {match[1]: blob for blob in await self._blobs.below(_FOLDER) if (match := _OBJECT.fullmatch(blob.path))}
-        self._read = {name: read for name, read in self._read.items() if name in there}
-        fresh = (self._learn(name, blob.version) for name, blob in there.items() if not self._knows(name, blob.version))
-        await asyncio.gather(*fresh)
-        return [entry for name, (_, entry) in self._read.items() if name in there]
+        blobs = {match[1]: blob for blob in await self._blobs.below(_FOLDER) if (match := _OBJECT.fullmatch(blob.path))}
+        self._cache = {name: cached for name, cached in self._cache.items() if name in blobs}
+        changed = [(name, blob.version) for name, blob in blobs.items() if not self._is_cached(name, blob.version)]
+        await asyncio.gather(*(self._load(name, version) for name, version in changed))
+        return [entry for name, (_, entry) in self._cache.items() if name in blobs]
 
-    def _knows(self, name: str, version: str | None) -> bool:
-        read = self._read.get(name)
-        return read is not None and version is not None and read[0] == version
+    def _is_cached(self, name: str, version: str | None) -> bool:
+        cached = self._cache.get(name)
+        return cached is not None and version is not None and cached[0] == version
 
-    async def _learn(self, name: str, version: str | None) -> None:
+    async def _load(self, name: str, version: str | None) -> None:
         async with self._reads:
             try:
-                self._read[name] = (version, await self.get(name))
+                self._cache[name] = (version, await self.get(name))
             except DirectionNotFound:
-                self._read.pop(name, None)
+                self._cache.pop(name, None)
             except StoreCorrupt as error:
-                self._read.pop(name, None)
-                _log.error("a stored direction is damaged", direction=name, error=error.message)
+                self._cache.pop(name, None)
+                _log.error("stored direction damaged", direction=name, error=error.message)
 
     def _decoded(self, name: str, data: bytes) -> Entry:
         try:
             return decode(name, data)
         except StoreCorrupt as error:
             raise StoreCorrupt(
-                f"directions/{name} is damaged: delete it, and learn or import it again ({error.message})",
+                f"directions/{name} is damaged: delete it, then learn or import it again ({error.message})",
                 metadata=_resource(name),
             ) from error
 
@@ -217,24 +224,25 @@ def _check(record: _Record, direction: Direction) -> None:
     weights, steps = direction.weights, direction.options.num_inference_steps
     numbers = (*weights, *record.losses, direction.options.guidance_scale)
     if record.format not in (_UNNAMED, FORMAT):
-        raise StoreCorrupt(f"the file has format {record.format}, this server reads {_UNNAMED} and {FORMAT}")
+        raise StoreCorrupt(f"the file has format {record.format}; this server reads formats {_UNNAMED} and {FORMAT}")
     if not weights or len(weights) != steps:
         raise StoreCorrupt(f"the file has {len(weights)} weights for {steps} steps")
     if not all(math.isfinite(number) for number in numbers) or max(map(abs, weights)) > MAX_MIXING_WEIGHT:
         raise StoreCorrupt(
-            f"a number in the file is not finite, or a weight outside [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]"
+            "a number in the file is not finite, or a weight is outside"
+            f" [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]"
         )
     if not direction.options.source_prompt.strip() or not direction.options.target_prompt.strip():
-        raise StoreCorrupt("the file lacks a prompt")
+        raise StoreCorrupt("the source prompt or the target prompt in the file is empty")
     if record.create_time.tzinfo is None or not _TIMES[0] <= record.create_time < _TIMES[1]:
-        raise StoreCorrupt("the file's create_time has no time zone, or is outside the years 1970 .. 9998")
+        raise StoreCorrupt("the file's create_time has no time zone, or is outside the years 1970..9998")
     if not 0 <= direction.options.guidance_scale <= MAX_GUIDANCE_SCALE:
         raise StoreCorrupt(f"the file's guidance_scale is outside [0, {MAX_GUIDANCE_SCALE:g}]")
     if max(len(weights), len(record.losses), record.example_count) > _MAX_NUMBERS or record.example_count < 0:
-        raise StoreCorrupt(f"the file has a negative number of examples, or more than {_MAX_NUMBERS} of something")
+        raise StoreCorrupt(f"the number of weights, losses or examples in the file is outside [0, {_MAX_NUMBERS}]")
     names = record.display_name, record.model, record.model_digest, record.content_features, record.operation
     if max(map(len, names)) > _MAX_NAME_CHARS:
-        raise StoreCorrupt(f"the file has a name of more than {_MAX_NAME_CHARS} characters")
+        raise StoreCorrupt(f"a name in the file has more than {_MAX_NAME_CHARS} characters")
 
 
 def _first_line(error: Exception) -> str:
@@ -246,7 +254,7 @@ def _path(name: str) -> str:
 
 
 def _missing(name: str) -> DirectionNotFound:
-    return DirectionNotFound(f"no directions/{name} here", metadata=_resource(name))
+    return DirectionNotFound(f"directions/{name} does not exist", metadata=_resource(name))
 
 
 def _resource(name: str) -> dict[str, str]:

@@ -1,21 +1,22 @@
-"""Operations: work that outlives the call, the engine and the server, as small objects that are only ever created.
+"""The operation store: long-running work as small objects that are created and removed, but never replaced.
 
-Of an operation ``operations/{id}/`` has
+The folder ``operations/{id}/`` of one operation has these objects:
 
 ``request``
-    what to do, all options resolved; what has none is no operation.
+    the :class:`Task` with all options resolved. An operation exists from when this object is created until it is
+    removed.
 ``examples``
-    the pixels to learn on, written before the request.
+    the images to learn from, written before ``request``.
 ``claim-{n}``
-    who runs it from now on, n = 1, 2, ...: a claim is renewed, passed on and taken over by creating the next one.
+    the :class:`Claim` number n = 1, 2, ...: the lease of the server that runs the operation. The claim with the highest
+    number is valid; it is renewed, released and taken over by creating the next one.
 ``state-{k}``
-    the state after k optimiser steps.
+    the optimiser's state after k steps.
 ``done``
-    how it ended; then examples, claims and states go.
+    the outcome. When it exists, examples, claims and states are removed.
 
-Nothing is ever replaced, and each name is created by one writer alone, whoever else tries at the same moment. So two
-replicas cannot hold the same claim, an owner that was frozen and wakes up cannot put an older state in the place of a
-newer one, and an operation ends once.
+Creating an object is atomic and fails if the object exists. So two servers cannot hold the same claim, a server that
+was suspended and resumes cannot overwrite a newer state with an older one, and an operation has one outcome.
 """
 
 import asyncio
@@ -37,12 +38,12 @@ from underpaint_server.stores.blobs import Blob, Blobs, sealed, unsealed
 T = TypeVar("T")
 
 NAME: Final = re.compile(r"[0-9a-f]{32}")
-"""Ids of operations."""
+"""The form of an operation's id."""
 
 _FOLDER: Final = "operations"
 _OBJECT: Final = re.compile(rf"{_FOLDER}/({NAME.pattern})/(request|examples|done|(claim|state)-(\d+))")
 _KNOWN: Final = 256
-"""Requests that are remembered: they never change."""
+"""Number of tasks kept in memory. They never change, so they need no refresh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,50 +53,53 @@ class Task:
     model: str
     model_digest: str
     direction: str
-    """Id that the direction gets."""
+    """Id of the direction to create."""
     display_name: str
     options: LearnOptions
     examples: tuple[Generated | None, ...]
-    """None stands for the next of the pictures beside the request."""
+    """Generated sources; None stands for the next image in the object ``examples``."""
     request_id: str
+    """As the caller sent it; empty if it sent none."""
     fingerprint: str
-    """Of the request, hexadecimal: tells a repeat of its id from its abuse."""
+    """Digest of the request message, hexadecimal: another request with the same id has another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who runs an operation."""
+    """The lease of the server that runs an operation."""
 
     owner: str
-    """Drawn by each server when it starts."""
+    """Random id that each server draws when it starts."""
     ttl_s: float
-    """The claim is void when the next one has not come this long after it was first seen."""
+    """Lease time in seconds. Another server may take over when it has seen no newer claim for this long."""
     attempts: int
-    """Owners before this one that were lost without a state of their own: work that kills whoever does it must end."""
+    """Number of earlier owners that were lost before they saved a state. Work that crashes its server is given up."""
     iteration: int
     """Optimiser steps done when this owner took over."""
     released: bool = False
-    """The owner has given it up; anybody may go on at once."""
+    """Whether the owner gave the lease up; any server may take over at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class OperationSummary:
-    """What the place tells of an operation without opening anything."""
+    """What a listing of the object store says of one operation."""
 
     name: str
+    """The id, without ``operations/``."""
     created_at: float
-    """Unix time, by the clock of the place."""
+    """Unix time in seconds, by the object store's clock."""
     claim: int = 0
     """Number of the newest claim, 0 for none."""
     iteration: int = 0
-    """Of the newest state, 0 for none."""
+    """Optimiser steps of the newest state, 0 for none."""
     done_at: float | None = None
+    """Unix time of the outcome; None if the operation has not ended."""
     leftovers: tuple[str, ...] = ()
-    """Objects beside request and done."""
+    """Names of the objects other than ``request`` and ``done``."""
 
     @property
     def create_time(self) -> datetime:
-        """The same as a time."""
+        """``created_at`` as a UTC time."""
         return datetime.fromtimestamp(self.created_at, UTC)
 
 
@@ -105,29 +109,32 @@ _STATE: Final = TypeAdapter(LearnState)
 
 
 class OperationStore:
-    """Operations by id. Any call raises StoreUnavailable if the place is silent, StoreCorrupt for a damaged object."""
+    """Operations by id.
+
+    Any method raises StoreUnavailable if the object store cannot be reached, and StoreCorrupt for a damaged object.
+    """
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self._tasks: OrderedDict[str, Task] = OrderedDict()
 
-    # --- looking --------------------------------------------------------------------------------------------------
+    # --- reading --------------------------------------------------------------------------------------------------
 
     async def scan(self) -> dict[str, OperationSummary]:
         """All operations by id."""
         return {summary.name: summary for summary in _summaries(await self._blobs.below(_FOLDER))}
 
     async def summary(self, name: str) -> OperationSummary:
-        """One operation; raises OperationNotFound."""
+        """One operation. Raises OperationNotFound."""
         for summary in _summaries(await self._blobs.below(f"{_FOLDER}/{name}") if NAME.fullmatch(name) else ()):
             return summary
         raise OperationNotFound(
-            f"no operations/{name} here, or no longer",
+            f"operations/{name} does not exist: it was deleted, expired or never created",
             metadata={"resource_type": "google.longrunning.Operation", "resource_name": f"operations/{name}"},
         )
 
     async def task(self, name: str) -> Task | None:
-        """What an operation does; None if there is none."""
+        """The task of an operation; None if the operation does not exist."""
         if name not in self._tasks:
             data = await self._read(name, "request")
             if data is None:
@@ -138,67 +145,68 @@ class OperationStore:
         return self._tasks[name]
 
     async def examples(self, name: str, task: Task) -> tuple[Photo | Generated, ...]:
-        """What to learn on."""
+        """The images and generated sources to learn from. Raises StoreCorrupt if stored images are missing."""
         if None not in task.examples:
             return tuple(example for example in task.examples if example is not None)
         data = await self._read(name, "examples")
         if data is None:
-            raise StoreCorrupt("the images of the operation are missing")
+            raise StoreCorrupt("the stored images of the operation are missing")
         return await asyncio.to_thread(_with_photos, task.examples, data)
 
     async def claim_of(self, summary: OperationSummary) -> Claim | None:
-        """The newest claim; None if nobody ever had it, or it has just gone."""
+        """The newest claim; None if there is none, or if it was removed after the listing."""
         data = await self._read(summary.name, f"claim-{summary.claim:06d}") if summary.claim else None
         return None if data is None else _parsed(_CLAIM, data)
 
     async def state_of(self, summary: OperationSummary) -> LearnState | None:
-        """The newest state; None if there is none, or it has just gone."""
+        """The newest state; None if there is none, or if it was removed after the listing."""
         data = await self._read(summary.name, f"state-{summary.iteration:06d}") if summary.iteration else None
         return None if data is None else _parsed(_STATE, data)
 
     async def outcome(self, name: str) -> bytes | None:
-        """How it ended, as it was given to :meth:`finish`; None if it has not."""
+        """The outcome as given to :meth:`finish`; None if the operation has not ended."""
         return await self._read(name, "done")
 
     async def is_done(self, name: str) -> bool:
-        """Whether it has ended."""
+        """Whether the operation has ended."""
         return await self._blobs.exists(_path(name, "done"))
 
     # --- creating -------------------------------------------------------------------------------------------------
 
     async def create(self, name: str, task: Task, photos: Iterable[Picture]) -> bool:
-        """A new operation; False if there is one of that id."""
+        """Create an operation with its images, each (height, width, 3) uint8; False if the id exists."""
         pixels = {f"{index:02d}": np.ascontiguousarray(photo) for index, photo in enumerate(photos)}
         if pixels:
             await self._create(name, "examples", await asyncio.to_thread(codec.encode, {}, pixels))
         return await self._create(name, "request", _TASK.dump_json(task))
 
     async def claim(self, name: str, number: int, claim: Claim) -> bool:
-        """Take, renew or release an operation; False if somebody else has that number."""
+        """Take, renew or release an operation by creating claim ``number``; False if another server created it."""
         return await self._create(name, f"claim-{number:06d}", _CLAIM.dump_json(claim))
 
     async def save_state(self, name: str, state: LearnState) -> bool:
-        """Keep how far it has come; False if somebody else has come as far already."""
+        """Store a state; False if another server has stored a state of as many steps."""
         return await self._create(name, f"state-{state.iteration:06d}", _STATE.dump_json(state))
 
     async def finish(self, name: str, outcome: bytes) -> bool:
-        """End it; False if it has ended already."""
+        """Store the outcome; False if the operation has another one already."""
         return await self._create(name, "done", outcome)
 
     # --- removing -------------------------------------------------------------------------------------------------
 
     async def clear(self, summary: OperationSummary) -> None:
-        """Remove what a finished operation does not need any more."""
+        """Remove the examples, claims and states of a finished operation."""
         await asyncio.gather(*(self._blobs.remove(_path(summary.name, part)) for part in summary.leftovers))
 
     async def forget(self, summary: OperationSummary) -> None:
-        """Remove a finished operation: the request first, for what has none is no operation."""
+        """Remove a finished operation."""
         self._tasks.pop(summary.name, None)
+        # The request goes first: without it the operation no longer exists, whatever fails afterwards.
         await self._blobs.remove(_path(summary.name, "request"))
         await self.clear(replace(summary, leftovers=(*summary.leftovers, "done")))
 
     async def _create(self, name: str, part: str, data: bytes) -> bool:
-        # The place may have written it and the answer been lost: what is there and equal counts as written.
+        # The store may have written the object although the call failed: an equal object counts as created.
         return await self._blobs.create(_path(name, part), sealed(data)) or await self._read(name, part) == data
 
     async def _read(self, name: str, part: str) -> bytes | None:
@@ -207,15 +215,15 @@ class OperationStore:
 
 
 def _summaries(blobs: Iterable[Blob]) -> list[OperationSummary]:
-    found: dict[str, list[tuple[str, str, int, float]]] = {}
+    operations: dict[str, list[tuple[str, str, int, float]]] = {}
     for blob in blobs:
         match = _OBJECT.fullmatch(blob.path)
         if match is not None:
-            found.setdefault(match[1], []).append((match[2], match[3] or "", int(match[4] or 0), blob.written_at))
-    return [_one(name, parts) for name, parts in found.items() if any(part[0] == "request" for part in parts)]
+            operations.setdefault(match[1], []).append((match[2], match[3] or "", int(match[4] or 0), blob.written_at))
+    return [_summary(name, parts) for name, parts in operations.items() if any(part[0] == "request" for part in parts)]
 
 
-def _one(name: str, parts: list[tuple[str, str, int, float]]) -> OperationSummary:
+def _summary(name: str, parts: list[tuple[str, str, int, float]]) -> OperationSummary:
     times = {part: at for part, _, _, at in parts}
     return OperationSummary(
         name=name,
@@ -233,14 +241,14 @@ def _with_photos(examples: tuple[Generated | None, ...], data: bytes) -> tuple[P
         photos = iter([Photo(pixels[name]) for name in sorted(pixels)])
         return tuple(next(photos) if example is None else example for example in examples)
     except RuntimeError as error:
-        raise StoreCorrupt("the operation has fewer images stored than examples") from error
+        raise StoreCorrupt("fewer images are stored than the operation has examples") from error
 
 
 def _parsed(adapter: TypeAdapter[T], data: bytes) -> T:
     try:
         return adapter.validate_json(data, strict=True)
     except ValidationError as error:
-        raise StoreCorrupt("a stored object is not what this server writes") from error
+        raise StoreCorrupt("a stored object is not in the form that this server writes") from error
 
 
 def _path(name: str, part: str) -> str:

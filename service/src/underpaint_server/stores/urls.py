@@ -1,4 +1,4 @@
-"""From a URL to an object store."""
+"""The object store behind a URL."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,18 +11,20 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
 def open_store(url: str) -> ObjectStore:
     """The object store at ``memory:///``, ``file:///path`` or ``s3://bucket/prefix``.
 
-    A missing directory is made. S3 takes its credentials, region and endpoint from the usual ``AWS_*`` variables.
-    Raises ValueError, naming what exists, for any other URL.
+    A missing directory is created. S3 takes its credentials, region and endpoint from the ``AWS_*`` environment
+    variables. Raises ValueError for any other URL, with the supported schemes in the message.
     """
     parts = urlsplit(url)
     if parts.scheme not in STORES:
-        raise ValueError(f"store '{url}' is none of {', '.join(STORES)} URLs, such as file:///var/lib/underpaint")
+        raise ValueError(
+            f"store '{url}': the scheme must be one of {', '.join(STORES)}, as in file:///var/lib/underpaint"
+        )
     return STORES[parts.scheme](parts)
 
 
 def _memory(parts: SplitResult) -> ObjectStore:
     if parts.netloc or parts.path.strip("/"):
-        raise ValueError(f"store '{parts.geturl()}': memory has no places, write memory:///")
+        raise ValueError(f"store '{parts.geturl()}': the memory store has no path, write memory:///")
     return MemoryStore()
 
 
@@ -35,8 +37,8 @@ def _file(parts: SplitResult) -> ObjectStore:
 def _s3(parts: SplitResult) -> ObjectStore:
     if not parts.netloc:
         raise ValueError(f"store '{parts.geturl()}': the bucket is missing, write s3://bucket/prefix")
-    # Plain HTTP is spoken only to an endpoint that is written so. The library would retry for three minutes; a request
-    # waits here, and has its own deadline.
+    # allow_http only takes effect for an AWS_ENDPOINT_URL that begins with http://. The library's default retries for
+    # three minutes, which is too long for a call with a deadline.
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,
@@ -50,4 +52,4 @@ def _s3(parts: SplitResult) -> ObjectStore:
 
 
 STORES: dict[str, Callable[[SplitResult], ObjectStore]] = {"memory": _memory, "file": _file, "s3": _s3}
-"""URL scheme to what opens it."""
+"""URL scheme to the function that opens such a store."""

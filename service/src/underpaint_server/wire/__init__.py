@@ -1,1 +1,1 @@
-"""Reading and writing what messages have in common: fields, names, images. Knows no method and no RPC."""
+"""Reading and writing what several messages share: fields, names, images. Independent of edit methods and of gRPC."""

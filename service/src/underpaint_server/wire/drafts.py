@@ -1,4 +1,4 @@
-"""An edit or an inversion on its way to a job: as the request says it, and with what was fetched or decoded for it."""
+"""An edit or an inversion between request and job: as read from the request, and what was fetched or decoded for it."""
 
 from dataclasses import dataclass, field
 
@@ -10,62 +10,66 @@ from underpaint_server.wire.fitting import Fitting
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An image that came with the request."""
+    """An image uploaded in the request, still encoded."""
 
     image: types_pb2.Image = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """An inversion that the store is asked for."""
+    """A stored inversion named by the request."""
 
     inversion: str
     """64 hexadecimal digits."""
 
 
 DraftSource = Upload | Named | Generated
+"""What an edit starts from, before anything is fetched or decoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class EditDraft:
-    """An edit, or the mask of one, as far as the request says it."""
+    """An edit or a mask computation as read from the request, with all defaults filled in."""
 
     model: ModelInfo
     source: DraftSource
     inversion: InversionOptions | None
-    """How to invert the source; None where nothing is inverted, and for a named inversion, which has its own."""
+    """How to invert the source; None if nothing is inverted, and for a stored inversion, which has its own options."""
     method: EditOptions
-    """Without what must be decoded or fetched, such as a given mask."""
+    """Without what is decoded or fetched later, such as a given mask."""
     target_prompt: str
     negative_prompt: str
     guidance_scale: float | None
-    """None takes the inversion's."""
+    """None means the guidance scale of the inversion."""
     seed: int
     media_type: str
+    """Of the result: ``image/png``, ``image/jpeg`` or ``image/webp``."""
     priority: Priority
 
 
 @dataclass(frozen=True, slots=True)
 class InvertDraft:
-    """An inversion."""
+    """An inversion as read from the request, with all defaults filled in."""
 
     model: ModelInfo
     image: types_pb2.Image = field(repr=False)
     options: InversionOptions
     verify: bool
+    """Whether to run the round trip and measure its error."""
     priority: Priority
 
 
 @dataclass(frozen=True, slots=True)
 class EditCompanion:
-    """The second image of an edit, fetched or decoded."""
+    """The second image of an edit, fetched or decoded, for methods that take one."""
 
     source: Photo | Stored
+    """Pixels to invert, or the stored inversion."""
     inversion: InversionOptions
-    """How it is or was inverted."""
+    """How the image is or was inverted."""
     fitting: Fitting
     name: str
-    """64 hexadecimal digits of the inversion, made or to be made; empty where it could not be stored."""
+    """The inversion's name, 64 hexadecimal digits; empty if it could not be stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +78,9 @@ class EditSource:
 
     source: Photo | Stored | Generated
     inversion: InversionOptions | None
-    """How the source is or was inverted; None where nothing is inverted."""
+    """How the source is or was inverted; None if nothing is inverted."""
     fitting: Fitting
     name: str = ""
-    """64 hexadecimal digits of the inversion, made or to be made; empty where there is none."""
+    """The inversion's name, 64 hexadecimal digits; empty if there is none or it could not be stored."""
     companion: EditCompanion | None = None
-    """Where the method takes something from a second image."""
+    """The second image, if the method takes one."""

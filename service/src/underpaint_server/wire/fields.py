@@ -1,4 +1,4 @@
-"""Checks of single fields; all that fail are reported together."""
+"""Checks of single fields. All violations of a request are reported together."""
 
 import math
 import struct
@@ -12,20 +12,25 @@ from underpaint_server.errors import FieldInvalid, FieldViolation
 
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 1000
+"""Most entries of a page of a listing."""
 
 
 class Fields:
-    """Collects violations; ``check`` raises them all as one :class:`FieldInvalid`."""
+    """Collects violations; ``check`` raises all of them as one :class:`FieldInvalid`.
+
+    Each checking method takes the field's path in the request and its value, reports the field if the value is invalid,
+    and returns a value to continue with.
+    """
 
     def __init__(self) -> None:
         self._violations: list[FieldViolation] = []
 
     def wrong(self, path: str, description: str) -> None:
-        """Report a field."""
+        """Report the field at ``path``; ``description`` says what is wrong and what to send."""
         self._violations.append(FieldViolation(path, description))
 
     def wrong_as(self, error: FieldInvalid) -> None:
-        """Report what another check raised."""
+        """Report the violations that another check raised."""
         self._violations.extend(error.violations)
 
     def check(self) -> None:
@@ -34,72 +39,78 @@ class Fields:
             raise FieldInvalid(*self._violations)
 
     def share(self, path: str, value: float, *, below_one: bool = False) -> float:
-        """A number in (0, 1], or in (0, 1) if ``below_one``."""
+        """A number in (0, 1], or in (0, 1) if ``below_one``, as :func:`float32`."""
         number = float32(value)
         if not (0 < number < 1 or (number == 1 and not below_one)):
             self.wrong(path, f"{value:.7g} is outside (0, 1{')' if below_one else ']'}")
         return number
 
     def between(self, path: str, value: float, low: float, high: float) -> float:
-        """A number in [low, high]."""
+        """A number in [low, high], as :func:`float32`."""
         number = float32(value)
         if not low <= number <= high:
             self.wrong(path, f"{value:.7g} is outside [{low:g}, {high:g}]")
         return number
 
     def count(self, path: str, value: int, default: int, limit: int) -> int:
-        """A whole number in 1 .. limit; 0 takes the default, and so does a wrong one: others may be as many as it."""
+        """An integer in 1..limit; 0 means ``default``.
+
+        An invalid value is reported and replaced by ``default``, because later fields are sized by it.
+        """
         if not 0 <= value <= limit:
-            self.wrong(path, f"{value} is outside 1 .. {limit} (0 takes {default})")
+            self.wrong(path, f"{value} is outside 1..{limit} (0 means {default})")
             return default
         return value or default
 
     def index(self, path: str, value: int, limit: int) -> int:
-        """A whole number in 0 .. limit."""
+        """An integer in 0..limit; an invalid value is replaced by 0."""
         if not 0 <= value <= limit:
-            self.wrong(path, f"{value} is outside 0 .. {limit}")
+            self.wrong(path, f"{value} is outside 0..{limit}")
             return 0
         return value
 
     def text(self, path: str, value: str, limit: int, *, required: bool = False) -> str:
-        """A text of at most ``limit`` characters."""
+        """A text of at most ``limit`` characters; if ``required``, not only white space."""
         if len(value) > limit:
-            self.wrong(path, f"{len(value)} characters, more than {limit}")
+            self.wrong(path, f"has {len(value)} characters, more than the limit of {limit}")
         if required and not value.strip():
-            self.wrong(path, "empty")
+            self.wrong(path, "must not be empty")
         return value
 
     def known(self, path: str, value: int, enum: EnumDescriptor) -> int:
-        """A value that the enum defines here."""
+        """A value that the enum defines."""
         if value not in enum.values_by_number:
-            self.wrong(path, f"{value} is no value of this enum")
+            self.wrong(path, f"{value} is not a value of the enum {enum.full_name}")
         return value
 
 
-def page_size(asked: int) -> int:
-    """Entries of a page, 1 .. 1000; 0 takes 50. Raises FieldInvalid."""
+def page_size(requested: int) -> int:
+    """The number of entries of a page, 1..1000; 0 means 50. Raises FieldInvalid."""
     fields = Fields()
-    size = fields.count("page_size", asked, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    size = fields.count("page_size", requested, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
     fields.check()
     return size
 
 
 def float32(value: float) -> float:
-    """What a caller wrote before it became a 32-bit float: 0.7, not 0.699999988. NaN and infinities stay."""
+    """The value rounded to 7 digits, as a caller wrote it before it became a 32-bit float: 0.7, not 0.699999988.
+
+    NaN and infinities are returned unchanged.
+    """
     return float(f"{value:.7g}") if math.isfinite(value) else value
 
 
 def single(value: float) -> float:
-    """The nearest number that a 32-bit float can hold."""
+    """The nearest 32-bit float."""
     nearest: float = struct.unpack("<f", struct.pack("<f", value))[0]
     return nearest
 
 
 @contextmanager
 def at(prefix: str) -> Iterator[None]:
-    """Report the fields of a nested message under the path they have in the request as sent."""
+    """Prefix the paths of violations raised inside with the path of the nested message in the request."""
     try:
         yield
     except FieldInvalid as error:
-        moved = (FieldViolation(f"{prefix}.{v.path}", v.description) for v in error.violations)
-        raise FieldInvalid(*moved) from error
+        prefixed = (FieldViolation(f"{prefix}.{v.path}", v.description) for v in error.violations)
+        raise FieldInvalid(*prefixed) from error

@@ -1,4 +1,4 @@
-"""Bringing a picture of any size to one that the model works at, and the record of how it was done."""
+"""Fitting an image of any size to a size that the model works at, and the record of how it was done."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +16,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """Which part of a received picture lies where in the model's picture; the fields are those of the message."""
+    """Which part of a received image is where in the fitted image; the fields are those of the message ``Fitting``.
+
+    All values are in pixels: ``source_*`` of the received image after EXIF orientation, the others of the fitted one.
+    """
 
     fit: int
-    """A value of ``underpaint.v1.Fit``; FIT_UNSPECIFIED where nothing had to be done."""
+    """A value of ``underpaint.v1.Fit``; FIT_UNSPECIFIED if the image had the size already."""
     source_width: int
     source_height: int
     width: int
@@ -35,32 +38,35 @@ class Fitting:
 
     @property
     def source_size(self) -> Size:
-        """As received, in pixels."""
+        """The size of the received image."""
         return self.source_width, self.source_height
 
     @property
     def size(self) -> Size:
-        """As fitted, in pixels."""
+        """The size of the fitted image."""
         return self.width, self.height
 
 
 def plan(fit: int, source: Size, model: ModelInfo) -> Fitting:
-    """How a picture of the ``source`` size is fitted; ``fit`` is a value of ``underpaint.v1.Fit``."""
+    """How an image of the size ``source`` is fitted; ``fit`` is a value of ``underpaint.v1.Fit``."""
     return _PLANS[fit](source, model)
 
 
 def untouched(size: Size) -> Fitting:
-    """The record of a picture that has a size of the model's already."""
+    """The record of an image that already has a size the model works at."""
     return _whole(Fit.FIT_UNSPECIFIED, size, size)
 
 
 def fit_picture(image: Image.Image, fitting: Fitting) -> Picture:
-    """The pixels (height, width, 3) of an RGB image as the model sees it."""
+    """The fitted pixels (height, width, 3) uint8 of an RGB image, resized with a Lanczos filter."""
     return _apply(image, fitting, Image.Resampling.LANCZOS)
 
 
 def fit_mask(image: Image.Image, fitting: Fitting) -> Picture:
-    """The mask (height, width), 0 or 255, of a grey image of the fitting's source size."""
+    """The fitted mask (height, width) uint8, 0 or 255, of a grey image of the fitting's source size.
+
+    Values from 128 count as white; the mask is resized to the nearest pixel.
+    """
     binary = image.point(lambda value: 255 if value >= 128 else 0)
     return _apply(binary, fitting, Image.Resampling.NEAREST)
 
@@ -71,8 +77,8 @@ def _apply(image: Image.Image, fitting: Fitting, resampling: Image.Resampling) -
     if (f.box_width, f.box_height) != f.source_size or box != (0, 0, *f.source_size):
         image = image.resize((f.box_width, f.box_height), resampling, box=box)
     pixels = np.asarray(image, dtype=np.uint8)
-    beside = [(f.top, f.height - f.top - f.box_height), (f.left, f.width - f.left - f.box_width)]
-    return np.pad(pixels, beside + [(0, 0)] * (pixels.ndim - 2), mode="edge")
+    margins = [(f.top, f.height - f.top - f.box_height), (f.left, f.width - f.left - f.box_width)]
+    return np.pad(pixels, margins + [(0, 0)] * (pixels.ndim - 2), mode="edge")
 
 
 def _crop(source: Size, model: ModelInfo) -> Fitting:
@@ -105,9 +111,9 @@ def _whole(fit: int, source: Size, target: Size) -> Fitting:
 
 
 def _same_area(source: Size, model: ModelInfo) -> Size:
-    """A size of about the model's pixel count and the source's aspect.
+    """A size of about the model's pixel count and the source's aspect ratio.
 
-    One that the rounding can lead to stays as it is, so that fitting a fitted picture changes nothing.
+    A source whose size can be the result of this is kept, so that fitting a fitted image changes nothing.
     """
     unit, area = model.size_multiple, model.width * model.height
     if all(side % unit == 0 for side in source) and 0.6 * area <= source[0] * source[1] <= 1.5 * area:

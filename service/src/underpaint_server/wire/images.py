@@ -1,7 +1,7 @@
-"""Encoded pictures: what they are, whether they are harmless, their pixels, and back.
+"""Decoding and encoding of images, and the checks before decoding.
 
-Bytes come from strangers. The type is read from the first bytes, the size from the header, and nothing is decoded
-before both were found acceptable. Everything here is blocking work for a thread.
+Uploaded bytes are not trusted. The type is read from the first bytes and the size from the header; pixels are decoded
+only if both are accepted. All functions block and belong on a thread.
 """
 
 import io
@@ -32,22 +32,24 @@ _SAVING: Final[dict[str, dict[str, int | bool]]] = {
     JPEG: {"quality": 95, "subsampling": 0},
     WEBP: {"lossless": True, "quality": 80, "method": 4},
 }
-_PREVIEW_GROWTH: Final = 4
+_MAX_PREVIEW_SCALE: Final = 4
 
-# Pillow's own limit is global and only warns up to twice its value; ours is checked on every header, before decoding.
+# Pillow's own limit is global, and up to twice its value it only warns. Here every header is checked before decoding.
 Image.MAX_IMAGE_PIXELS = None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What is decoded at all."""
+    """The largest image that is decoded."""
 
     max_bytes: int
+    """Size of the encoded image."""
     max_pixels: int
+    """Width times height."""
 
 
 def sniff(content: bytes) -> str:
-    """The media type that the first bytes show, ``""`` for anything but PNG, JPEG and WebP."""
+    """The media type by the first bytes; ``""`` for anything but PNG, JPEG and WebP."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         return PNG
     if content.startswith(b"\xff\xd8\xff"):
@@ -58,9 +60,9 @@ def sniff(content: bytes) -> str:
 
 
 def examine(image: types_pb2.Image, limits: ImageLimits, what: str = IMAGE) -> Image.Image:
-    """The picture by its header: type and size are known and acceptable, pixels come with :func:`load`.
+    """Check the type and size of an image by its header; :func:`load` decodes its pixels.
 
-    Raises ImageUndecodable and ImageTooLarge, with ``what`` naming the picture in their messages.
+    Raises ImageUndecodable and ImageTooLarge; ``what`` names the image in their messages.
     """
     kind = _check_bytes(image, limits, what)
     with _decoding(what, kind):
@@ -70,41 +72,44 @@ def examine(image: types_pb2.Image, limits: ImageLimits, what: str = IMAGE) -> I
 
 
 def load(opened: Image.Image, what: str = IMAGE) -> Image.Image:
-    """An examined picture with its pixels, upright, in whatever mode it was encoded in. Raises ImageUndecodable."""
-    with _decoding(what, Image.MIME.get(opened.format or "", "a picture")):
+    """Decode an examined image, in the mode it was encoded in, with its EXIF orientation applied.
+
+    Raises ImageUndecodable.
+    """
+    with _decoding(what, Image.MIME.get(opened.format or "", "an image")):
         opened.load()
-    with suppress(Exception):  # what cannot be read of the EXIF block says nothing, least of all against the pixels
+    with suppress(Exception):  # a damaged EXIF block is ignored: the pixels are good
         ImageOps.exif_transpose(opened, in_place=True)
     return opened
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Eight bits of red, green and blue: sRGB if the picture has a colour profile. Transparency is put on white.
+    """Convert to 8-bit RGB: to sRGB if the image has a colour profile. Transparent parts are blended with white.
 
-    Holds one more picture of that size at most, and two masks.
+    Needs memory for at most one more image of that size and two masks.
     """
     profile = image.info.get("icc_profile")
     image = _eight_bits(image)
-    beyond = ImageChops.invert(_alpha(image)) if image.has_transparency_data else None
+    transparency = ImageChops.invert(_alpha(image)) if image.has_transparency_data else None
     colours = _opaque(image)
     if profile:
         colours = _to_srgb(colours, profile)
     if colours.mode != "RGB":
         colours = colours.convert("RGB")
-    if beyond is not None:
-        colours.paste("white", mask=beyond)
+    if transparency is not None:
+        colours.paste("white", mask=transparency)
     return colours
 
 
 def decode_mask(opened: Image.Image, fitting: Fitting, path: str) -> Picture:
-    """The examined mask (height, width), 0 or 255, at the fitted size.
+    """Decode an examined mask to (height, width) uint8, 0 or 255, at the fitted size.
 
-    It must have the source picture's size, and is then fitted as that was, or the fitted size already; else
-    FieldInvalid at ``path``. Raises ImageUndecodable.
+    A mask of the source image's size is fitted as that image was; a mask of the fitted size is used as it is. Raises
+    FieldInvalid at ``path`` for another size or mode, and ImageUndecodable.
     """
     mask = load(opened, MASK)
     if mask.has_transparency_data or mask.mode not in ("1", "L", "P", "RGB"):
-        raise FieldInvalid(FieldViolation(path, f"an opaque 8-bit grey picture is wanted, this one is {mask.mode}"))
+        raise FieldInvalid(FieldViolation(path, f"must be an opaque 8-bit grey image; this one has mode {mask.mode}"))
     grey = mask.convert("L")
     if grey.size == fitting.size:
         return np.where(np.asarray(grey) >= 128, np.uint8(255), np.uint8(0))
@@ -114,16 +119,16 @@ def decode_mask(opened: Image.Image, fitting: Fitting, path: str) -> Picture:
 
 
 def encode(pixels: Picture, media_type: str = PNG) -> types_pb2.Image:
-    """A picture (height, width, 3) or mask (height, width) as bytes; the same pixels always give the same bytes."""
+    """Encode an image (height, width, 3) or mask (height, width) of uint8; equal pixels give equal bytes."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, _FORMATS[media_type], **_SAVING[media_type])
     return types_pb2.Image(content=out.getvalue(), media_type=media_type)
 
 
 def encode_preview(pixels: Picture, longest_px: int) -> types_pb2.Image:
-    """A JPEG whose longest side is ``longest_px``, or four times the picture's if that is less."""
+    """A JPEG whose longest side is ``longest_px``, but at most four times that of the preview's own pixels."""
     image = Image.fromarray(pixels)
-    scale = min(longest_px / max(image.size), _PREVIEW_GROWTH)
+    scale = min(longest_px / max(image.size), _MAX_PREVIEW_SCALE)
     width, height = (max(1, round(side * scale)) for side in image.size)
     out = io.BytesIO()
     image.resize((width, height), Image.Resampling.LANCZOS).save(out, "JPEG", quality=80)
@@ -136,14 +141,14 @@ def _decoding(what: str, kind: str) -> Iterator[None]:
         yield
     except ImageTooLarge:
         raise
-    except Exception as error:  # decoders raise all kinds of errors on broken bytes
-        raise ImageUndecodable(f"{what} does not decode as {kind}: {error}") from error
+    except Exception as error:  # decoders raise many types of errors for malformed bytes
+        raise ImageUndecodable(f"{what} cannot be decoded as {kind}: {error}") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith("I"):
         return image
-    # Pillow would clip 16-bit grey to 8 bits, not scale it.
+    # Pillow would clip 16-bit grey to 8 bits instead of scaling it.
     return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
 
 
@@ -152,19 +157,19 @@ def _alpha(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """The colours alone, in a mode that colour profiles know."""
+    """The image without transparency, in a mode that colour profiles can be applied to."""
     if image.mode in ("RGB", "L", "CMYK"):
         return image
     return image.convert("L" if image.mode in ("1", "LA") else "RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """The colours that a profile means; the same ones if it is broken, or not one for pictures of this kind."""
+    """Convert from a colour profile to sRGB; unchanged if the profile is damaged or not for images of this mode."""
     try:
-        meant = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         srgb = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, meant, srgb, outputMode="RGB", inPlace=image.mode == "RGB")
-    except Exception:  # strangers' bytes again
+        converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB", inPlace=image.mode == "RGB")
+    except Exception:  # the profile is not trusted either
         return image
     return converted or image
 
@@ -176,7 +181,7 @@ def _check_bytes(image: types_pb2.Image, limits: ImageLimits, what: str) -> str:
     if not kind:
         raise ImageUndecodable(f"{what} is neither PNG, JPEG nor WebP ({len(image.content)} bytes)")
     if image.media_type and image.media_type != kind:
-        raise ImageUndecodable(f"{what} is declared as {image.media_type} but its bytes are {kind}")
+        raise ImageUndecodable(f"{what} is declared as {image.media_type}, but its bytes are {kind}")
     return kind
 
 
@@ -189,10 +194,10 @@ def _check_pixels(opened: Image.Image, limits: ImageLimits, what: str) -> None:
 
 
 def _too_large(what: str, unit: str, limit: int, actual: int) -> ImageTooLarge:
-    message = f"{what} has {actual} {unit}, the limit is {limit}"
+    message = f"{what} has {actual} {unit}; the limit is {limit}"
     return ImageTooLarge(message, metadata={"unit": unit, "limit": str(limit), "actual": str(actual)})
 
 
 def _mask_sizes(mask: Image.Image, fitting: Fitting) -> str:
     allowed = {f"{w}x{h}": None for w, h in (fitting.source_size, fitting.size)}
-    return f"the mask has {mask.width}x{mask.height} pixels, the image {' as received, or '.join(allowed)}"
+    return f"the mask has {mask.width}x{mask.height} pixels; the image has {' as received, or '.join(allowed)}"

@@ -53,12 +53,12 @@ def operation_name(identifier: str) -> str:
 
 
 def is_request_id(text: str) -> bool:
-    """Whether it is a UUID of version 4, written the usual way."""
+    """Whether the text is a UUID of version 4 in the form 8-4-4-4-12, in upper or lower case."""
     return _REQUEST.fullmatch(text) is not None
 
 
 def _parse(pattern: re.Pattern[str], name: str, path: str, form: str) -> str:
     match = pattern.fullmatch(name)
     if match is None:
-        raise FieldInvalid(FieldViolation(path, f"not of the form {form}"))
+        raise FieldInvalid(FieldViolation(path, f"must have the form {form}"))
     return match[1]

@@ -1,4 +1,4 @@
-"""Checks of fields that the model and the server's limits decide, for every message that has such a field."""
+"""Checks of fields whose limits depend on the model or the settings, for every message that has such a field."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -19,7 +19,10 @@ _PRIORITIES: Final = {
 
 
 class Reader:
-    """What is read of one request for one model; ``fields`` collects what is wrong."""
+    """Reads the fields of one request for one model.
+
+    Each method takes a field's path in the request and its value. ``fields`` collects the violations.
+    """
 
     def __init__(self, model: ModelInfo, settings: Settings) -> None:
         self.model = model
@@ -27,7 +30,7 @@ class Reader:
         self.fields = Fields()
 
     def prompt(self, path: str, value: str, *, required: bool = False) -> str:
-        """A text, empty for a model that reads none."""
+        """A prompt; must be empty for a model without a text encoder."""
         if not self.model.prompt_tokens:
             if value:
                 self.fields.wrong(path, f"must be empty: models/{self.model.id} reads no text")
@@ -35,30 +38,30 @@ class Reader:
         return self.fields.text(path, value, self.limits.max_prompt_chars, required=required)
 
     def guidance(self, path: str, value: float) -> float:
-        """A guidance scale, 1 for a model that reads no text."""
+        """A guidance scale in [0, MAX_GUIDANCE_SCALE]; must be 1 for a model without a text encoder."""
         if not self.model.prompt_tokens and value != 1:
-            self.fields.wrong(path, f"{value:.7g} is not 1: models/{self.model.id} reads no text to be guided by")
+            self.fields.wrong(path, f"must be 1, not {value:.7g}: models/{self.model.id} reads no text")
         return self.fields.between(path, value, 0, MAX_GUIDANCE_SCALE)
 
     def default_guidance(self, scale: float) -> float:
-        """``scale`` where the model reads text; elsewhere 1, which is none."""
+        """``scale``; for a model without a text encoder 1, which means no guidance."""
         return scale if self.model.prompt_tokens else 1.0
 
     def steps(self, path: str, value: int, default: int | None = None) -> int:
-        """A number of steps; 0 takes ``default``, or else the model's."""
+        """A number of steps; 0 means ``default``, or the model's default if that is None."""
         return self.fields.count(path, value, default or self.model.default_steps, self.limits.max_steps)
 
-    def sites(self, path: str, asked: Sequence[str]) -> tuple[str, ...]:
-        """Feature sites in the order the network has them, so that no order makes another inversion."""
+    def sites(self, path: str, names: Sequence[str]) -> tuple[str, ...]:
+        """Feature sites in the order of the network, so that the order in the request does not change the inversion."""
         model = self.model
-        # One more than there are holds a wrong one or one twice; a message has room for millions.
-        asked = asked[: len(model.feature_sites) + 1]
-        unknown = sorted(set(asked) - set(model.feature_sites))
+        # A message has room for millions of names. One more than the model has already includes a violation.
+        names = names[: len(model.feature_sites) + 1]
+        unknown = sorted(set(names) - set(model.feature_sites))
         if unknown:
             self.fields.wrong(path, f"models/{model.id} has {', '.join(model.feature_sites)}, not {', '.join(unknown)}")
-        if len(set(asked)) < len(asked):
+        if len(set(names)) < len(names):
             self.fields.wrong(path, "a site is named twice")
-        return tuple(site for site in model.feature_sites if site in asked)
+        return tuple(site for site in model.feature_sites if site in names)
 
     def image(self, path: str, image: types_pb2.Image) -> types_pb2.Image:
         """An image, still encoded."""
@@ -66,12 +69,12 @@ class Reader:
         return image
 
     def priority(self, value: types_pb2.Priority.ValueType) -> Priority:
-        """The priority of a call."""
+        """The priority of a call; PRIORITY_NORMAL if unspecified."""
         self.fields.known("priority", value, types_pb2.Priority.DESCRIPTOR)
         return _PRIORITIES.get(value, Priority.NORMAL)
 
 
 def sampler_of(fields: Fields, path: str, value: types_pb2.Sampler.ValueType, default: Sampler) -> Sampler:
-    """The sampler that a field names, ``default`` where it names none."""
+    """The sampler in a field; ``default`` if unspecified."""
     fields.known(path, value, types_pb2.Sampler.DESCRIPTOR)
     return _SAMPLERS.get(value, default)

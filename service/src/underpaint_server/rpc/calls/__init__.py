@@ -1,1 +1,1 @@
-"""What happens around every call: errors, metrics, log line, shared work, repeated request ids."""
+"""What happens around every call: the interceptor, its record, shared calls and idempotency."""

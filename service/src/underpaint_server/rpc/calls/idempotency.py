@@ -1,4 +1,4 @@
-"""Repeats of a request id: they join the request while it runs, and get its answer for some time after."""
+"""Repeated request ids: a repeat joins the first request while it runs, and gets its answer for some time after."""
 
 import hashlib
 import time
@@ -18,16 +18,18 @@ from underpaint_server.wire.names import is_request_id
 @dataclass(slots=True)
 class _Entry:
     fingerprint: bytes
-    flight: SharedCall[Any]
+    call: SharedCall[Any]
     bytes: int = 0
-    """Of the answer, once there is one."""
+    """Size of the answer; 0 until there is one."""
     expires_at: float = float("inf")
+    """By the clock of :class:`Idempotency`; infinite until there is an answer."""
 
 
 class Idempotency:
-    """Requests by id. Only good answers are kept: a request that failed may be tried again under its id.
+    """Requests by id. Only successful answers are kept: a request that failed may be retried with the same id.
 
-    ``ttl_s`` counts from the answer; ``max_bytes`` bounds all kept answers together, the oldest of which go first.
+    An answer is kept for ``ttl_s`` seconds. All kept answers together take at most ``max_bytes``; the oldest are
+    dropped first. ``clock`` gives seconds.
     """
 
     def __init__(
@@ -47,41 +49,41 @@ class Idempotency:
         run: Callable[[SharedCall[Any]], Awaitable[Message]],
         deadline: Deadline,
     ) -> SharedCall[Any]:
-        """The flight of that request, a new one if it is the first; without an id it always is.
+        """The shared call of this request id; a new one that runs ``run`` if there is none, or if the id is empty.
 
-        Raises RequestIdReused where the id came before with another fingerprint, FieldInvalid for no UUID4.
+        Raises RequestIdReused if the id was used with another fingerprint, FieldInvalid if it is not a UUID4.
         """
         if not request_id:
             return SharedCall(run, deadline)
         if not is_request_id(request_id):
-            raise FieldInvalid(FieldViolation("request_id", "not a UUID of version 4"))
+            raise FieldInvalid(FieldViolation("request_id", "not a UUID of version 4; send one, or leave it empty"))
         request_id = request_id.lower()
         self._expire()
         entry = self._entries.get(request_id)
-        if entry is not None and entry.flight.open:
+        if entry is not None and entry.call.open:
             return self._again(request_id, entry, fingerprint, deadline)
-        flight: SharedCall[Any] = SharedCall(run, deadline)
+        call: SharedCall[Any] = SharedCall(run, deadline)
         self._forget(request_id)
-        self._entries[request_id] = _Entry(fingerprint, flight)
-        flight.on_done(lambda: self._ended(request_id, flight))
-        return flight
+        self._entries[request_id] = _Entry(fingerprint, call)
+        call.on_done(lambda: self._ended(request_id, call))
+        return call
 
     def _again(self, request_id: str, entry: _Entry, fingerprint: bytes, deadline: Deadline) -> SharedCall[Any]:
         if entry.fingerprint != fingerprint:
-            raise RequestIdReused(f"request {request_id} came before with another payload; draw a new id")
-        self._metrics.on_replay(result="replayed" if entry.flight.done else "joined")
-        entry.flight.extend(deadline)
-        return entry.flight
+            raise RequestIdReused(f"request_id {request_id} was used before with another payload; use a new id")
+        self._metrics.on_replay(result="replayed" if entry.call.done else "joined")
+        entry.call.extend(deadline)
+        return entry.call
 
-    def _ended(self, request_id: str, flight: SharedCall[Any]) -> None:
+    def _ended(self, request_id: str, call: SharedCall[Any]) -> None:
         entry = self._entries.get(request_id)
-        if entry is None or entry.flight is not flight:
+        if entry is None or entry.call is not call:
             return
-        if not flight.open:
+        if not call.open:
             self._forget(request_id)
             return
-        del self._entries[request_id]  # to the end: the order is that of the answers
-        entry.bytes, entry.expires_at = flight.answer.ByteSize(), self._clock() + self._ttl_s
+        del self._entries[request_id]  # moved to the end: entries are sorted by the time of their answer
+        entry.bytes, entry.expires_at = call.answer.ByteSize(), self._clock() + self._ttl_s
         self._entries[request_id] = entry
         self._bytes += entry.bytes
         self._make_room()
@@ -90,13 +92,13 @@ class Idempotency:
         for request_id, entry in list(self._entries.items()):
             if self._bytes <= self._max_bytes:
                 return
-            if entry.flight.done:
+            if entry.call.done:
                 self._forget(request_id)
 
     def _expire(self) -> None:
         now = self._clock()
-        expired = takewhile(lambda item: item[1].expires_at <= now or not item[1].flight.done, self._entries.items())
-        for request_id in [key for key, entry in expired if entry.flight.done]:
+        expired = takewhile(lambda item: item[1].expires_at <= now or not item[1].call.done, self._entries.items())
+        for request_id in [key for key, entry in expired if entry.call.done]:
             self._forget(request_id)
 
     def _forget(self, request_id: str) -> None:
@@ -106,7 +108,7 @@ class Idempotency:
 
 
 def fingerprint(kind: str, request: Message) -> bytes:
-    """A digest of what is asked for; equal for equal requests, whatever their id and however it is written."""
+    """SHA-256 over the kind of call and the request without its id; equal for equal requests."""
     payload = type(request)()
     payload.CopyFrom(request)
     payload.ClearField("request_id")

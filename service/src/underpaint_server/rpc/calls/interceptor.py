@@ -1,4 +1,4 @@
-"""What happens around every RPC, whatever its shape: labels, log line, metrics, and errors turned into statuses."""
+"""What happens around every call of any shape: labels, log line, metrics, and errors turned into statuses."""
 
 import asyncio
 import inspect
@@ -16,7 +16,7 @@ from underpaint_server.telemetry import Metrics
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Any
-"""``grpc.RpcMethodHandler``: one function in one of four attributes, untyped in grpc itself."""
+"""``grpc.RpcMethodHandler``, which grpc does not type: one of its four attributes holds the function."""
 
 _SHAPES: Final = {
     (False, False): "unary",
@@ -25,12 +25,12 @@ _SHAPES: Final = {
     (True, True): "bidi_stream",
 }
 
-_AHEAD_S: Final = 0.1
-"""The caller's clock for the deadline runs a moment ahead of ours, so its cancel may come first."""
+_DEADLINE_TOLERANCE_S: Final = 0.1
+"""The caller's deadline runs out slightly before the server's, so its cancellation may arrive first."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler; ``default_model`` is the id that a request without a model means."""
+    """Wraps every handler; ``default_model`` is the id of the model for requests that name none."""
 
     def __init__(self, metrics: Metrics, default_model: str) -> None:
         self._metrics = metrics
@@ -41,23 +41,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """The handler of that method, wrapped; None, which gRPC answers with UNIMPLEMENTED, if there is none."""
+        """The handler of this RPC, wrapped; None if there is none, which gRPC reports as UNIMPLEMENTED."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         shape = _SHAPES[handler.request_streaming, handler.response_streaming]
 
-        def follow() -> CallRecord:
+        def record() -> CallRecord:
             return CallRecord(self._metrics, handler_call_details.method, shape, self._default_model)
 
-        return _wrap(handler, follow)
+        return _wrap(handler, record)
 
 
-def _wrap(handler: Handler, follow: Callable[[], CallRecord]) -> Handler:
+def _wrap(handler: Handler, record: Callable[[], CallRecord]) -> Handler:
     inner = _function(handler)
     if handler.response_streaming:
-        return _make(handler, lambda requests, context: _stream(inner, requests, context, follow()))
-    return _make(handler, lambda requests, context: _unary(inner, requests, context, follow()))
+        return _make(handler, lambda requests, context: _stream(inner, requests, context, record()))
+    return _make(handler, lambda requests, context: _unary(inner, requests, context, record()))
 
 
 async def _unary(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord) -> Any:
@@ -70,13 +70,13 @@ async def _unary(inner: Callable[..., Any], request: Any, context: Context, call
 async def _stream(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord) -> None:
     async with _outcome(call, context):
         answers = inner(_recorded(request, call), context)
-        generates = inspect.isasyncgen(answers)
-        await (_write(answers, context, call) if generates else answers)
+        is_generator = inspect.isasyncgen(answers)
+        await (_write(answers, context, call) if is_generator else answers)
 
 
 async def _write(answers: AsyncGenerator[Message, None], context: Context, call: CallRecord) -> None:
-    # A generator handed to gRPC is closed by the garbage collector when its caller goes away; one that is iterated
-    # here is closed at once, and what it waited for is given up.
+    # gRPC leaves a generator to the garbage collector when the caller cancels. One that is iterated here is closed at
+    # once, so the work that it waits for is cancelled at once.
     async with aclosing(answers):
         async for message in answers:
             call.sent(message)
@@ -105,15 +105,15 @@ async def _outcome(call: CallRecord, context: Context) -> AsyncIterator[None]:
             call.crashed(error)
         await _abort(error, call, context)
     except asyncio.CancelledError:
-        why = _why_cancelled(context)
-        call.ended(status.code_of(why), why.reason)
+        cause = _cause_of_cancel(context)
+        call.ended(status.code_of(cause), cause.reason)
         raise
     except grpc.aio.AbortError:
         call.ended(_code(context))
         raise
     except Exception as error:
         call.crashed(error)
-        await _abort(Bug(f"an error nobody foresaw; the log has it under request {call.request_id}"), call, context)
+        await _abort(Bug(f"internal error; the server log has request ID {call.request_id}"), call, context)
     else:
         call.ended(grpc.StatusCode.OK)
 
@@ -124,9 +124,9 @@ async def _abort(error: UnderpaintError, call: CallRecord, context: Context) -> 
     await context.abort(code, status.message_of(error), status.trailers(error, call.request_id))
 
 
-def _why_cancelled(context: Context) -> UnderpaintError:
+def _cause_of_cancel(context: Context) -> UnderpaintError:
     left_s = context.time_remaining()
-    expired = left_s is not None and left_s <= _AHEAD_S
+    expired = left_s is not None and left_s <= _DEADLINE_TOLERANCE_S
     return DeadlinePassed("before the answer") if expired else Cancelled("by the caller")
 
 

@@ -1,4 +1,4 @@
-"""One RPC as operators see it: its labels, its log line, its metrics."""
+"""One call as operators see it: its labels, its log line, its metrics."""
 
 import time
 from contextvars import ContextVar
@@ -17,24 +17,25 @@ from underpaint_server.wire.names import is_request_id
 _log = structlog.get_logger()
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id")
-"""Of the RPC that this task serves: the caller's own, or one drawn here."""
+"""Request id of the call that this task serves: the caller's, or a random one if it sent none."""
 
 _MODEL_CHARS: Final = 80
-"""Of a model's name, which callers write freely, in the log."""
+"""Most characters of a model's name in labels and log lines; callers may send any text."""
 
 _QUIET = ("grpc.health.", "grpc.reflection.")
-"""Services whose calls are not worth a line: probes come every few seconds."""
+"""Services whose calls are logged at debug level only, since probes call them every few seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a request says about itself."""
+    """Fields of a request for log lines and metrics."""
 
     request_id: str = ""
+    """As sent, not validated."""
     method: str = ""
-    """A value of :data:`underpaint_server.methods.JOB_NAMES`; empty for calls without."""
+    """A value of :data:`underpaint_server.methods.JOB_NAMES`; empty for calls that compute nothing."""
     model: str = ""
-    """Id; empty for the default one, or for calls without."""
+    """Id; empty for the default model, and for calls that name none."""
 
 
 def labels_of(request: Any) -> Labels:
@@ -58,7 +59,7 @@ def labels_of(request: Any) -> Labels:
 
 
 class CallRecord:
-    """Follows one RPC from arrival to its end."""
+    """Records one call from its arrival to its end."""
 
     def __init__(self, metrics: Metrics, path: str, shape: str, default_model: str) -> None:
         self._metrics = metrics
@@ -73,23 +74,23 @@ class CallRecord:
         self._bind()
 
     def received(self, message: Message) -> None:
-        """The request, or one message of its stream."""
+        """Record a request message; called for each message of a stream."""
         self._metrics.on_request_message(rpc=self._rpc, bytes=message.ByteSize())
         self._labels = labels_of(message)
-        # Anything else is refused, and must not be written to the trailers and the log on the way there.
+        # A malformed id is refused later; until then it must not be written to trailers and log lines.
         if is_request_id(self._labels.request_id):
             self.request_id = self._labels.request_id
             self._bind()
 
     def sent(self, message: Message) -> None:
-        """One message of the answer."""
+        """Record a response message; called for each message of a stream."""
         self._metrics.on_response_message(rpc=self._rpc, bytes=message.ByteSize())
         self._sent += 1
         if self._sent == 1 and self._labels.method and self._shape.endswith("stream"):
             self._metrics.on_first_event(method=self._labels.method, seconds=self._elapsed_s())
 
     def ended(self, code: grpc.StatusCode, reason: str = "") -> None:
-        """The end, and why."""
+        """Record the end of the call; ``reason`` is the ErrorInfo reason of a failure."""
         seconds, labels = self._elapsed_s(), self._labels
         model = (labels.model or self._default_model) if labels.method else ""
         self._metrics.on_request_handled(
@@ -114,8 +115,8 @@ class CallRecord:
         )
 
     def crashed(self, error: BaseException) -> None:
-        """Something unforeseen was raised: the traceback goes to the log, not to the caller."""
-        _log.error("unforeseen error", rpc=f"{self._service}/{self._rpc}", exc_info=error)
+        """Log an unexpected error with its traceback, which the caller does not get."""
+        _log.error("internal error", rpc=f"{self._service}/{self._rpc}", exc_info=error)
 
     def _bind(self) -> None:
         REQUEST_ID.set(self.request_id)

@@ -1,4 +1,4 @@
-"""Work that several calls may wait for: it goes on while one of them is left, and ends with the last."""
+"""Work that several calls wait for: it runs once, and is cancelled when the last waiting call leaves."""
 
 import asyncio
 import time
@@ -14,19 +14,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When an answer is too late."""
+    """The time after which an answer is too late."""
 
     at: float | None
-    """A reading of ``time.monotonic``; None for never."""
+    """A value of ``time.monotonic()`` in seconds; None for no deadline."""
 
     @classmethod
     def after(cls, left_s: float | None) -> "Deadline":
-        """So many seconds from now; None for never."""
+        """``left_s`` seconds from now; None for no deadline."""
         return cls(None if left_s is None else time.monotonic() + left_s)
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left, 0 at least; None for ever."""
+        """Seconds left, at least 0; None for no deadline."""
         return None if self.at is None else max(0.0, self.at - time.monotonic())
 
     def or_later(self, other: "Deadline") -> "Deadline":
@@ -40,9 +40,10 @@ NEVER: Final = Deadline(None)
 
 
 class SharedCall(Generic[T]):
-    """One piece of work. A call that waits for it is inside ``with flight:``; when the last leaves, it is cancelled.
+    """Work that one or more calls wait for, each inside ``with call:``. When the last one leaves, it is cancelled.
 
-    Its deadline is the latest of all calls that ever waited for it: nobody's early one may end the work of others.
+    ``run`` is the work; it receives this object. The deadline is the latest of all calls that have joined, so that an
+    early deadline of one call does not end the work of others.
     """
 
     def __init__(self, run: Callable[["SharedCall[T]"], Awaitable[T]], deadline: Deadline) -> None:
@@ -50,8 +51,8 @@ class SharedCall(Generic[T]):
         self._handle: JobHandle | None = None
         self._admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._callers = 0
-        self._task = asyncio.ensure_future(self._fly(run))
-        self._task.add_done_callback(self._landed)
+        self._task = asyncio.ensure_future(self._run(run))
+        self._task.add_done_callback(self._on_done)
 
     def __enter__(self) -> Self:
         self._callers += 1
@@ -64,54 +65,57 @@ class SharedCall(Generic[T]):
 
     @property
     def open(self) -> bool:
-        """Whether a new call may still join: it runs and somebody waits for it, or it has ended well."""
+        """Whether another call may join: the work succeeded, or it runs and some call waits for it."""
         if self._task.done():
             return not self._task.cancelled() and self._task.exception() is None
         return self._callers > 0
 
     @property
     def done(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether the work ended: it succeeded, failed or was cancelled."""
         return self._task.done()
 
     @property
     def answer(self) -> T:
-        """The answer of one that has ended well."""
+        """The answer of work that succeeded."""
         return self._task.result()
 
-    def on_done(self, call: Callable[[], None]) -> None:
-        """Call this when it has ended, in whatever way."""
-        self._task.add_done_callback(lambda _: call())
+    def on_done(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when the work ended: when it succeeded, failed or was cancelled."""
+        self._task.add_done_callback(lambda _: callback())
 
     def extend(self, deadline: Deadline) -> None:
-        """Another call waits for this from now on."""
+        """Extend the deadline for another call that joins; an earlier deadline changes nothing."""
         self.deadline = self.deadline.or_later(deadline)
         if self._handle is not None:
             self._handle.extend(self.deadline.at)
 
     def admit(self, handle: JobHandle) -> None:
-        """For the work itself: the engine has taken the job."""
+        """Called by the work when the engine has admitted its job."""
         self._handle = handle
         handle.extend(self.deadline.at)
         if not self._admitted.done():
             self._admitted.set_result(None)
 
     async def admitted(self) -> JobHandle | None:
-        """The running job as soon as there is one; None if the work has ended. Raises what it raised before that."""
+        """Wait until the engine has admitted the job, and return its handle; None if the work ended.
+
+        Raises the error of work that failed before it was admitted.
+        """
         await asyncio.shield(self._admitted)
         return self._handle
 
     async def result(self) -> T:
-        """The answer; raises what the work raised."""
+        """Wait for the answer; raises what the work raised."""
         return await asyncio.shield(self._task)
 
-    async def _fly(self, run: Callable[["SharedCall[T]"], Awaitable[T]]) -> T:
+    async def _run(self, run: Callable[["SharedCall[T]"], Awaitable[T]]) -> T:
         return await run(self)
 
-    def _landed(self, task: "asyncio.Task[T]") -> None:
-        # Looking at the exception also marks it as seen: the last caller may have left a moment before it was raised.
+    def _on_done(self, task: "asyncio.Task[T]") -> None:
+        # Reading the exception marks it as retrieved: asyncio would log it if the last call left before it was raised.
         error = None if task.cancelled() else task.exception()
-        # An answer may be kept for long; the photo and the latents of its job are not.
+        # The answer may be kept for minutes; the image and the latents of the job need not be.
         self._handle = None
         if self._admitted.done():
             return
@@ -125,23 +129,24 @@ class SharedCall(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """Running work by key: whoever asks for the same thing meanwhile waits for the same."""
+    """Running work by key: a call for a key that is being computed waits for that computation."""
 
     def __init__(self, on_join: Callable[[], None]) -> None:
-        self._flights: dict[Hashable, SharedCall[T]] = {}
+        """``on_join`` is called for every call that joins running work."""
+        self._calls: dict[Hashable, SharedCall[T]] = {}
         self._on_join = on_join
 
     def join(self, key: Hashable, run: Callable[[SharedCall[T]], Awaitable[T]], deadline: Deadline) -> SharedCall[T]:
-        """The flight under that key, a new one if none is under way."""
-        flight = self._flights.get(key)
-        if flight is not None and flight.open and not flight.done:
+        """The shared call for this key; a new one that runs ``run`` if none is running."""
+        call = self._calls.get(key)
+        if call is not None and call.open and not call.done:
             self._on_join()
-            flight.extend(deadline)
-            return flight
-        started = self._flights[key] = SharedCall(run, deadline)
-        started.on_done(lambda: self._forget(key, started))
-        return started
+            call.extend(deadline)
+            return call
+        new_call = self._calls[key] = SharedCall(run, deadline)
+        new_call.on_done(lambda: self._forget(key, new_call))
+        return new_call
 
-    def _forget(self, key: Hashable, flight: SharedCall[T]) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+    def _forget(self, key: Hashable, call: SharedCall[T]) -> None:
+        if self._calls.get(key) is call:
+            del self._calls[key]

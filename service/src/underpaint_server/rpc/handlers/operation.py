@@ -1,4 +1,4 @@
-"""An operation as it is now, whichever server of the store runs it."""
+"""The current state of an operation, whichever server of the store runs it."""
 
 from google.longrunning import operations_pb2
 
@@ -12,28 +12,28 @@ from underpaint_server.wire.names import operation_name
 
 
 async def current_operation(server: ServerContext, name: str) -> operations_pb2.Operation:
-    """One operation as it is now; raises OperationNotFound, StoreCorrupt."""
+    """The current state of one operation. Raises OperationNotFound, StoreCorrupt."""
     return await operation_message(server, await server.stores.operations.summary(name))
 
 
 async def operation_message(server: ServerContext, summary: OperationSummary) -> operations_pb2.Operation:
-    """The same of an operation that was looked at already; raises StoreCorrupt."""
+    """The current state of an operation whose summary is known. Raises StoreCorrupt."""
     try:
-        ended = await server.stores.operations.outcome(summary.name) if summary.done_at is not None else None
-        if ended is not None:
-            return parsed(ended)
-        here = server.manager.progress(summary.name)
-        return unfinished(summary.name, *(here or await _stored_progress(server, summary)))
+        outcome = await server.stores.operations.outcome(summary.name) if summary.done_at is not None else None
+        if outcome is not None:
+            return parsed(outcome)
+        own_progress = server.manager.progress(summary.name)
+        return unfinished(summary.name, *(own_progress or await _stored_progress(server, summary)))
     except StoreCorrupt as error:
         name = operation_name(summary.name)
         raise StoreCorrupt(
-            f"{name} is damaged: cancel and delete it, and learn again ({error.message})",
+            f"{name} is damaged: cancel and delete it, then learn again ({error.message})",
             metadata={"resource_name": name},
         ) from error
 
 
 async def _stored_progress(server: ServerContext, summary: OperationSummary) -> tuple[Progress, float | None]:
-    """How far it was when its state was last stored: another server runs it, or none."""
+    """Progress and loss at the last stored state, for an operation that this server does not run."""
     task, state = await server.stores.operations.task(summary.name), await server.stores.operations.state_of(summary)
     total = optimization_steps(task.options) if task is not None else 0
     if state is None:

@@ -1,7 +1,7 @@
-"""The bodies of the RPCs that compute: from a request through the engine to an answer.
+"""The bodies of the calls that compute: from a request through the engine to an answer.
 
-Each function here is the work of one :class:`SharedCall`: several calls may wait for it, and it is cancelled when the
-last of them leaves. Nothing is submitted before everything about the request was found right.
+Each function is the work of one :class:`SharedCall`: several calls may wait for it, and it is cancelled when the last
+of them leaves. A job is submitted to the engine only after the whole request was found valid.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ from underpaint_server.wire.fitting import Fitting
 async def fingerprint(
     server: ServerContext, kind: str, request: edit_service_pb2.EditRequest | InvertRequest | LearnDirectionRequest
 ) -> bytes:
-    """A digest by which a repeat of a request id is recognised; empty without an id. Raises QueueFull."""
+    """A digest of the request that distinguishes a repeat from a reused id; empty without an id. Raises QueueFull."""
     if not request.request_id:
         return b""
     with server.threads.slot():
@@ -116,18 +116,18 @@ async def compute_mask(
 async def invert(
     server: ServerContext, request: InvertRequest, call: SharedCall[Any]
 ) -> inversion_service_pb2.InvertResponse:
-    """The answer to Invert and StreamInvert; where the same inversion is being made already, it waits for that."""
+    """The answer to Invert and StreamInvert; waits for the same inversion if it is being computed already."""
     draft = invert_draft(request, server.model(request.model), server.settings)
     pixels, fitting = await Fetcher(server).picture(draft.image, draft.model)
     name = await server.threads.run(inversion_digest, draft.model, pixels, draft.options)
-    found = await find_inversion(server, name)
-    if found is not None and (not draft.verify or found[0].reconstruction_max_abs_error is not None):
-        return _inverted(name, Inverted(found[0], Usage()), found[1], fitting, hit=True)
-    inversion = None if found is None else found[0]
+    stored = await find_inversion(server, name)
+    if stored is not None and (not draft.verify or stored[0].reconstruction_max_abs_error is not None):
+        return _inverted(name, Inverted(stored[0], Usage()), stored[1], fitting, hit=True)
+    inversion = None if stored is None else stored[0]
     job = InvertJob(draft.model.id, Photo(pixels), draft.options, draft.verify, inversion)
 
     async def run(inner: SharedCall[Any]) -> tuple[Inverted, Entry]:
-        return await _make(server, name, job, fitting, draft, inner)
+        return await _compute_inversion(server, name, job, fitting, draft, inner)
 
     with server.inverting.join((name, draft.verify), run, call.deadline) as inner:
         handle = await inner.admitted()
@@ -140,11 +140,11 @@ async def invert(
 async def _draft(server: ServerContext, request: edit_service_pb2.EditRequest) -> EditDraft:
     model, name = server.model(request.model), request.WhichOneof("method")
     lookup = message_of(name).lookup if name else None
-    found = await lookup(request, Fetcher(server)) if lookup is not None else None
-    return edit_draft(request, model, server.settings, found)
+    looked_up = await lookup(request, Fetcher(server)) if lookup is not None else None
+    return edit_draft(request, model, server.settings, looked_up)
 
 
-async def _make(
+async def _compute_inversion(
     server: ServerContext, name: str, job: InvertJob, fitting: Fitting, draft: InvertDraft, call: SharedCall[Any]
 ) -> tuple[Inverted, Entry]:
     handle = server.engine.submit(job, priority=draft.priority, deadline_s=call.deadline.left_s)
@@ -164,7 +164,7 @@ def _inverted(
 
 
 async def _kept(server: ServerContext, source: EditSource, result: Edited) -> EditSource:
-    """The source with the names of those inversions that are in the store."""
+    """Store the inversions that the edit made; returns the source with the names of those that could be stored."""
     made, companion = result.inversion, source.companion
     if made is not None and not await keep_inversion(server, source.name, made, source.fitting):
         source = replace(source, name="")
@@ -181,7 +181,7 @@ async def _kept(server: ServerContext, source: EditSource, result: Edited) -> Ed
 def _guidance(draft: EditDraft, source: EditSource) -> float:
     if draft.guidance_scale is not None:
         return draft.guidance_scale
-    assert source.inversion is not None  # None stands for the inversion's only where the method has one
+    assert source.inversion is not None  # None means the inversion's, and then the method has one
     return source.inversion.guidance_scale
 
 

@@ -1,4 +1,4 @@
-"""What a job starts from: pixels or stored latents, decoded or fetched."""
+"""What a job starts from: decoded pixels or stored latents."""
 
 from dataclasses import asdict
 
@@ -43,7 +43,10 @@ class Fetcher:
         self._server = server
 
     async def picture(self, image: types_pb2.Image, model: ModelInfo) -> tuple[Picture, Fitting]:
-        """The pixels of an uploaded image as the model sees them, and how they were fitted."""
+        """The fitted pixels (height, width, 3) uint8 of an uploaded image, and how it was fitted.
+
+        Raises ImageUndecodable, ImageTooLarge, QueueFull.
+        """
         threads = self._server.threads
         with threads.slot():
             opened = await threads.run(images.examine, image, self._server.image_limits)
@@ -52,38 +55,41 @@ class Fetcher:
             return await threads.decode(pixels, _decode_and_fit, opened, image.fit, model)
 
     async def mask(self, image: types_pb2.Image, fitting: Fitting, path: str) -> Picture:
-        """An uploaded mask as the model sees it; raises FieldInvalid at ``path`` where its size does not fit."""
+        """The fitted mask (height, width) uint8, 0 or 255, of an uploaded mask.
+
+        Raises FieldInvalid at ``path`` for a wrong size or mode, and what :meth:`picture` raises.
+        """
         threads = self._server.threads
         with threads.slot():
             opened = await threads.run(images.examine, image, self._server.image_limits, images.MASK)
             return await threads.decode(opened.width * opened.height, images.decode_mask, opened, fitting, path)
 
     async def inversion(self, name: str) -> tuple[Inversion, Fitting]:
-        """A stored inversion, and how its image was fitted."""
+        """A stored inversion, and how its image was fitted. Raises InversionExpired, StoreCorrupt, StoreUnavailable."""
         inversion, entry = await self._server.stores.inversions.get(name)
         return inversion, Fitting(**entry.fitting)
 
     async def inverted(
         self, model: ModelInfo, pixels: Picture, options: InversionOptions
     ) -> tuple[str, Photo | Stored]:
-        """The name of these pixels' inversion, and the inversion if it is stored; else the pixels."""
+        """The name of the inversion of these pixels, and the inversion if it is stored, otherwise the pixels."""
         name = await self._server.threads.run(inversion_digest, model, pixels, options)
         try:
-            found = await find_inversion(self._server, name)
+            stored = await find_inversion(self._server, name)
         except StoreUnavailable:
-            found = None  # costs a repeated inversion, not the answer
-        return name, Photo(pixels) if found is None else Stored(found[0])
+            stored = None  # the image is inverted again; the call need not fail
+        return name, Photo(pixels) if stored is None else Stored(stored[0])
 
     async def direction(self, name: str) -> Direction:
-        """A stored direction."""
+        """A stored direction. Raises DirectionNotFound, StoreCorrupt, StoreUnavailable."""
         return (await self._server.stores.directions.get(name)).direction
 
 
 async def fetch_source(server: ServerContext, draft: EditDraft, *, use_store: bool = True) -> EditSource:
-    """Fetch or decode the source of an edit; ``use_store`` False always takes an image's own pixels.
+    """Fetch or decode the source of an edit; with ``use_store`` False an image is never replaced by its inversion.
 
-    Raises what decoding raises, and FieldInvalid; for a named inversion also InversionExpired, InversionModelMismatch,
-    StoreCorrupt and StoreUnavailable.
+    Raises ImageUndecodable, ImageTooLarge and QueueFull for an image; FieldInvalid, InversionExpired,
+    InversionModelMismatch, StoreCorrupt and StoreUnavailable for a stored inversion.
     """
     match draft.source:
         case Upload(image=image):
@@ -96,7 +102,7 @@ async def fetch_source(server: ServerContext, draft: EditDraft, *, use_store: bo
 
 
 async def find_inversion(server: ServerContext, name: str) -> tuple[Inversion, Entry] | None:
-    """The inversion of that name, None if it must be made again from its image. Raises StoreUnavailable."""
+    """The stored inversion of this name; None if it is missing or damaged. Raises StoreUnavailable."""
     try:
         return await server.stores.inversions.get(name)
     except (InversionExpired, StoreCorrupt):
@@ -104,11 +110,11 @@ async def find_inversion(server: ServerContext, name: str) -> tuple[Inversion, E
 
 
 async def keep_inversion(server: ServerContext, name: str, inversion: Inversion, fitting: Fitting) -> bool:
-    """Store an inversion that an edit has made; False, and a line in the log, where that fails."""
+    """Store an inversion that an edit computed; logs a failure and returns False."""
     try:
         await server.stores.inversions.put(name, inversion, asdict(fitting))
-    except Exception as error:  # the edit is good all the same
-        _log.warning("the inversion of an edit could not be stored", inversion=name, error=str(error))
+    except Exception as error:  # the edit itself succeeded
+        _log.warning("inversion of edit not stored", inversion=name, error=str(error))
         return False
     return True
 
@@ -126,20 +132,20 @@ async def _from_store(server: ServerContext, draft: EditDraft, name: str) -> Edi
     inversion, fitting = await Fetcher(server).inversion(name)
     if inversion.model_digest != draft.model.digest:
         raise _mismatch(
-            name, f"was made by other weights than those of models/{draft.model.id}: invert the image again"
+            name, f"was made with other weights than those of models/{draft.model.id}: invert the image again"
         )
-    made, wanted = inversion.options.method, METHODS[draft.method.name].inversion
-    if wanted is None:
+    method, required = inversion.options.method, METHODS[draft.method.name].inversion
+    if required is None:
         return EditSource(Stored(inversion), None, fitting, name)
-    if not isinstance(made, wanted):
-        description = f"was made by {made.label}; {draft.method.name} starts from an inversion by {wanted.label}"
+    if not isinstance(method, required):
+        description = f"was made by {method.label}; {draft.method.name} starts from an inversion by {required.label}"
         raise FieldInvalid(FieldViolation("inversion", description))
-    if wanted.exact and inversion.fingerprint != draft.model.fingerprint:
+    if required.exact and inversion.fingerprint != draft.model.fingerprint:
         raise _mismatch(
             name,
-            "is exact only on servers whose network gives the same bits as where it was made, and this one does not: "
-            "invert the image again; servers that share a store must have equal --dtype, --device and --threads, and "
-            "equal libraries",
+            "is exact only on servers that compute the network bit for bit as the server that made it, which this one "
+            "does not: invert the image again. Servers that share a store must have equal --dtype, --device and "
+            "--threads, and equal library versions",
         )
     return EditSource(Stored(inversion), inversion.options, fitting, name)
 

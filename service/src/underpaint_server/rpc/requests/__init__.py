@@ -1,1 +1,1 @@
-"""From messages to drafts of jobs."""
+"""From request messages to drafts of jobs and operations."""

@@ -1,7 +1,7 @@
-"""From an EditRequest to a draft of a job: every default filled in, every limit checked, before a pixel is decoded.
+"""From an EditRequest to a draft of a job: defaults are filled in and limits checked before an image is decoded.
 
 A draft lacks only what must be fetched or decoded: the source's pixels or latents, and what the method completes later.
-All wrong fields are reported together, by their path in the message. What only one method has is read in its folder
+All invalid fields are reported together, by their path in the message. The fields of one method are read in its folder
 under ``methods``.
 """
 
@@ -21,21 +21,21 @@ from underpaint_server.wire.names import inversion_id
 from underpaint_server.wire.reader import Reader
 
 _MAX_GENERATED_AREA: Final = 4
-"""Largest area of a generated source in areas of the model's own size: attention costs the square of it."""
+"""Largest area of a generated source, relative to the model's own size. Attention costs the square of the area."""
 
 
 def edit_draft(
     request: edit_service_pb2.EditRequest, model: ModelInfo, settings: Settings, found: object = None
 ) -> EditDraft:
-    """Everything an EditRequest says; ``found`` is what the method's ``lookup`` returned.
+    """Read an EditRequest; ``found`` is what the method's ``lookup`` returned.
 
-    Raises FieldInvalid with all wrong fields, and what the method's own check raises.
+    Raises FieldInvalid with all invalid fields, and what the method's ``check`` raises.
     """
     return _Edit(request, Reader(model, settings), found).draft()
 
 
 class _Edit:
-    """One EditRequest while it is read."""
+    """Reads one EditRequest."""
 
     def __init__(self, request: edit_service_pb2.EditRequest, reader: Reader, found: object) -> None:
         self._request = request
@@ -52,8 +52,8 @@ class _Edit:
         request, reader, message = self._request, self._reader, self._message
         source = self._source()
         inversion = self._source_inversion(source)
-        asked = Reading(request, reader, self._found, source, inversion, self._defaults)
-        options = message.read(asked)
+        reading = Reading(request, reader, self._found, source, inversion, self._defaults)
+        options = message.read(reading)
         draft = EditDraft(
             model=self._model,
             source=source,
@@ -68,7 +68,7 @@ class _Edit:
         )
         self._fields.check()
         if message.check is not None:
-            message.check(asked, options)
+            message.check(reading, options)
         return draft
 
     def _method_name(self) -> str:
@@ -95,45 +95,50 @@ class _Edit:
         return Upload(self._reader.image("image", self._request.image))
 
     def _generated(self) -> Generated:
-        asked, model, reader = self._request.generated, self._model, self._reader
-        width = self._side("generated.width", asked.width, model.width)
-        height = self._side("generated.height", asked.height, model.height)
+        message, model, reader = self._request.generated, self._model, self._reader
+        width = self._side("generated.width", message.width, model.width)
+        height = self._side("generated.height", message.height, model.height)
         area = _MAX_GENERATED_AREA * model.width * model.height
         if width * height > area:
             self._fields.wrong(
-                "generated", f"{width}x{height} pixels are more than {area}; choose a smaller width or height"
+                "generated",
+                f"{width}x{height} pixels are more than the limit of {area}; choose a smaller width or height",
             )
         return Generated(
-            prompt=reader.prompt("generated.prompt", asked.prompt or self._defaults.source_prompt),
-            seed=asked.seed if asked.HasField("seed") else secrets.randbits(63),
+            prompt=reader.prompt("generated.prompt", message.prompt or self._defaults.source_prompt),
+            seed=message.seed if message.HasField("seed") else secrets.randbits(63),
             width=width,
             height=height,
-            num_inference_steps=reader.steps("generated.steps", asked.steps, self._defaults.steps),
+            num_inference_steps=reader.steps("generated.steps", message.steps, self._defaults.steps),
         )
 
     def _side(self, path: str, value: int, default: int) -> int:
         unit = self._model.size_multiple
         if value < 0 or value % unit:
-            self._fields.wrong(path, f"{value} is no positive multiple of {unit} (0 takes {default})")
+            self._fields.wrong(path, f"{value} is not a positive multiple of {unit} (0 means {default})")
         return value or default
 
     def _source_inversion(self, source: DraftSource) -> InversionOptions | None:
         parameters, method = self._request.inversion_parameters, self._method.inversion
         if method is None or not isinstance(source, Upload):
-            reason = f"unused by {self._name}" if method is None else "unused: only an image is inverted"
+            reason = (
+                f"must be empty: {self._name} inverts nothing"
+                if method is None
+                else "must be empty: only `image` is inverted"
+            )
             if parameters.ByteSize():
                 self._fields.wrong("inversion_parameters", reason)
             if method is None or not isinstance(source, Generated):
                 return None
             return self._generated_inversion(source, method)
         if parameters.WhichOneof("method") not in (None, method.name):
-            description = f"{self._name} starts from {method.name}, not from another"
+            description = f"{self._name} starts from an inversion by {method.name}; set that one, or none"
             self._fields.wrong("inversion_parameters.method", description)
         strength = self._message.inversion_strength
         return inversion_options(self._reader, parameters, method, "inversion_parameters", strength)
 
     def _generated_inversion(self, source: Generated, method: type[InversionMethod]) -> InversionOptions:
-        """How a generated source is inverted, or the inversion that its noise is the end of."""
+        """How a generated source is inverted; if the method starts from noise, the inversion that would end in it."""
         drawn = not self._method.starts_from_noise
         return InversionOptions(
             method=method(),
@@ -144,10 +149,10 @@ class _Edit:
         )
 
     def _target_prompt(self, source: DraftSource) -> str:
-        asked, needed = self._request.target_prompt or self._defaults.target_prompt, self._message.needs_target
-        if not asked and not needed and isinstance(source, Generated):
+        prompt, required = self._request.target_prompt or self._defaults.target_prompt, self._message.needs_target
+        if not prompt and not required and isinstance(source, Generated):
             return source.prompt
-        return self._reader.prompt("target_prompt", asked, required=needed)
+        return self._reader.prompt("target_prompt", prompt, required=required)
 
     def _guidance(self, inversion: InversionOptions | None) -> float | None:
         if self._request.HasField("guidance_scale"):

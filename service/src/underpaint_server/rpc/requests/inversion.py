@@ -1,4 +1,4 @@
-"""InversionParameters both ways. What only one inversion has is read and written in its folder under ``methods``."""
+"""InversionParameters, read and written. Fields of a single inversion are handled in its folder under ``methods``."""
 
 from underpaint.v1 import inversion_service_pb2 as messages
 
@@ -14,7 +14,7 @@ def inversion_options(
     path: str,
     default_strength: float,
 ) -> InversionOptions:
-    """How to invert by ``method``; ``path`` is where the parameters are in the request."""
+    """Read how to invert by ``method``; ``path`` is the path of the parameters in the request."""
     guidance_scale = reader.default_guidance(method.default_guidance_scale)
     if parameters.HasField("guidance_scale"):
         guidance_scale = reader.guidance(f"{path}.guidance_scale", parameters.guidance_scale)
@@ -29,7 +29,7 @@ def inversion_options(
 
 
 def inversion_parameters(options: InversionOptions) -> messages.InversionParameters:
-    """Inversion parameters with nothing left to default."""
+    """The message with every field set."""
     message = messages.InversionParameters(
         steps=options.num_inference_steps,
         strength=options.strength,

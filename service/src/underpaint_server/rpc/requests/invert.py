@@ -1,4 +1,4 @@
-"""From an InvertRequest to a draft: every default filled in, every limit checked, before a pixel is decoded."""
+"""From an InvertRequest to a draft: defaults are filled in and limits checked before the image is decoded."""
 
 from underpaint.v1 import inversion_service_pb2
 
@@ -12,7 +12,7 @@ from underpaint_server.wire.reader import Reader
 
 
 def invert_draft(request: inversion_service_pb2.InvertRequest, model: ModelInfo, settings: Settings) -> InvertDraft:
-    """Everything an InvertRequest says; raises FieldInvalid with all wrong fields."""
+    """Read an InvertRequest. Raises FieldInvalid with all invalid fields."""
     reader = Reader(model, settings)
     name = request.parameters.WhichOneof("method")
     if name is None:

@@ -1,4 +1,4 @@
-"""From LearnDirection to what an operation has to do: every default filled in, every wrong field reported."""
+"""From a LearnDirectionRequest to a draft of an operation: defaults are filled in, all invalid fields reported."""
 
 import hashlib
 import secrets
@@ -33,20 +33,20 @@ _CANDIDATE_SHARES: Final = (0.2, 0.3, 0.4, 0.5, 0.6)
 _CANDIDATE_WEIGHTS: Final = (0.2, 0.0, -0.2)
 
 _CALLERS: Final = {"display_name", "model", "source_prompt", "target_prompt", "steps", "sampler", "guidance_scale"}
-"""Fields of a Direction that a caller sets; the rest is the server's."""
+"""Fields of ``direction`` that a caller may set; the server sets the others."""
 _ONLY_GRADIENT: Final = ("optimization_steps", "learning_rate", "switch_step", "late_weight")
 
 
 @dataclass(frozen=True, slots=True)
 class LearnDraft:
-    """What to learn; the pictures are still encoded."""
+    """What to learn; the images are still encoded."""
 
     operation: str
-    """Id. The same request id gives the same one."""
+    """Id of the operation: a digest of the request id, random without one."""
     direction: str
-    """Id."""
+    """Id of the direction."""
     is_named: bool
-    """Whether the caller chose that id."""
+    """Whether the caller chose the direction's id."""
     display_name: str
     model: ModelInfo
     options: LearnOptions
@@ -54,27 +54,27 @@ class LearnDraft:
 
 
 def learn_draft(request: messages.LearnDirectionRequest, model: ModelInfo, settings: Settings) -> LearnDraft:
-    """Everything a LearnDirectionRequest says; raises FieldInvalid and LearningUnsupported."""
+    """Read a LearnDirectionRequest. Raises FieldInvalid with all invalid fields, LearningUnsupported."""
     return _Learn(request, model, settings).draft()
 
 
 class _Learn:
-    """One LearnDirectionRequest while it is read."""
+    """Reads one LearnDirectionRequest."""
 
     def __init__(self, request: messages.LearnDirectionRequest, model: ModelInfo, settings: Settings) -> None:
         self._request = request
         self._model = model
         self._settings = settings
         self._fields = Fields()
-        asked = request.direction.steps
-        self._steps = max(1, self._fields.count("direction.steps", asked, model.default_steps, settings.max_steps))
+        steps = request.direction.steps
+        self._steps = max(1, self._fields.count("direction.steps", steps, model.default_steps, settings.max_steps))
 
     def draft(self) -> LearnDraft:
         request, fields, model = self._request, self._fields, self._model
-        if not model.content_features:  # before the fields: some are wrong only because of this
+        if not model.content_features:  # checked first, because it also makes some fields invalid
             raise LearningUnsupported(
-                f"{model_name(model.id)} has no CLIP beside it, by which edits are judged: give the server one with"
-                " --clips",
+                f"{model_name(model.id)} has no CLIP model, which learning needs to compare images with prompts: start"
+                " the server with --clips",
                 metadata={"resource_name": model_name(model.id)},
             )
         self._check_ids()
@@ -95,32 +95,32 @@ class _Learn:
     def _check_ids(self) -> None:
         request, fields = self._request, self._fields
         if request.request_id and not is_request_id(request.request_id):
-            fields.wrong("request_id", "not a UUID of version 4")
+            fields.wrong("request_id", "not a UUID of version 4; send one, or leave it empty")
         if request.direction_id and not NAME.fullmatch(request.direction_id):
-            fields.wrong("direction_id", "not 1 to 63 characters of a-z, 0-9 and -")
+            fields.wrong("direction_id", "must have 1 to 63 characters of a-z, 0-9 and -")
         for field, _ in request.direction.ListFields():
             if field.name not in _CALLERS:
-                fields.wrong(f"direction.{field.name}", "set by the server")
+                fields.wrong(f"direction.{field.name}", "must be empty: the server sets it")
 
     def _options(self) -> LearnOptions:
-        request, fields, asked = self._request, self._fields, self._request.direction
+        request, fields, direction = self._request, self._fields, self._request.direction
         limit = self._settings.max_prompt_chars
         method = self._method()
-        if asked.source_prompt.strip() and asked.source_prompt == asked.target_prompt:
-            fields.wrong("direction.target_prompt", "the same as the source prompt: there is nothing to learn")
+        if direction.source_prompt.strip() and direction.source_prompt == direction.target_prompt:
+            fields.wrong("direction.target_prompt", "must differ from direction.source_prompt")
         content = request.content_weight if request.HasField("content_weight") else _CONTENT_WEIGHT
-        guidance = asked.guidance_scale if asked.HasField("guidance_scale") else _GUIDANCE
+        guidance = direction.guidance_scale if direction.HasField("guidance_scale") else _GUIDANCE
         late = request.late_weight if request.HasField("late_weight") else 0.0
-        usual = round(_SWITCH_SHARE * self._steps)
+        default_switch = round(_SWITCH_SHARE * self._steps)
         return LearnOptions(
-            source_prompt=fields.text("direction.source_prompt", asked.source_prompt, limit, required=True),
-            target_prompt=fields.text("direction.target_prompt", asked.target_prompt, limit, required=True),
+            source_prompt=fields.text("direction.source_prompt", direction.source_prompt, limit, required=True),
+            target_prompt=fields.text("direction.target_prompt", direction.target_prompt, limit, required=True),
             negative_prompt="",
             num_inference_steps=self._steps,
-            sampler=sampler_of(fields, "direction.sampler", asked.sampler, Sampler.DDIM),
+            sampler=sampler_of(fields, "direction.sampler", direction.sampler, Sampler.DDIM),
             guidance_scale=fields.between("direction.guidance_scale", guidance, 0, MAX_GUIDANCE_SCALE),
             switch_step=fields.index(
-                "switch_step", request.switch_step if request.HasField("switch_step") else usual, self._steps
+                "switch_step", request.switch_step if request.HasField("switch_step") else default_switch, self._steps
             ),
             late_weight=fields.between("late_weight", late, *_LATE_WEIGHTS),
             content_weight=fields.between("content_weight", content, 0, _MAX_CONTENT_WEIGHT),
@@ -133,15 +133,17 @@ class _Learn:
         fields.known("method", request.method, messages.LearnMethod.DESCRIPTOR)
         default = messages.LEARN_METHOD_GRADIENT if self._model.gradients else messages.LEARN_METHOD_SEARCH
         if (request.method or default) == messages.LEARN_METHOD_SEARCH:
-            why = "" if request.method else f", and {self._model.id} has no gradients here"
+            reason = "" if request.method else f", and {self._model.id} has no gradients here"
             for field, _ in request.ListFields():
                 if field.name in _ONLY_GRADIENT:
-                    fields.wrong(field.name, f"unused by a search{why}")
+                    fields.wrong(field.name, f"must be empty: a search does not use it{reason}")
             return self._search()
         if not self._model.gradients:
-            fields.wrong("method", f"{self._model.id} has no gradients here; leave it out, or choose the search")
+            fields.wrong(
+                "method", f"{self._model.id} has no gradients here; leave it unset, or choose LEARN_METHOD_SEARCH"
+            )
         if request.HasField("candidates"):
-            fields.wrong("candidates", "unused: only a search has candidates")
+            fields.wrong("candidates", "must be empty: only LEARN_METHOD_SEARCH uses candidates")
         rate = request.learning_rate if request.HasField("learning_rate") else _LEARNING_RATE
         return Descent(
             optimization_steps=fields.count(
@@ -151,36 +153,38 @@ class _Learn:
         )
 
     def _search(self) -> Search:
-        fields, asked = self._fields, self._request.candidates
-        usual = tuple(dict.fromkeys(round(share * self._steps) for share in _CANDIDATE_SHARES))
-        count = (len(asked.switch_steps) or len(usual)) * (len(asked.late_weights) or len(_CANDIDATE_WEIGHTS))
+        fields, candidates = self._fields, self._request.candidates
+        default_switches = tuple(dict.fromkeys(round(share * self._steps) for share in _CANDIDATE_SHARES))
+        count = (len(candidates.switch_steps) or len(default_switches)) * (
+            len(candidates.late_weights) or len(_CANDIDATE_WEIGHTS)
+        )
         if count > MAX_CANDIDATES:
-            fields.wrong("candidates", f"{count} pairs are more than {MAX_CANDIDATES}")
+            fields.wrong("candidates", f"has {count} pairs, more than the limit of {MAX_CANDIDATES}")
             return Search((), ())
-        switch_steps = tuple(asked.switch_steps) or usual
-        late_weights = tuple(map(float32, asked.late_weights)) or _CANDIDATE_WEIGHTS
+        switch_steps = tuple(candidates.switch_steps) or default_switches
+        late_weights = tuple(map(float32, candidates.late_weights)) or _CANDIDATE_WEIGHTS
         if not all(0 <= step <= self._steps for step in switch_steps):
-            fields.wrong("candidates.switch_steps", f"one is outside 0 .. {self._steps}")
+            fields.wrong("candidates.switch_steps", f"a value is outside 0..{self._steps}")
         low, high = _LATE_WEIGHTS
         if not all(low <= weight <= high for weight in late_weights):
-            fields.wrong("candidates.late_weights", f"one is outside [{low:g}, {high:g}]")
+            fields.wrong("candidates.late_weights", f"a value is outside [{low:g}, {high:g}]")
         return Search(switch_steps, late_weights)
 
     def _examples(self, source_prompt: str) -> tuple[types_pb2.Image | Generated, ...]:
-        given, fields = self._request.examples, self._fields
-        if not 1 <= len(given) <= MAX_EXAMPLES:
-            fields.wrong("examples", f"{len(given)} are not 1 .. {MAX_EXAMPLES}")
-        found: list[types_pb2.Image | Generated] = []
-        for index, example in enumerate(given[:MAX_EXAMPLES]):
+        examples, fields = self._request.examples, self._fields
+        if not 1 <= len(examples) <= MAX_EXAMPLES:
+            fields.wrong("examples", f"has {len(examples)} entries, must have 1..{MAX_EXAMPLES}")
+        sources: list[types_pb2.Image | Generated] = []
+        for index, example in enumerate(examples[:MAX_EXAMPLES]):
             if example.WhichOneof("source") == "image":
                 fields.known(f"examples[{index}].image.fit", example.image.fit, types_pb2.Fit.DESCRIPTOR)
-                found.append(example.image)
+                sources.append(example.image)
             elif example.WhichOneof("source") == "seed":
                 size = self._model.width, self._model.height
-                found.append(Generated(source_prompt, example.seed, *size, self._steps))
+                sources.append(Generated(source_prompt, example.seed, *size, self._steps))
             else:
                 fields.wrong(f"examples[{index}].source", "not set; choose image or seed")
-        return tuple(found)
+        return tuple(sources)
 
 
 def _operation_id(request_id: str) -> str:

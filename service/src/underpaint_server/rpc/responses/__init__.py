@@ -1,4 +1,4 @@
-"""From results to messages, and from errors to statuses."""
+"""From results to response messages, and from errors to statuses."""
 
 from underpaint_server.rpc.responses.common import notices, progress, server_timing, usage
 from underpaint_server.rpc.responses.edit import edited, masked, preview

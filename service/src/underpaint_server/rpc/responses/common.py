@@ -1,4 +1,4 @@
-"""What several responses have: progress, usage, notices, fitting and time as messages."""
+"""Parts of several responses: progress, usage, notices, fitting, durations and timestamps as messages."""
 
 from dataclasses import asdict
 from typing import Final
@@ -14,7 +14,7 @@ _PHASES: Final = {phase: types_pb2.Phase.Value(f"PHASE_{phase.name}") for phase 
 
 
 def progress(now: Progress, loss: float | None = None) -> types_pb2.Progress:
-    """A snapshot; ``loss`` is that of learning."""
+    """Progress as a message; ``loss`` is set while learning only."""
     return types_pb2.Progress(
         phase=_PHASES[now.phase],
         step=now.step,
@@ -27,12 +27,12 @@ def progress(now: Progress, loss: float | None = None) -> types_pb2.Progress:
 
 
 def fitting(record: Fitting) -> types_pb2.Fitting:
-    """How the picture was fitted."""
+    """How the image was fitted, as a message."""
     return types_pb2.Fitting(**asdict(record))
 
 
 def usage(spent: Usage, cache_hit: bool) -> types_pb2.Usage:
-    """What the job cost."""
+    """What the job cost, as a message; ``cache_hit`` says whether the inversion was stored already."""
     return types_pb2.Usage(
         queue_time=duration(spent.queue_time_s),
         compute_time=duration(spent.compute_time_s),
@@ -42,26 +42,26 @@ def usage(spent: Usage, cache_hit: bool) -> types_pb2.Usage:
     )
 
 
-def notices(found: tuple[Notice, ...]) -> list[types_pb2.Notice]:
-    """What the caller should know."""
-    return [types_pb2.Notice(reason=notice.reason, message=notice.message) for notice in found]
+def notices(raised: tuple[Notice, ...]) -> list[types_pb2.Notice]:
+    """Notices as messages."""
+    return [types_pb2.Notice(reason=notice.reason, message=notice.message) for notice in raised]
 
 
 def server_timing(spent: types_pb2.Usage) -> str:
-    """The ``server-timing`` trailer: milliseconds queued and computed."""
+    """The value of the ``server-timing`` trailer: queue time and compute time in milliseconds."""
     queue, compute = spent.queue_time.ToNanoseconds() / 1e6, spent.compute_time.ToNanoseconds() / 1e6
     return f"queue;dur={queue:.1f}, compute;dur={compute:.1f}"
 
 
 def duration(seconds: float) -> Duration:
-    """A length of time."""
+    """A duration in seconds as a message."""
     message = Duration()
     message.FromNanoseconds(round(seconds * 1e9))
     return message
 
 
 def timestamp(seconds: float) -> Timestamp:
-    """Unix time."""
+    """A Unix time in seconds as a message."""
     message = Timestamp()
     message.FromNanoseconds(round(seconds * 1e9))
     return message

@@ -14,7 +14,7 @@ _METHODS: Final = {Descent: messages.LEARN_METHOD_GRADIENT, Search: messages.LEA
 
 
 def direction(entry: Entry) -> messages.Direction:
-    """A stored direction."""
+    """A stored direction as a message."""
     stored, options = entry.direction, entry.direction.options
     return messages.Direction(
         name=direction_name(entry.name),

@@ -1,10 +1,11 @@
-"""From results to messages, and the ``resolved`` request that would give the same answer again.
+"""Results of edits as messages, and the ``resolved`` request that gives the same result again.
 
-``resolved`` has no pixels wherever latents in the store stand for them: its source is then the inversion's name, and
-``inversion_parameters`` are empty, for they are the inversion's. Where there is no such inversion (SDEdit and
-ComputeMask of an image, or a store that could not take it) only pixels can repeat the answer: ``image`` then holds the
-PNG of the fitted picture, which fitting leaves as it is. A given mask stays, at the fitted size. ``request_id`` is
-empty: a repeat is a new request. Encoding is blocking work for a thread.
+If the inversion of the source is stored, the source of ``resolved`` is the inversion's name and
+``inversion_parameters`` is empty, because the stored inversion has its own. If there is none (SDEdit and ComputeMask of
+an image, or an inversion that could not be stored), the source is ``image``: a PNG of the fitted pixels, which fitting
+does not change. A given mask is included at the fitted size. ``request_id`` is empty, since a repeat is a new request.
+
+Encoding blocks and belongs on a thread.
 """
 
 import numpy as np
@@ -53,7 +54,7 @@ def masked(
 def resolved(
     job: EditJob | MaskJob, source: EditSource, media_type: str, priority: Priority
 ) -> edit_service_pb2.EditRequest:
-    """The request that gives the same answer again, every default spelled out."""
+    """The request that gives the same result again, with every default filled in."""
     request = edit_service_pb2.EditRequest(
         model=model_name(job.model),
         target_prompt=job.target_prompt,
@@ -68,13 +69,13 @@ def resolved(
     return request
 
 
-def preview(now: Preview, longest_px: int) -> edit_service_pb2.Preview:
-    """A rough look, its longest side ``longest_px`` pixels at most."""
-    return edit_service_pb2.Preview(image=images.encode_preview(now.pixels, longest_px), step=now.step)
+def preview(event: Preview, longest_px: int) -> edit_service_pb2.Preview:
+    """A preview as a message; the longest side of its image is at most ``longest_px`` pixels."""
+    return edit_service_pb2.Preview(image=images.encode_preview(event.pixels, longest_px), step=event.step)
 
 
 def tensor(array: Array) -> types_pb2.Tensor:
-    """An array as float32."""
+    """An array as a float32 tensor message."""
     data = np.ascontiguousarray(array, dtype="<f4")
     return types_pb2.Tensor(dtype=types_pb2.DATA_TYPE_FLOAT32, shape=data.shape, data=data.tobytes())
 
@@ -93,7 +94,7 @@ def _set_source(request: edit_service_pb2.EditRequest, source: EditSource) -> No
             )
         case Photo(pixels=pixels) if not source.name:
             request.image.CopyFrom(images.encode(pixels))
-            # The only fit that keeps a size other than the model's own.
+            # FIT_RESIZE is the only fit that keeps a size other than the model's own.
             request.image.fit = types_pb2.FIT_RESIZE
             if source.inversion is not None:
                 request.inversion_parameters.CopyFrom(inversion_parameters(source.inversion))

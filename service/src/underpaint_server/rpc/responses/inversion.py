@@ -10,7 +10,7 @@ from underpaint_server.wire.names import inversion_name, model_name
 
 
 def inversion(identifier: str, entry: Entry, fitted: Fitting | None = None) -> inversion_service_pb2.Inversion:
-    """A stored inversion; ``fitted`` replaces the stored record where this request's own image was fitted."""
+    """A stored inversion as a message; ``fitted`` is the fitting of the request's own image, if it has one."""
     stored = entry.inversion
     return inversion_service_pb2.Inversion(
         name=inversion_name(identifier),

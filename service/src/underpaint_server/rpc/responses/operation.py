@@ -1,4 +1,4 @@
-"""Operations as messages, and as the bytes that the store has of their end."""
+"""Operations as messages, and their outcomes as the bytes in the store."""
 
 from google.longrunning import operations_pb2
 from google.protobuf.message import DecodeError
@@ -14,14 +14,14 @@ from underpaint_server.wire.names import operation_name
 
 
 def unfinished(name: str, now: Progress, loss: float | None) -> operations_pb2.Operation:
-    """An operation under way."""
+    """An operation that is not done, with its progress as metadata."""
     operation = operations_pb2.Operation(name=operation_name(name))
     operation.metadata.Pack(progress(now, loss))
     return operation
 
 
 def succeeded(name: str, entry: Entry) -> operations_pb2.Operation:
-    """An operation that has learned this direction."""
+    """A done operation that learned this direction."""
     steps = optimization_steps(entry.direction.options)
     done = Progress(Phase.OPTIMIZING, steps, steps, 1.0)
     operation = unfinished(name, done, entry.direction.losses[-1] if entry.direction.losses else None)
@@ -31,31 +31,31 @@ def succeeded(name: str, entry: Entry) -> operations_pb2.Operation:
 
 
 def failed(name: str, error: UnderpaintError, request_id: str) -> operations_pb2.Operation:
-    """An operation that ended with an error, or was cancelled."""
+    """A done operation that failed or was cancelled."""
     operation = operations_pb2.Operation(name=operation_name(name), done=True)
     operation.error.CopyFrom(rich_status(error, request_id))
     return operation
 
 
 def parsed(data: bytes) -> operations_pb2.Operation:
-    """A stored end of an operation; raises StoreCorrupt."""
+    """The operation in a stored outcome; raises StoreCorrupt."""
     try:
         return operations_pb2.Operation.FromString(data)
     except DecodeError as error:
-        raise StoreCorrupt("the stored end of an operation cannot be read") from error
+        raise StoreCorrupt("the stored outcome of the operation cannot be read") from error
 
 
 class OperationEncoder:
     """Implements :class:`underpaint_server.operations.runner.Encoder`."""
 
     def succeeded(self, name: str, entry: Entry) -> bytes:
-        """The operation has learned this direction."""
+        """The outcome of an operation that learned this direction."""
         return bytes(succeeded(name, entry).SerializeToString())
 
     def failed(self, name: str, error: UnderpaintError, request_id: str) -> bytes:
-        """The operation ended with this error, or was cancelled."""
+        """The outcome of an operation that failed with this error, or was cancelled."""
         return bytes(failed(name, error, request_id).SerializeToString())
 
     def is_error(self, data: bytes) -> bool:
-        """Whether :meth:`failed` wrote this; raises StoreCorrupt."""
+        """Whether this outcome is a failure; raises StoreCorrupt."""
         return bool(parsed(data).HasField("error"))

@@ -1,4 +1,4 @@
-"""From the error tree to gRPC: one table of codes, and ``google.rpc.Status`` with its details."""
+"""From errors to gRPC statuses: the table of codes, and ``google.rpc.Status`` with its details."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -30,10 +30,10 @@ CODES: Final[dict[type[UnderpaintError], grpc.StatusCode]] = {
     errors.InternalError: grpc.StatusCode.INTERNAL,
     UnderpaintError: grpc.StatusCode.INTERNAL,
 }
-"""The code of a class is that of its nearest ancestor here."""
+"""A class that is not in the table has the code of its nearest base class that is."""
 
-# A status travels in the trailers, message and details both, and many clients take no more than 8 KiB of those. In the
-# message every byte outside ASCII takes three.
+# Message and details of a status are sent in the trailers, and many clients accept at most 8 KiB of those. In the
+# message every byte outside ASCII is encoded as three.
 _MESSAGE_BYTES: Final = 600
 _DETAIL_BYTES: Final = 160
 _VIOLATIONS: Final = 12
@@ -43,17 +43,17 @@ Trailers = tuple[tuple[str, str | bytes], ...]
 
 
 def code_of(error: UnderpaintError) -> grpc.StatusCode:
-    """The gRPC code of an error."""
+    """The gRPC status code of an error."""
     return next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
 
 
 def message_of(error: UnderpaintError) -> str:
-    """The status message: the error's own, cut where trailers would grow too long."""
+    """The status message: the error's message, cut to a length that fits into the trailers."""
     return _cut(error.message, _MESSAGE_BYTES)
 
 
 def rich_status(error: UnderpaintError, request_id: str) -> status_pb2.Status:
-    """The whole status; each kind of detail is there at most once, ``ErrorInfo`` always and first."""
+    """The status with its details: ``ErrorInfo`` first, and at most one of each other type."""
     status = status_pb2.Status(code=code_of(error).value[0], message=message_of(error))
     for detail in _details(error, request_id):
         packed = any_pb2.Any()
@@ -63,7 +63,7 @@ def rich_status(error: UnderpaintError, request_id: str) -> status_pb2.Status:
 
 
 def trailers(error: UnderpaintError, request_id: str) -> Trailers:
-    """Trailing metadata: the rich status, and for ``Unavailable`` when the channel may try again."""
+    """Trailing metadata: the rich status, and for ``Unavailable`` the time after which the channel may retry."""
     details: Trailers = (("grpc-status-details-bin", rich_status(error, request_id).SerializeToString()),)
     if isinstance(error, errors.Unavailable):
         return (*details, ("grpc-retry-pushback-ms", str(round(1000 * _retry_after_s(error)))))
@@ -87,9 +87,9 @@ def _details(error: UnderpaintError, request_id: str) -> Iterator[Message]:
         case errors.PreconditionFailed():
             yield _precondition(error)
         case errors.Unavailable():
-            after = Duration()
-            after.FromNanoseconds(round(_retry_after_s(error) * 1e9))
-            yield error_details_pb2.RetryInfo(retry_delay=after)
+            delay = Duration()
+            delay.FromNanoseconds(round(_retry_after_s(error) * 1e9))
+            yield error_details_pb2.RetryInfo(retry_delay=delay)
 
 
 def _bad_request(error: errors.FieldInvalid) -> error_details_pb2.BadRequest:

@@ -1,4 +1,4 @@
-"""DirectionService."""
+"""The DirectionService."""
 
 # ruff: noqa: N802, ARG002 (methods and their arguments are the contract's)
 
@@ -39,7 +39,7 @@ _FULL_RETRY_S: Final = 30.0
 
 
 class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
-    """Learns directions and keeps them; errors are those of :mod:`underpaint_server.errors`."""
+    """Learns and stores directions. Methods raise errors of :mod:`underpaint_server.errors`."""
 
     def __init__(self, server: ServerContext) -> None:
         self._server = server
@@ -48,9 +48,9 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
     async def LearnDirection(
         self, request: messages.LearnDirectionRequest, context: Context
     ) -> messages.LearnDirectionResponse:
-        """Store what to learn, and answer; it is learned afterwards."""
+        """Store the operation and return it; it runs afterwards."""
         if self._server.draining:
-            raise Draining("this server is about to stop; another one takes the call", retry_after_s=1.0)
+            raise Draining("this server is shutting down; retry the call, another server takes it", retry_after_s=1.0)
         model = self._server.model(request.direction.model, "direction.model")
         draft = learn_draft(request, model, self._server.settings)
         digest = (await handlers.fingerprint(self._server, "learn", request)).hex()
@@ -60,14 +60,14 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
     async def GetDirection(
         self, request: messages.GetDirectionRequest, context: Context
     ) -> messages.GetDirectionResponse:
-        """One direction."""
+        """Return one direction."""
         entry = await self._server.stores.directions.get(direction_id(request.name, "name"))
         return messages.GetDirectionResponse(direction=direction(entry))
 
     async def ListDirections(
         self, request: messages.ListDirectionsRequest, context: Context
     ) -> messages.ListDirectionsResponse:
-        """A page of directions, newest first."""
+        """Return one page of directions, newest first."""
         entries, token = await self._server.stores.directions.list(page_size(request.page_size), request.page_token)
         return messages.ListDirectionsResponse(
             directions=[direction(entry) for entry in entries], next_page_token=token
@@ -76,14 +76,14 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
     async def DeleteDirection(
         self, request: messages.DeleteDirectionRequest, context: Context
     ) -> messages.DeleteDirectionResponse:
-        """Delete one."""
+        """Delete one direction."""
         await self._server.stores.directions.delete(direction_id(request.name, "name"), request.etag)
         return messages.DeleteDirectionResponse()
 
     async def ExportDirection(
         self, request: messages.ExportDirectionRequest, context: Context
     ) -> AsyncIterator[messages.ExportDirectionResponse]:
-        """The safetensors file: its size first, its CRC-32C last."""
+        """Stream the safetensors file in chunks of 1 MiB; the first has the size, the last the CRC-32C."""
         data = await self._server.stores.directions.export(direction_id(request.name, "name"))
         starts = range(0, len(data), _CHUNK_BYTES)
         for start in starts:
@@ -96,7 +96,7 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
     async def ImportDirection(
         self, request_iterator: AsyncIterator[messages.ImportDirectionRequest], context: Context
     ) -> messages.ImportDirectionResponse:
-        """Store a file that ExportDirection wrote, here or elsewhere."""
+        """Store a file that ExportDirection wrote, on this server or another."""
         header, data = await _received(request_iterator)
         name = direction_id(header.name, "header.name") if header.name else secrets.token_hex(8)
         try:
@@ -110,30 +110,35 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         return messages.ImportDirectionResponse(direction=direction(entry))
 
     def _check_file(self, direction: Direction) -> None:
-        """Raises FieldInvalid for what could not have been learned here, and so not be used."""
+        """Raises FieldInvalid for a direction beyond this server's limits, which could not be used here."""
         settings, options, fields = self._server.settings, direction.options, Fields()
         if options.num_inference_steps > settings.max_steps:
-            fields.wrong("chunk", f"the file has {options.num_inference_steps} steps, more than {settings.max_steps}")
+            fields.wrong(
+                "chunk",
+                f"the file has {options.num_inference_steps} steps, more than the limit of {settings.max_steps}",
+            )
         if max(len(options.source_prompt), len(options.target_prompt)) > settings.max_prompt_chars:
-            fields.wrong("chunk", f"the file has a prompt of more than {settings.max_prompt_chars} characters")
+            fields.wrong(
+                "chunk", f"the file has a prompt of more than {settings.max_prompt_chars} characters, the limit"
+            )
         fields.check()
 
     # --- learning -------------------------------------------------------------------------------------------------
 
     async def _again(self, draft: LearnDraft, digest: str) -> operations_pb2.Operation | None:
-        """The operation that a repeated request id stands for, on whichever server of the store it came first."""
+        """The operation of a repeated request id, whichever server of the store got it first; None for a new id."""
         task = await self._server.stores.operations.task(draft.operation)
         if task is None:
             return None
         if task.fingerprint != digest:
-            raise RequestIdReused(f"request {task.request_id} came before with another payload; draw a new id")
+            raise RequestIdReused(f"request_id {task.request_id} was used before with another payload; use a new id")
         self._server.metrics.on_replay(result="replayed")
         return await current_operation(self._server, draft.operation)
 
     async def _start(
         self, request: messages.LearnDirectionRequest, draft: LearnDraft, digest: str
     ) -> operations_pb2.Operation:
-        photos = [await self._picture(each, draft) for each in draft.examples if not isinstance(each, Generated)]
+        photos = [await self._picture(image, draft) for image in draft.examples if not isinstance(image, Generated)]
         task = Task(
             model=draft.model.id,
             model_digest=draft.model.digest,
@@ -144,13 +149,13 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
             request_id=request.request_id,
             fingerprint=digest,
         )
-        async with self._accepting:  # two calls at the same moment must not both find the place free
+        async with self._accepting:  # two concurrent calls must not both pass the check
             known = await self._again(draft, digest)
             if known is not None:
                 return known
-            await self._check_place(draft)
+            await self._check_admission(draft)
             if not await self._server.stores.operations.create(draft.operation, task, photos):
-                known = await self._again(draft, digest)  # the same request came by another server
+                known = await self._again(draft, digest)  # another server created it for the same request
                 assert known is not None
                 return known
         self._server.manager.wake()
@@ -160,7 +165,7 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         pixels, _ = await Fetcher(self._server).picture(image, draft.model)
         return pixels
 
-    async def _check_place(self, draft: LearnDraft) -> None:
+    async def _check_admission(self, draft: LearnDraft) -> None:
         """Raises DirectionExists, OperationsFull."""
         unfinished = [
             summary for summary in (await self._server.stores.operations.scan()).values() if summary.done_at is None
@@ -168,13 +173,13 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         if draft.is_named and await self._is_taken(draft.direction, unfinished):
             name = direction_name(draft.direction)
             raise DirectionExists(
-                f"there is a {name} already, or one is being learned; choose another id",
+                f"{name} exists already, or is being learned; choose another direction_id",
                 metadata={"resource_type": "underpaint.v1.Direction", "resource_name": name},
             )
-        most = self._server.settings.max_operations
-        if len(unfinished) >= most:
+        limit = self._server.settings.max_operations
+        if len(unfinished) >= limit:
             raise OperationsFull(
-                f"{len(unfinished)} operations are unfinished, of {most} at most; cancel some, or come back later",
+                f"{len(unfinished)} operations are unfinished and the limit is {limit}; cancel some, or retry later",
                 retry_after_s=_FULL_RETRY_S,
             )
 
@@ -186,32 +191,34 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
 
 
 async def _received(parts: AsyncIterator[messages.ImportDirectionRequest]) -> tuple[messages.Direction, bytes]:
-    """The header and the file of an import, its checksum checked; raises FieldInvalid."""
+    """The header and the bytes of an imported file, its CRC-32C verified; raises FieldInvalid."""
     header, data, crc32c = None, bytearray(), None
     async for part in parts:
         if header is None:
             header = _header(part)
         elif part.WhichOneof("part") != "chunk":
-            raise FieldInvalid(FieldViolation("header", "only the first message is the header"))
+            raise FieldInvalid(FieldViolation("header", "only the first message may be the header"))
         data += part.chunk
         if len(data) > files.MAX_BYTES:
-            raise FieldInvalid(FieldViolation("chunk", f"the file is larger than {files.MAX_BYTES} bytes"))
+            raise FieldInvalid(FieldViolation("chunk", f"the file is larger than the limit of {files.MAX_BYTES} bytes"))
         crc32c = part.crc32c if part.HasField("crc32c") else None
     if header is None:
-        raise FieldInvalid(FieldViolation("header", "not sent"))
+        raise FieldInvalid(FieldViolation("header", "missing: the first message must be the header"))
     actual = google_crc32c.value(bytes(data))
     if crc32c is not None and crc32c != actual:
-        raise FieldInvalid(FieldViolation("crc32c", f"{crc32c:08x} promised, {actual:08x} received: send it again"))
+        raise FieldInvalid(
+            FieldViolation("crc32c", f"is {crc32c:08x}, but the received file has {actual:08x}: send the file again")
+        )
     return header, bytes(data)
 
 
 def _header(part: messages.ImportDirectionRequest) -> messages.Direction:
     fields = Fields()
     if part.WhichOneof("part") != "header":
-        fields.wrong("header", "not sent first")
+        fields.wrong("header", "missing: the first message must be the header")
     for field, _ in part.header.ListFields():
         if field.name not in ("name", "display_name"):
-            fields.wrong(f"header.{field.name}", "unused: the file says it")
+            fields.wrong(f"header.{field.name}", "must be empty: the value is in the file")
     fields.text("header.display_name", part.header.display_name, MAX_DISPLAY_CHARS)
     fields.check()
     return part.header

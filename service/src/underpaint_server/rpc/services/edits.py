@@ -1,4 +1,4 @@
-"""EditService."""
+"""The EditService."""
 
 # ruff: noqa: N802, ARG002 (methods and their arguments are the contract's)
 
@@ -22,13 +22,13 @@ _MAX_PREVIEW_PX: Final = 1024
 
 
 class EditService(edit_service_pb2_grpc.EditServiceServicer):
-    """Edits real images; errors are those of :mod:`underpaint_server.errors`."""
+    """Edits real images. Methods raise errors of :mod:`underpaint_server.errors`."""
 
     def __init__(self, server: ServerContext) -> None:
         self._server = server
 
     async def Edit(self, request: messages.EditRequest, context: Context) -> messages.EditResponse:
-        """Edit and answer once."""
+        """Edit, and return the result."""
         with await self._edit(request, context) as call:
             answer: messages.EditResponse = await call.result()
         context.set_trailing_metadata((("server-timing", responses.server_timing(answer.usage)),))
@@ -37,7 +37,7 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
     async def StreamEdit(
         self, request: messages.StreamEditRequest, context: Context
     ) -> AsyncIterator[messages.StreamEditResponse]:
-        """Edit and report: accepted, then progress and previews, then the result."""
+        """Edit, and stream one ``accepted``, then progress and previews, then the result."""
         longest_px = _check_stream(request)
         with at("edit"), await self._edit(request.edit, context, request.preview_every) as call:
             handle = await call.admitted()
@@ -48,7 +48,7 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
             )
             if handle is not None and not call.done:
                 async for event in handle.events():
-                    # A running request that this call has joined may send previews to another.
+                    # This call may have joined an edit that was started by a call with previews.
                     if request.preview_every or not isinstance(event, Preview):
                         yield await self._event(event, longest_px)
             answer: messages.EditResponse = await call.result()
@@ -56,11 +56,11 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
         yield messages.StreamEditResponse(result=answer)
 
     async def SubmitEdit(self, request: messages.SubmitEditRequest, context: Context) -> messages.SubmitEditResponse:
-        """Not offered."""
-        raise MethodDisabled("edits are no operations here; use StreamEdit, or Edit with a request_id")
+        """Not supported: raises MethodDisabled."""
+        raise MethodDisabled("this server does not run edits as operations; use StreamEdit, or Edit with a request_id")
 
     async def ComputeMask(self, request: messages.ComputeMaskRequest, context: Context) -> messages.ComputeMaskResponse:
-        """Only DiffEdit's mask."""
+        """Compute the mask of an edit without editing."""
 
         async def run(call: SharedCall[Any]) -> messages.ComputeMaskResponse:
             return await handlers.compute_mask(self._server, request.edit, call)
@@ -94,7 +94,7 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
 def _check_stream(request: messages.StreamEditRequest) -> int:
     fields = Fields()
     if request.preview_every < 0:
-        fields.wrong("preview_every", f"{request.preview_every} is negative")
+        fields.wrong("preview_every", f"must not be negative, is {request.preview_every}")
     longest_px = fields.count("preview_size", request.preview_size, _PREVIEW_PX, _MAX_PREVIEW_PX)
     fields.check()
     return longest_px

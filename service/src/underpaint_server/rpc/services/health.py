@@ -1,4 +1,4 @@
-"""Health by the standard service, for probes and balancers; it never enters the queue."""
+"""The standard gRPC health service, for probes and load balancers."""
 
 import asyncio
 from typing import Final
@@ -8,7 +8,7 @@ from grpc_health.v1 import health, health_pb2
 from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.rpc.context import ServerContext
 
-_LOOK_EVERY_S: Final = 0.5
+_UPDATE_EVERY_S: Final = 0.5
 
 STARTUP: Final = "startup"
 READINESS: Final = "readiness"
@@ -23,10 +23,10 @@ _READY_NAMES: Final = (
 
 
 class Health:
-    """Keeps the standard servicer up to date.
+    """Keeps the standard servicer's statuses up to date.
 
-    ``startup`` serves once the models were loaded; ``readiness``, ``""`` and the services' own names serve while new
-    work is taken; ``liveness`` serves unless the engine stands still or has failed for good.
+    ``startup`` is SERVING once the models have loaded; ``readiness``, ``""`` and the names of the services are SERVING
+    while new work is accepted; ``liveness`` is SERVING unless the engine process stalls or has failed for good.
     """
 
     def __init__(self, server: ServerContext) -> None:
@@ -34,13 +34,13 @@ class Health:
         self.servicer = health.aio.HealthServicer()
 
     async def watch(self) -> None:
-        """Look at the engine every half second, for ever."""
+        """Update the statuses every half second, until cancelled."""
         while True:
             await self.update()
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_UPDATE_EVERY_S)
 
     async def update(self) -> None:
-        """Look now."""
+        """Update the statuses now."""
         engine = self._server.engine
         ready = engine.state is EngineState.READY and not self._server.draining
         for name in _READY_NAMES:

@@ -1,4 +1,4 @@
-"""InversionService."""
+"""The InversionService."""
 
 # ruff: noqa: N802, ARG002 (methods and their arguments are the contract's)
 
@@ -22,13 +22,13 @@ _CHUNK_BYTES: Final = 1024 * 1024
 
 
 class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
-    """Turns images into stored latents; errors are those of :mod:`underpaint_server.errors`."""
+    """Inverts images and stores their latents. Methods raise errors of :mod:`underpaint_server.errors`."""
 
     def __init__(self, server: ServerContext) -> None:
         self._server = server
 
     async def Invert(self, request: messages.InvertRequest, context: Context) -> messages.InvertResponse:
-        """Invert and answer once."""
+        """Invert, and return the stored inversion."""
         with await self._invert(request, context) as call:
             answer: messages.InvertResponse = await call.result()
         context.set_trailing_metadata((("server-timing", responses.server_timing(answer.usage)),))
@@ -37,7 +37,7 @@ class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
     async def StreamInvert(
         self, request: messages.StreamInvertRequest, context: Context
     ) -> AsyncIterator[messages.StreamInvertResponse]:
-        """Invert and report: progress, then the result."""
+        """Invert, and stream progress, then the result."""
         with at("invert"), await self._invert(request.invert, context) as call:
             handle = await call.admitted()
             if handle is not None and not call.done:
@@ -51,7 +51,7 @@ class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
     async def GetInversion(
         self, request: messages.GetInversionRequest, context: Context
     ) -> messages.GetInversionResponse:
-        """One inversion's metadata."""
+        """Return one inversion without its latents."""
         name = inversion_id(request.name, "name")
         return messages.GetInversionResponse(
             inversion=responses.inversion(name, await self._server.stores.inversions.head(name))
@@ -60,7 +60,7 @@ class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
     async def ListInversions(
         self, request: messages.ListInversionsRequest, context: Context
     ) -> messages.ListInversionsResponse:
-        """A page of inversions, newest first."""
+        """Return one page of inversions, newest first."""
         size = page_size(request.page_size)
         entries, token = await self._server.stores.inversions.list(size, request.page_token)
         return messages.ListInversionsResponse(
@@ -70,11 +70,11 @@ class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
     async def DeleteInversion(
         self, request: messages.DeleteInversionRequest, context: Context
     ) -> messages.DeleteInversionResponse:
-        """Delete one."""
+        """Delete one inversion."""
         name = inversion_id(request.name, "name")
         if not await self._server.stores.inversions.delete(name) and not request.allow_missing:
             raise InversionExpired(
-                f"no {request.name} here",
+                f"{request.name} does not exist",
                 metadata={"resource_type": "underpaint.v1.Inversion", "resource_name": request.name},
             )
         return messages.DeleteInversionResponse()
@@ -82,7 +82,7 @@ class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
     async def ExportInversion(
         self, request: messages.ExportInversionRequest, context: Context
     ) -> AsyncIterator[messages.ExportInversionResponse]:
-        """The safetensors file: its size first, its CRC-32C last."""
+        """Stream the safetensors file in chunks of 1 MiB; the first has the size, the last the CRC-32C."""
         data = await self._server.stores.inversions.export(inversion_id(request.name, "name"))
         starts = range(0, len(data), _CHUNK_BYTES)
         for start in starts:

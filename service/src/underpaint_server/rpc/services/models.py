@@ -1,4 +1,4 @@
-"""ModelService: what this server can do, and the limits that requests are held against."""
+"""The ModelService: the models of this server, their methods and the limits of requests."""
 
 # ruff: noqa: N802, ARG002 (methods and their arguments are the contract's)
 
@@ -24,32 +24,36 @@ _STATES: Final = {
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """Reads models; which ones there are is decided by the settings, so loading and unloading are not offered."""
+    """Reads models. They are configured when the server starts, so loading and unloading are not supported."""
 
     def __init__(self, server: ServerContext) -> None:
         self._server = server
 
     async def GetModel(self, request: messages.GetModelRequest, context: Context) -> messages.GetModelResponse:
-        """One model, loaded or not."""
+        """Return one model, loaded or not."""
         return messages.GetModelResponse(model=self._model(self._server.configured(request.name, "name")))
 
     async def ListModels(self, request: messages.ListModelsRequest, context: Context) -> messages.ListModelsResponse:
-        """A page of models, the default one first."""
-        size, there = page_size(request.page_size), self._server.engine.configured
-        first = _first(request.page_token, there)
-        page, rest = there[first : first + size], there[first + size :]
+        """Return one page of models, the default model first."""
+        size, identifiers = page_size(request.page_size), self._server.engine.configured
+        first = _first(request.page_token, identifiers)
+        page, rest = identifiers[first : first + size], identifiers[first + size :]
         return messages.ListModelsResponse(
             models=[self._model(identifier) for identifier in page],
             next_page_token=model_name(rest[0]) if rest else "",
         )
 
     async def LoadModel(self, request: messages.LoadModelRequest, context: Context) -> messages.LoadModelResponse:
-        """Not offered."""
-        raise MethodDisabled("models are chosen with --models when the server starts")
+        """Not supported: raises MethodDisabled."""
+        raise MethodDisabled(
+            "models cannot be loaded or unloaded at run time; choose them with --models when starting the server"
+        )
 
     async def UnloadModel(self, request: messages.UnloadModelRequest, context: Context) -> messages.UnloadModelResponse:
-        """Not offered."""
-        raise MethodDisabled("models are chosen with --models when the server starts")
+        """Not supported: raises MethodDisabled."""
+        raise MethodDisabled(
+            "models cannot be loaded or unloaded at run time; choose them with --models when starting the server"
+        )
 
     def _model(self, identifier: str) -> messages.Model:
         engine, settings = self._server.engine, self._server.settings
@@ -73,10 +77,12 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return model
 
 
-def _first(token: str, there: tuple[str, ...]) -> int:
+def _first(token: str, identifiers: tuple[str, ...]) -> int:
     if not token:
         return 0
-    names = [model_name(identifier) for identifier in there]
+    names = [model_name(identifier) for identifier in identifiers]
     if token not in names:
-        raise FieldInvalid(FieldViolation("page_token", "not one that this server gave"))
+        raise FieldInvalid(
+            FieldViolation("page_token", "not a page token: send the next_page_token of the previous page, unchanged")
+        )
     return names.index(token)

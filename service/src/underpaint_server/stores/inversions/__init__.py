@@ -1,1 +1,1 @@
-"""The inversion store: names, files, an index of what is stored, and expiry."""
+"""The inversion store: names, file format, objects, index and expiry of stored inversions."""

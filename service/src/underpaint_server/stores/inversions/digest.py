@@ -9,15 +9,15 @@ from typing import Final
 from underpaint_server.jobs import InversionOptions, ModelInfo, Picture
 
 _FORMAT: Final = 1
-"""Raised whenever the same name would come to mean other latents."""
+"""Raise this when a change makes the same inputs give other latents, so that old names are not reused."""
 
 
 def inversion_digest(model: ModelInfo, pixels: Picture, options: InversionOptions) -> str:
-    """The 64 hexadecimal digits that name the inversion of these fitted pixels.
+    """The name of the inversion of fitted pixels (height, width, 3) uint8: 64 hexadecimal digits of SHA-256.
 
-    An equal name means equal latents, to the bit. They depend on more than the weights: on the very function that the
-    network is here (its fingerprint: number format, device, threads, libraries) and on the batch that exact jobs are
-    pinned to. So servers that differ in any of these name their inversions differently, and share none by accident.
+    Inversions with equal names have bitwise equal latents. The latents depend on the weights (``model.digest``), on how
+    the network is computed (``model.fingerprint``: dtype, device, threads, libraries) and on the batch class that exact
+    jobs use. Servers that differ in any of these give the same image different names, and so share no inversions.
     """
     head = {
         "format": _FORMAT,

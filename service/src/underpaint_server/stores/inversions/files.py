@@ -1,7 +1,7 @@
-"""Inversions as objects: ``inversions/{name}.safetensors``, and beside it an empty ``inversions/{name}.used``.
+"""Inversions as objects: ``inversions/{name}.safetensors``, each with an empty ``inversions/{name}.used``.
 
-The second object's modification time is the last use of the first. It is what replicas that share a store tell each
-other, and what a restart remembers: an object's own time cannot be moved without writing it again.
+The modification time of the ``.used`` object is the time of the inversion's last use, for all replicas that share the
+store and after a restart. It is an object of its own because a modification time changes only by writing the object.
 """
 
 import re
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta  # the library defines it for type checkers only
 
 NAME = re.compile(r"[0-9a-f]{64}")
-"""Names of inversions: 64 lower-case hexadecimal digits."""
+"""The form of an inversion's name: 64 lower-case hexadecimal digits."""
 
 _FOLDER = "inversions"
 _DATA, _USED = ".safetensors", ".used"
@@ -30,54 +30,56 @@ _HEAD_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What the store tells of one inversion without opening it."""
+    """What a listing of the object store says of one inversion."""
 
     size_bytes: int
+    """Size of the file."""
     version: str | None
-    """Changes when the object is replaced."""
+    """The object's ETag, which changes when the object is replaced; None where the store has none."""
     used_at: float
-    """Unix time of the last use on record."""
+    """Unix time in seconds of the last recorded use, or of the writing if that is later."""
 
 
 class InversionFiles:
-    """Reads and writes whole inversions.
+    """Reads and writes the objects of inversions.
 
-    A missing one is FileNotFoundError wherever it is read; a place that does not answer is StoreUnavailable anywhere.
+    Reading raises FileNotFoundError for a missing inversion. Any method raises StoreUnavailable if the object store
+    cannot be reached.
     """
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
     async def read(self, name: str) -> tuple[bytes, Stat]:
-        """The whole file."""
+        """The whole file; ``used_at`` is the time it was written."""
         with reaching():
-            answer = await obstore.get_async(self._store, _path(name, _DATA))
-            data = bytes(await answer.bytes_async())
-            return data, _stat(answer.meta)
+            result = await obstore.get_async(self._store, _path(name, _DATA))
+            data = bytes(await result.bytes_async())
+            return data, _stat(result.meta)
 
     async def read_head(self, name: str) -> tuple[bytes, Stat]:
-        """The file's first bytes, all of its header among them, and its last use."""
+        """The start of the file with at least the whole header, and the last recorded use."""
         with reaching():
             head, stat = await self._head_of(_path(name, _DATA))
             return head, await self._with_use(name, stat)
 
     async def _head_of(self, path: str) -> tuple[bytes, Stat]:
         try:
-            answer = await obstore.get_async(self._store, path, options={"range": (0, _HEAD_BYTES)})
+            result = await obstore.get_async(self._store, path, options={"range": (0, _HEAD_BYTES)})
         except BaseError:
-            # Nothing of an empty object is in any range: what a full disk or a power cut may leave.
+            # A range of an empty object is an error. A full disk or a power failure may leave an empty object.
             stat = _stat(await obstore.head_async(self._store, path))
             if stat.size_bytes:
                 raise
             return b"", stat
-        head, stat = bytes(await answer.bytes_async()), _stat(answer.meta)
+        head, stat = bytes(await result.bytes_async()), _stat(result.meta)
         needed = min(header_bytes(head), stat.size_bytes)
         if needed > len(head):
             head = bytes(await obstore.get_range_async(self._store, path, start=0, end=needed))
         return head, stat
 
     async def write(self, name: str, data: bytes, *, overwrite: bool) -> str | None:
-        """Write the file, at once or not at all, and return its version; raises AlreadyExistsError."""
+        """Write the file atomically and return its version; raises AlreadyExistsError unless ``overwrite``."""
         mode: Literal["overwrite", "create"] = "overwrite" if overwrite else "create"
         path = _path(name, _DATA)
         with reaching():
@@ -85,18 +87,18 @@ class InversionFiles:
         return result["e_tag"]
 
     async def mark_used(self, name: str) -> None:
-        """Put the present time on record as the last use."""
+        """Record the current time as the last use."""
         with reaching():
             await obstore.put_async(self._store, _path(name, _USED), b"")
 
     async def remove(self, name: str) -> None:
-        """Remove the file; a missing one is no error."""
+        """Remove the file and its ``.used`` object; a missing one is no error."""
         for kind in (_DATA, _USED):
             with reaching(), suppress(FileNotFoundError):
                 await obstore.delete_async(self._store, _path(name, kind))
 
     async def scan(self) -> dict[str, Stat]:
-        """Every inversion there is, by name; objects of other kinds are passed over."""
+        """All inversions in the object store, by name. Objects of other kinds are ignored."""
         files: dict[str, Stat] = {}
         uses: dict[str, float] = {}
         with reaching():

@@ -1,4 +1,4 @@
-"""An inversion as one safetensors file, and back."""
+"""The safetensors file of an inversion: its record, and encoding and decoding."""
 
 import math
 from collections.abc import Mapping
@@ -15,32 +15,33 @@ from underpaint_server.methods import INVERSIONS
 from underpaint_server.stores import codec
 
 FORMAT = 1
-"""Version of the record; a file of another version reads as corrupt and is made again."""
+"""Version of the record. A file of another version is treated as corrupt, and the inversion is computed again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a file says about itself besides the arrays."""
+    """The JSON record of a file, parsed."""
 
     inversion: Inversion
-    """Its ``arrays`` are empty."""
+    """Without arrays: its ``arrays`` are empty."""
     fitting: Mapping[str, int]
+    """The fields of ``wire.fitting.Fitting``, by name."""
     create_time: datetime
 
 
 def encode(inversion: Inversion, fitting: Mapping[str, int], create_time: datetime) -> bytes:
-    """The safetensors file. The same arguments give the same bytes."""
+    """The safetensors file. Equal arguments give equal bytes."""
     return codec.encode(_to_json(inversion, fitting, create_time), inversion.arrays)
 
 
 def decode(data: bytes) -> tuple[Inversion, Record]:
-    """The inversion with its arrays; raises StoreCorrupt if a bit of what matters has changed."""
-    record = decode_record(data)  # first: it says what a file of another version is
+    """The inversion with its arrays, and the record; raises StoreCorrupt if the file is malformed or damaged."""
+    record = decode_record(data)  # first, so that a file of another version is reported as such
     return replace(record.inversion, arrays=dict(codec.decode(data).arrays)), record
 
 
 def decode_record(head: bytes) -> Record:
-    """What the first bytes of a file say, ``codec.header_bytes(head)`` of them at least; raises StoreCorrupt."""
+    """The record, from at least the first ``codec.header_bytes(head)`` bytes of a file; raises StoreCorrupt."""
     return _record(codec.read_record(head))
 
 
@@ -113,7 +114,7 @@ def _method_from_json(values: dict[str, Any]) -> InversionMethod:
 
 
 def _number_to_json(number: float | None) -> float | str | None:
-    # The PSNR of a perfect round trip is infinite, which JSON has no number for.
+    # The PSNR of an exact round trip is infinite, which JSON cannot represent as a number.
     return number if number is None or math.isfinite(number) else str(number)
 
 

@@ -1,8 +1,7 @@
-"""The inversion store: entries that expire some time after their last use, and the least recently used of which give
-way when the bytes run out.
+"""Inversions by name: entries expire some time after their last use, and the least recently used are evicted.
 
-Several replicas may share one place. Each keeps an index of what is there, asks the place itself before it says that
-something is absent or expired, and looks at the whole place again before it removes anything.
+Several replicas may share one object store. Each keeps an index of the entries. It reads the object itself before it
+reports an inversion as missing or expired, and lists the whole store again before it evicts anything.
 """
 
 import asyncio
@@ -28,9 +27,9 @@ from underpaint_server.telemetry import Metrics
 _DEFAULT_PAGE = 50
 _SWEEP_S = 60.0
 _FRESH_S = 10.0
-"""For so long after looking at the whole place, removing goes by the index alone."""
+"""For this many seconds after a listing of the whole store, eviction trusts the index."""
 _USES_RECORDED_PER_TTL = 16
-"""A use is put on record only when the one on record is older than this share of the TTL: a write, not one a read."""
+"""A use is recorded only if the recorded one is older than the TTL divided by this, so that few reads cause a write."""
 _READS_AT_ONCE = 32
 
 _log = structlog.get_logger()
@@ -38,24 +37,30 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is known of one stored inversion without reading its latents."""
+    """One stored inversion without its latents."""
 
     name: str
     """64 hexadecimal digits, without ``inversions/``."""
     inversion: Inversion
-    """Its ``arrays`` are empty."""
+    """Without arrays: its ``arrays`` are empty."""
     fitting: Mapping[str, int]
-    """What was done to the image to bring it to the model's size, as the caller of ``put`` gave it."""
+    """How the image was fitted to the model's size: the fields of ``wire.fitting.Fitting``, as given to ``put``."""
     size_bytes: int
+    """Size of the file."""
     create_time: datetime
     expire_time: datetime
+    """Unless the inversion is used before."""
 
 
 Page = tuple[list[Entry], str]
+"""Entries, and the token of the next page."""
 
 
 class InversionStore:
-    """Inversions by name, for many tasks of one event loop. Any call raises StoreUnavailable if the place is silent."""
+    """Inversions by name, for many tasks of one event loop.
+
+    Any method raises StoreUnavailable if the object store cannot be reached.
+    """
 
     def __init__(
         self, objects: InversionFiles, *, max_bytes: int, ttl_s: float, metrics: Metrics, clock: Callable[[], float]
@@ -68,7 +73,7 @@ class InversionStore:
         self._index = Index()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
-        self._looked_at = float("-inf")
+        self._refreshed_at = float("-inf")
         self._sweeper: asyncio.Task[None] | None = None
 
     @classmethod
@@ -81,38 +86,41 @@ class InversionStore:
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> Self:
-        """The inversions in an object store, with what is stored already: one small read an entry.
+        """A store over ``objects``; reads the header of every entry that exists.
 
-        Expired entries are removed in the background too, until :meth:`close` or the end of the event loop.
+        ``max_bytes`` bounds the sum of all files, ``ttl_s`` is how many seconds after its last use an entry expires,
+        ``clock`` gives Unix time in seconds. Expired entries are also removed in the background, until :meth:`close` or
+        the end of the event loop.
         """
         store = cls(InversionFiles(objects), max_bytes=max_bytes, ttl_s=ttl_s, metrics=metrics, clock=clock)
-        await store._look_at_all()
+        await store._refresh_all()
         await store._make_room()
         metrics.watch_store(store)
         store._sweeper = asyncio.create_task(store._sweep())
         return store
 
     async def close(self) -> None:
-        """Stop removing expired entries in the background; what is stored stays."""
+        """Stop removing expired entries in the background. Stored entries stay."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all entries, as last known."""
+        """Size of all entries in bytes, by the index."""
         return self._index.total_bytes
 
     @property
     def entries(self) -> int:
-        """Number of entries, as last known."""
+        """Number of entries, by the index."""
         return len(self._index)
 
     async def put(self, name: str, inversion: Inversion, fitting: Mapping[str, int], *, replace: bool = False) -> Entry:
-        """Store an inversion, and let the least recently used ones go if it needs their bytes.
+        """Store an inversion, and evict the least recently used ones if the store is then too large.
 
-        A name stands for its content: one that is there already stays, unless ``replace`` (which keeps the creation
-        time). Raises ImageTooLarge if it alone is larger than the whole store, ValueError for a malformed name.
+        A name is a digest of what determines the content, so an existing entry is kept and only counted as used;
+        ``replace`` overwrites it and keeps its creation time. Raises ImageTooLarge if the inversion alone is larger
+        than the store's limit, ValueError for a malformed name.
         """
         if not NAME.fullmatch(name):
             raise ValueError(f"'{name}' is not 64 hexadecimal digits")
@@ -122,78 +130,78 @@ class InversionStore:
         return entry
 
     async def get(self, name: str) -> tuple[Inversion, Entry]:
-        """The inversion with its latents; moves its expiry. Raises InversionExpired, StoreCorrupt."""
+        """The inversion with its latents. Counts as a use. Raises InversionExpired, StoreCorrupt."""
         _, inversion, entry = await self._use(name)
         return inversion, entry
 
     async def head(self, name: str) -> Entry:
-        """What is known of an inversion; moves nothing. Raises InversionExpired, StoreCorrupt."""
+        """An inversion without its latents. Does not count as a use. Raises InversionExpired, StoreCorrupt."""
         _check(name)
         async with self._lock(name):
-            kept = await self._look(name)
-        if kept is None:
+            indexed = await self._refresh(name)
+        if indexed is None:
             raise _not_found(name)
-        return self._entry(name, kept)
+        return self._entry(name, indexed)
 
     async def export(self, name: str) -> bytes:
-        """The safetensors file itself, verified; moves the expiry. Raises InversionExpired, StoreCorrupt."""
+        """The bytes of the file, verified. Counts as a use. Raises InversionExpired, StoreCorrupt."""
         data, _, _ = await self._use(name)
         return data
 
     async def delete(self, name: str) -> bool:
-        """Remove an inversion; False if there was none."""
+        """Remove an inversion, also a damaged one; False if it did not exist."""
         if not NAME.fullmatch(name):
             return False
         async with self._lock(name):
             try:
-                kept = await self._look(name)
+                indexed = await self._refresh(name)
             except StoreCorrupt:
                 return True
-            if kept is not None:
+            if indexed is not None:
                 await self._remove(name)
-        return kept is not None
+        return indexed is not None
 
     async def list(self, page_size: int, page_token: str) -> Page:
-        """A page of entries, newest first, and the token of the next page, "" on the last.
+        """One page of entries, newest first, and the token of the next page, "" on the last one.
 
-        Entries that come or go meanwhile move no other entry across pages. ``page_size`` 0 takes 50. Raises
-        FieldInvalid for a token that is none of ours.
+        Entries added or removed between two pages move no other entry across pages. ``page_size`` 0 means 50. Raises
+        FieldInvalid for a malformed token.
         """
         before = key_of(page_token) if page_token else None
         if before is None:
-            await self._look_at_all()
+            await self._refresh_all()
             await self._make_room()
-        keys = sorted(((kept.record.create_time, name) for name, kept in self._index.items()), reverse=True)
+        keys = sorted(((indexed.record.create_time, name) for name, indexed in self._index.items()), reverse=True)
         left = keys if before is None else [key for key in keys if key < before]
         page = left[: page_size or _DEFAULT_PAGE]
-        entries = [self._entry(name, kept) for _, name in page if (kept := self._index.get(name))]
+        entries = [self._entry(name, indexed) for _, name in page if (indexed := self._index.get(name))]
         return entries, token_of(page[-1]) if len(left) > len(page) else ""
 
     # --- one entry; callers of the next three hold its lock ---------------------------------------------------------
 
     async def _put(self, name: str, inversion: Inversion, fitting: Mapping[str, int], replace: bool) -> Entry:
         try:
-            there = await self._look(name)
+            stored = await self._refresh(name)
         except StoreCorrupt:
-            there = None
-        if there is None or replace:
+            stored = None
+        if stored is None or replace:
             now = self._clock()
-            created = there.record.create_time if there else datetime.fromtimestamp(now, UTC)
+            created = stored.record.create_time if stored else datetime.fromtimestamp(now, UTC)
             data = await asyncio.to_thread(encode, inversion, fitting, created)
             self._refuse_oversized(len(data))
             try:
                 version = await self._objects.write(name, data, overwrite=replace)
-                there = self._index.put(name, decode_record(data), Stat(len(data), version, now))
+                stored = self._index.put(name, decode_record(data), Stat(len(data), version, now))
             except AlreadyExistsError:
-                # Another replica was faster by a moment; the content is the same.
-                there = await self._look(name)
-                if there is None:
+                # Another replica wrote it meanwhile, with the same content.
+                stored = await self._refresh(name)
+                if stored is None:
                     raise _not_found(name) from None
-        await self._record_use(name, there)
-        return self._entry(name, there)
+        await self._record_use(name, stored)
+        return self._entry(name, stored)
 
-    async def _look(self, name: str) -> IndexEntry | None:
-        """The entry as it is in the place itself now; None if absent, or expired, and then it is removed."""
+    async def _refresh(self, name: str) -> IndexEntry | None:
+        """Read an entry from the object store into the index; None if missing or expired. An expired one is removed."""
         try:
             head, stat = await self._objects.read_head(name)
             record = decode_record(head)
@@ -203,9 +211,9 @@ class InversionStore:
         except StoreCorrupt as error:
             await self._remove(name)
             raise _damaged(name, error) from error
-        kept = self._index.put(name, record, stat)
-        if not self._expired(kept):
-            return kept
+        indexed = self._index.put(name, record, stat)
+        if not self._expired(indexed):
+            return indexed
         await self._remove(name)
         self._metrics.on_eviction(reason="ttl")
         return None
@@ -230,62 +238,62 @@ class InversionStore:
             async with self._lock(name):
                 await self._remove(name)
             raise _damaged(name, error) from error
-        kept = self._index.put(name, record, stat)
-        await self._record_use(name, kept)
+        indexed = self._index.put(name, record, stat)
+        await self._record_use(name, indexed)
         self._metrics.on_store_request(result="hit")
-        return data, inversion, self._entry(name, kept)
+        return data, inversion, self._entry(name, indexed)
 
     async def _read_unexpired(self, name: str) -> tuple[bytes, Stat]:
-        kept = self._index.get(name)
-        if kept is None or self._expired(kept):
-            # Another replica may have written it, or used it since.
+        indexed = self._index.get(name)
+        if indexed is None or self._expired(indexed):
+            # Another replica may have written or used it since the last listing.
             async with self._lock(name):
-                if await self._look(name) is None:
+                if await self._refresh(name) is None:
                     raise FileNotFoundError(name)
-        # Before the read, not after: what is being read is not the least recently used.
+        # Before the read, so that the entry is not evicted as the least recently used meanwhile.
         self._index.use(name, self._clock())
         return await self._objects.read(name)
 
-    async def _record_use(self, name: str, kept: IndexEntry) -> None:
-        now, on_record = self._clock(), kept.on_record_at
+    async def _record_use(self, name: str, indexed: IndexEntry) -> None:
+        now, on_record = self._clock(), indexed.on_record_at
         self._index.use(name, now)
         if now - on_record < self._ttl_s / _USES_RECORDED_PER_TTL:
             return
-        kept.on_record_at = now
+        indexed.on_record_at = now
         try:
             await self._objects.mark_used(name)
         except StoreUnavailable:
-            # The worst that follows is that another replica lets it go early.
-            _log.warning("a use could not be put on record", inversion=name)
+            # At worst another replica evicts the entry too early.
+            _log.warning("use of inversion not recorded", inversion=name)
 
-    # --- the whole place ------------------------------------------------------------------------------------------
+    # --- the whole store ------------------------------------------------------------------------------------------
 
-    async def _look_at_all(self) -> None:
+    async def _refresh_all(self) -> None:
         known = {name for name, _ in self._index.items()}
-        found = await self._objects.scan()
-        for name in known - found.keys():
+        stats = await self._objects.scan()
+        for name in known - stats.keys():
             self._index.drop(name)
-        changed = [name for name, stat in found.items() if self._changed(name, stat)]
-        await asyncio.gather(*(self._learn(name) for name in changed))
-        self._index.learn_uses(found)
-        self._looked_at = self._clock()
+        changed = [name for name, stat in stats.items() if self._changed(name, stat)]
+        await asyncio.gather(*(self._refresh_changed(name) for name in changed))
+        self._index.learn_uses(stats)
+        self._refreshed_at = self._clock()
 
     def _changed(self, name: str, stat: Stat) -> bool:
-        kept = self._index.get(name)
-        return kept is None or kept.stat.version != stat.version
+        indexed = self._index.get(name)
+        return indexed is None or indexed.stat.version != stat.version
 
-    async def _learn(self, name: str) -> None:
+    async def _refresh_changed(self, name: str) -> None:
         async with self._reads, self._lock(name):
             try:
-                await self._look(name)
+                await self._refresh(name)
             except StoreCorrupt as error:
-                _log.error("a stored inversion was damaged and has been removed", inversion=name, error=error.message)
+                _log.error("damaged inversion removed", inversion=name, error=error.message)
 
     async def _make_room(self) -> None:
         if self._next_to_evict() is None:
             return
-        if self._clock() - self._looked_at > _FRESH_S:
-            await self._look_at_all()
+        if self._clock() - self._refreshed_at > _FRESH_S:
+            await self._refresh_all()
         while (next_to_evict := self._next_to_evict()) is not None:
             await self._evict(*next_to_evict)
 
@@ -293,15 +301,15 @@ class InversionStore:
         oldest = self._index.oldest()
         if oldest is None:
             return None
-        name, kept = oldest
-        if self._expired(kept):
+        name, indexed = oldest
+        if self._expired(indexed):
             return name, "ttl"
         return (name, "bytes") if self._index.total_bytes > self._max_bytes else None
 
     async def _evict(self, name: str, reason: str) -> None:
         self._index.drop(name)
         async with self._lock(name):
-            if name not in self._index:  # else it was put again while we waited
+            if name not in self._index:  # it may have been stored again while this task waited for the lock
                 await self._objects.remove(name)
                 self._metrics.on_eviction(reason=reason)
 
@@ -311,24 +319,24 @@ class InversionStore:
             try:
                 await self._make_room()
             except StoreUnavailable:
-                _log.warning("expired inversions could not be removed")
+                _log.warning("expired inversions not removed: object store unreachable")
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
 
-    def _expired(self, kept: IndexEntry) -> bool:
-        return kept.used_at + self._ttl_s < self._clock()
+    def _expired(self, indexed: IndexEntry) -> bool:
+        return indexed.used_at + self._ttl_s < self._clock()
 
-    def _entry(self, name: str, kept: IndexEntry) -> Entry:
-        record = kept.record
-        expire_time = datetime.fromtimestamp(kept.used_at + self._ttl_s, UTC)
-        return Entry(name, record.inversion, record.fitting, kept.stat.size_bytes, record.create_time, expire_time)
+    def _entry(self, name: str, indexed: IndexEntry) -> Entry:
+        record = indexed.record
+        expire_time = datetime.fromtimestamp(indexed.used_at + self._ttl_s, UTC)
+        return Entry(name, record.inversion, record.fitting, indexed.stat.size_bytes, record.create_time, expire_time)
 
     def _refuse_oversized(self, size_bytes: int) -> None:
         if size_bytes > self._max_bytes:
             raise ImageTooLarge(
-                f"the inversion takes {size_bytes} bytes and the whole store of this server holds {self._max_bytes}:"
-                " invert a smaller image or take fewer steps",
+                f"the inversion takes {size_bytes} bytes, more than the {self._max_bytes} bytes of the whole store:"
+                " invert a smaller image or use fewer steps",
                 metadata={"limit": str(self._max_bytes), "actual": str(size_bytes)},
             )
 
@@ -340,13 +348,13 @@ def _check(name: str) -> None:
 
 def _not_found(name: str) -> InversionExpired:
     return InversionExpired(
-        f"inversions/{name} does not exist, or no longer: invert the image again", metadata=_resource(name)
+        f"inversions/{name} does not exist or has expired: invert the image again", metadata=_resource(name)
     )
 
 
 def _damaged(name: str, error: StoreCorrupt) -> StoreCorrupt:
     return StoreCorrupt(
-        f"inversions/{name} was damaged and has been removed: invert the image again ({error.message})",
+        f"inversions/{name} was damaged and is removed: invert the image again ({error.message})",
         metadata=_resource(name),
     )
 
