@@ -29,26 +29,26 @@ class _LearnMethod:
 class _LearnMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LearnMethod.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     LEARN_METHOD_UNSPECIFIED: _LearnMethod.ValueType  # 0
-    """LEARN_METHOD_GRADIENT where the model has gradients, else LEARN_METHOD_SEARCH."""
+    """LEARN_METHOD_GRADIENT if the server can compute gradients of the model, otherwise LEARN_METHOD_SEARCH."""
     LEARN_METHOD_GRADIENT: _LearnMethod.ValueType  # 1
-    """Adam on the loss of the decoded picture."""
+    """Gradient descent with Adam on the loss of the decoded image."""
     LEARN_METHOD_SEARCH: _LearnMethod.ValueType  # 2
-    """The best of some step functions of the weights."""
+    """Exhaustive search: the candidate of the smallest loss, see SearchCandidates."""
 
 class LearnMethod(_LearnMethod, metaclass=_LearnMethodEnumTypeWrapper):
-    """LearnMethod says how weights are found."""
+    """LearnMethod says how the mixing weights are found."""
 
 LEARN_METHOD_UNSPECIFIED: LearnMethod.ValueType  # 0
-"""LEARN_METHOD_GRADIENT where the model has gradients, else LEARN_METHOD_SEARCH."""
+"""LEARN_METHOD_GRADIENT if the server can compute gradients of the model, otherwise LEARN_METHOD_SEARCH."""
 LEARN_METHOD_GRADIENT: LearnMethod.ValueType  # 1
-"""Adam on the loss of the decoded picture."""
+"""Gradient descent with Adam on the loss of the decoded image."""
 LEARN_METHOD_SEARCH: LearnMethod.ValueType  # 2
-"""The best of some step functions of the weights."""
+"""Exhaustive search: the candidate of the smallest loss, see SearchCandidates."""
 Global___LearnMethod: _TypeAlias = LearnMethod  # noqa: Y015
 
 @_typing.final
 class Direction(_message.Message):
-    """Direction is a learned edit."""
+    """Direction is a learned edit: one mixing weight of two prompt embeddings for each step."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,43 +69,45 @@ class Direction(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     EXAMPLE_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"directions/{id}", id of 1 to 63 characters of a-z, 0-9 and "-"."""
+    """"directions/{id}". The id has 1 to 63 characters of a-z, 0-9 and "-"."""
     display_name: _builtins.str
-    """For people."""
+    """Name for people, at most 200 characters."""
     model: _builtins.str
-    """"models/{id}" it belongs to; using it elsewhere is FAILED_PRECONDITION."""
+    """"models/{id}" it was learned with. An edit with a model of other weights is FAILED_PRECONDITION."""
     model_digest: _builtins.str
-    """Digest of the weights of that model."""
+    """Digest of the weights of that model, hexadecimal."""
     source_prompt: _builtins.str
-    """Text before."""
+    """Prompt that describes the images before the edit."""
     target_prompt: _builtins.str
-    """Text after."""
+    """Prompt that describes the images after the edit."""
     steps: _builtins.int
-    """Schedule length it was learned for."""
+    """Steps of the schedule it was learned for. In LearnDirectionRequest, 0 means the model's default."""
     etag: _builtins.str
-    """For optimistic concurrency: a digest of all there is."""
+    """Digest of the whole stored direction, for DeleteDirection."""
     sampler: _types_pb2.Sampler.ValueType
-    """How pictures were drawn while learning; an edit takes it unless told otherwise."""
+    """Sampler while learning, and the default of edits with this direction."""
     guidance_scale: _builtins.float
-    """Classifier-free guidance weight while learning, likewise."""
+    """Classifier-free guidance scale while learning, and the default of edits with this direction."""
     content_features: _builtins.str
-    """What kept the content while learning: "vae" or "vgg16"."""
+    """Features of the content-preserving loss: "vae" or "vgg16"."""
     method: Global___LearnMethod.ValueType
-    """How it was learned."""
+    """How the weights were found."""
     example_count: _builtins.int
-    """Pictures it was learned on."""
+    """Number of examples it was learned from."""
     @_builtins.property
     def weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One mixing weight a step, noisiest first; empty until learned."""
+        """One mixing weight for each step, noisiest step first: 1 is the source prompt, 0 the target prompt. Empty in
+        LearnDirectionRequest.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When it was stored."""
 
     @_builtins.property
     def losses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Of the weights before each optimiser step and after the last, or of each candidate in their order; `weights` are those
-        of the smallest.
+        """LEARN_METHOD_GRADIENT: the loss before each optimiser step and after the last. LEARN_METHOD_SEARCH: the loss of
+        each candidate. `weights` are those of the smallest loss.
         """
 
     def __init__(
@@ -157,36 +159,40 @@ class LearnDirectionRequest(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """UUID4. A repeat returns the same operation, on any server of the same store, until the operation is deleted."""
-    direction_id: _builtins.str
-    """Final id; empty draws one."""
-    optimization_steps: _builtins.int
-    """Optimiser steps, at most 200; 0 takes 10."""
-    content_weight: _builtins.float
-    """Weight of the content-preserving loss, [0, 100]; unset takes 0.05."""
-    learning_rate: _builtins.float
-    """Adam's, (0, 1]; unset takes 0.05."""
-    switch_step: _builtins.int
-    """The weights begin as 1 for so many steps; unset takes two fifths of all."""
-    late_weight: _builtins.float
-    """And as this for the others, [-2, 2]; unset takes 0."""
-    method: Global___LearnMethod.ValueType
-    """How to find the weights. Only a search has candidates; only gradients have optimization_steps, learning_rate,
-    switch_step and late_weight.
+    """UUID4, or empty. A repeat returns the same operation, on any server of the same store, until the operation is
+    deleted. With another payload it is INVALID_ARGUMENT.
     """
+    direction_id: _builtins.str
+    """Id of the direction; empty means a random one. ALREADY_EXISTS if a direction has it, or one that is being learned."""
+    optimization_steps: _builtins.int
+    """Optimiser steps, [1, 200]; 0 means 10. Only for LEARN_METHOD_GRADIENT."""
+    content_weight: _builtins.float
+    """Weight of the content-preserving loss, [0, 100]; unset means 0.05."""
+    learning_rate: _builtins.float
+    """Learning rate of Adam, (0, 1]; unset means 0.05. Only for LEARN_METHOD_GRADIENT."""
+    switch_step: _builtins.int
+    """Initial weights: the first `switch_step` steps have weight 1, [0, steps]. Unset means two fifths of the steps. Only
+    for LEARN_METHOD_GRADIENT.
+    """
+    late_weight: _builtins.float
+    """Initial weights: the other steps have this weight, [-2, 2]; unset means 0. Only for LEARN_METHOD_GRADIENT."""
+    method: Global___LearnMethod.ValueType
+    """How to find the weights. Fields that are only for another method must be unset."""
     seed: _builtins.int
-    """Of the noise that real images are brought along with; unset draws one."""
+    """Seed of the noise that real images are noised with; unset means a random one."""
     @_builtins.property
     def direction(self) -> Global___Direction:
-        """What to set: display_name, model, prompts, steps, sampler and guidance_scale (unset takes 5). The rest must be empty."""
+        """The direction to learn. display_name, model, source_prompt, target_prompt, steps, sampler and guidance_scale (unset
+        means 5) may be set, both prompts must be; all other fields must be empty.
+        """
 
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___DirectionExample]:
-        """What to learn on, at most 16; one is enough, more make it general."""
+        """1 to 16 examples to learn from. One is enough; more make the direction more general."""
 
     @_builtins.property
     def candidates(self) -> Global___SearchCandidates:
-        """What a search offers; empty takes 15 usual ones."""
+        """Candidates of the search; unset means 15 default ones. Only for LEARN_METHOD_SEARCH."""
 
     def __init__(
         self,
@@ -233,7 +239,9 @@ Global___LearnDirectionRequest: _TypeAlias = LearnDirectionRequest  # noqa: Y015
 
 @_typing.final
 class SearchCandidates(_message.Message):
-    """SearchCandidates are all pairs of the two, at most 64: weights of 1 for so many steps, and of so much after."""
+    """SearchCandidates are all pairs of a switch step and a late weight, at most 64: in a candidate, the first
+    `switch_step` steps have weight 1 and the others the late weight.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -241,11 +249,11 @@ class SearchCandidates(_message.Message):
     LATE_WEIGHTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def switch_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Numbers of steps; empty takes 20, 30, 40, 50 and 60 % of all."""
+        """Switch steps, each in [0, steps]; empty means 20, 30, 40, 50 and 60 % of the steps."""
 
     @_builtins.property
     def late_weights(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Weights after those; empty takes 0.2, 0 and -0.2."""
+        """Late weights, each in [-2, 2]; empty means 0.2, 0 and -0.2."""
 
     def __init__(
         self,
@@ -263,14 +271,14 @@ Global___SearchCandidates: _TypeAlias = SearchCandidates  # noqa: Y015
 
 @_typing.final
 class DirectionExample(_message.Message):
-    """DirectionExample is one picture to learn on."""
+    """DirectionExample is one image to learn from."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
-    """Noise of a picture the model draws from the source prompt."""
+    """Seed of the noise of an image that the model generates from the source prompt."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
         """A real image."""
@@ -293,7 +301,7 @@ Global___DirectionExample: _TypeAlias = DirectionExample  # noqa: Y015
 
 @_typing.final
 class LearnDirectionResponse(_message.Message):
-    """LearnDirectionResponse has the operation; its response is Direction, its metadata Progress."""
+    """LearnDirectionResponse has the operation. Its response is a Direction, its metadata Progress."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -317,7 +325,7 @@ Global___LearnDirectionResponse: _TypeAlias = LearnDirectionResponse  # noqa: Y0
 
 @_typing.final
 class GetDirectionRequest(_message.Message):
-    """GetDirectionRequest names one."""
+    """GetDirectionRequest names one direction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -339,7 +347,7 @@ Global___GetDirectionRequest: _TypeAlias = GetDirectionRequest  # noqa: Y015
 
 @_typing.final
 class GetDirectionResponse(_message.Message):
-    """GetDirectionResponse has it."""
+    """GetDirectionResponse has the direction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -363,16 +371,16 @@ Global___GetDirectionResponse: _TypeAlias = GetDirectionResponse  # noqa: Y015
 
 @_typing.final
 class ListDirectionsRequest(_message.Message):
-    """ListDirectionsRequest pages."""
+    """ListDirectionsRequest asks for one page of directions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most 1000; 0 takes 50."""
+    """Entries of a page, [1, 1000]; 0 means 50."""
     page_token: _builtins.str
-    """From the answer before."""
+    """`next_page_token` of the previous page; empty asks for the first page."""
     def __init__(
         self,
         *,
@@ -389,17 +397,17 @@ Global___ListDirectionsRequest: _TypeAlias = ListDirectionsRequest  # noqa: Y015
 
 @_typing.final
 class ListDirectionsResponse(_message.Message):
-    """ListDirectionsResponse is one page."""
+    """ListDirectionsResponse is one page of directions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DIRECTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """`page_token` of the next page; empty on the last page."""
     @_builtins.property
     def directions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Direction]:
-        """The page."""
+        """The entries of the page."""
 
     def __init__(
         self,
@@ -417,7 +425,7 @@ Global___ListDirectionsResponse: _TypeAlias = ListDirectionsResponse  # noqa: Y0
 
 @_typing.final
 class DeleteDirectionRequest(_message.Message):
-    """DeleteDirectionRequest names one."""
+    """DeleteDirectionRequest names one direction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -426,7 +434,7 @@ class DeleteDirectionRequest(_message.Message):
     name: _builtins.str
     """"directions/{id}"."""
     etag: _builtins.str
-    """Only if it has this one, else ABORTED; empty deletes whatever is there."""
+    """If set, the direction is deleted only if it has this etag, otherwise ABORTED."""
     def __init__(
         self,
         *,
@@ -460,7 +468,7 @@ Global___DeleteDirectionResponse: _TypeAlias = DeleteDirectionResponse  # noqa: 
 
 @_typing.final
 class ExportDirectionRequest(_message.Message):
-    """ExportDirectionRequest names one."""
+    """ExportDirectionRequest names one direction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -482,7 +490,7 @@ Global___ExportDirectionRequest: _TypeAlias = ExportDirectionRequest  # noqa: Y0
 
 @_typing.final
 class ExportDirectionResponse(_message.Message):
-    """ExportDirectionResponse is one chunk of at most 1 MiB."""
+    """ExportDirectionResponse is one chunk of the file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -490,9 +498,9 @@ class ExportDirectionResponse(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     CRC32C_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """Next bytes."""
+    """The next bytes of the file, at most 1 MiB."""
     total_bytes: _builtins.int
-    """Total size, in the first message only."""
+    """Size of the whole file in bytes, in the first message only."""
     crc32c: _builtins.int
     """CRC-32C of the whole file, in the last message only."""
     def __init__(
@@ -512,7 +520,7 @@ Global___ExportDirectionResponse: _TypeAlias = ExportDirectionResponse  # noqa: 
 
 @_typing.final
 class ImportDirectionRequest(_message.Message):
-    """ImportDirectionRequest is the header or a chunk."""
+    """ImportDirectionRequest is the header or a chunk of the file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -520,13 +528,13 @@ class ImportDirectionRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     CRC32C_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """All others: the next bytes of a file that ExportDirection wrote, 1 MiB in all at most."""
+    """In all other messages: the next bytes of the file. The whole file has at most 1 MiB."""
     crc32c: _builtins.int
-    """With the last chunk: CRC-32C of the whole file, checked where it is set."""
+    """In the last message: CRC-32C of the whole file, checked if it is set."""
     @_builtins.property
     def header(self) -> Global___Direction:
-        """First message: `name` or nothing, which draws one, and `display_name` or nothing, which keeps the file's. All else
-        is in the file.
+        """In the first message. `name` empty means a random id; `display_name` empty means the one in the file. All other
+        fields must be empty: they are in the file.
         """
 
     def __init__(
@@ -553,7 +561,7 @@ Global___ImportDirectionRequest: _TypeAlias = ImportDirectionRequest  # noqa: Y0
 
 @_typing.final
 class ImportDirectionResponse(_message.Message):
-    """ImportDirectionResponse has what was made."""
+    """ImportDirectionResponse has the stored direction."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -6,7 +6,7 @@ from underpaint.v1 import direction_service_pb2 as underpaint_dot_v1_dot_directi
 
 
 class DirectionServiceStub(object):
-    """DirectionService keeps learned edits that can be used on many images.
+    """DirectionService learns and stores directions: edits learned from examples that can be applied to many images.
     """
 
     def __init__(self, channel):
@@ -48,47 +48,49 @@ class DirectionServiceStub(object):
 
 
 class DirectionServiceServicer(object):
-    """DirectionService keeps learned edits that can be used on many images.
+    """DirectionService learns and stores directions: edits learned from examples that can be applied to many images.
     """
 
     def LearnDirection(self, request, context):
-        """Learns a direction from 1 to 16 pictures and two prompts; minutes, so always an operation. It outlives the call, the
-        engine and, with a store that does, the server: follow it with google.longrunning.Operations.
+        """Starts to learn a direction from 1 to 16 images and two prompts. This takes minutes, so it runs as an operation,
+        which google.longrunning.Operations reads, waits for and cancels. With a persistent store it survives a restart of
+        the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetDirection(self, request, context):
-        """Reads one.
+        """Returns one direction.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListDirections(self, request, context):
-        """Lists them.
+        """Lists the directions, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDirection(self, request, context):
-        """Deletes one.
+        """Deletes one direction; NOT_FOUND if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportDirection(self, request, context):
-        """Writes one to safetensors, in chunks.
+        """Streams one direction as a safetensors file, in chunks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportDirection(self, request_iterator, context):
-        """Reads one from safetensors, in chunks; the first message has the header.
+        """Stores a direction from a safetensors file that ExportDirection wrote. The first message has the header, the others
+        the file in chunks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,7 +137,7 @@ def add_DirectionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DirectionService(object):
-    """DirectionService keeps learned edits that can be used on many images.
+    """DirectionService learns and stores directions: edits learned from examples that can be applied to many images.
     """
 
     @staticmethod

@@ -27,49 +27,55 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DirectionServiceStub:
-    """DirectionService keeps learned edits that can be used on many images."""
+    """DirectionService learns and stores directions: edits learned from examples that can be applied to many images."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DirectionServiceAsyncStub: ...
     LearnDirection: _grpc.UnaryUnaryMultiCallable[_direction_service_pb2.LearnDirectionRequest, _direction_service_pb2.LearnDirectionResponse]
-    """Learns a direction from 1 to 16 pictures and two prompts; minutes, so always an operation. It outlives the call, the
-    engine and, with a store that does, the server: follow it with google.longrunning.Operations.
+    """Starts to learn a direction from 1 to 16 images and two prompts. This takes minutes, so it runs as an operation,
+    which google.longrunning.Operations reads, waits for and cancels. With a persistent store it survives a restart of
+    the server.
     """
     GetDirection: _grpc.UnaryUnaryMultiCallable[_direction_service_pb2.GetDirectionRequest, _direction_service_pb2.GetDirectionResponse]
-    """Reads one."""
+    """Returns one direction."""
     ListDirections: _grpc.UnaryUnaryMultiCallable[_direction_service_pb2.ListDirectionsRequest, _direction_service_pb2.ListDirectionsResponse]
-    """Lists them."""
+    """Lists the directions, newest first."""
     DeleteDirection: _grpc.UnaryUnaryMultiCallable[_direction_service_pb2.DeleteDirectionRequest, _direction_service_pb2.DeleteDirectionResponse]
-    """Deletes one."""
+    """Deletes one direction; NOT_FOUND if it does not exist."""
     ExportDirection: _grpc.UnaryStreamMultiCallable[_direction_service_pb2.ExportDirectionRequest, _direction_service_pb2.ExportDirectionResponse]
-    """Writes one to safetensors, in chunks."""
+    """Streams one direction as a safetensors file, in chunks."""
     ImportDirection: _grpc.StreamUnaryMultiCallable[_direction_service_pb2.ImportDirectionRequest, _direction_service_pb2.ImportDirectionResponse]
-    """Reads one from safetensors, in chunks; the first message has the header."""
+    """Stores a direction from a safetensors file that ExportDirection wrote. The first message has the header, the others
+    the file in chunks.
+    """
 
 @_typing.type_check_only
 class DirectionServiceAsyncStub(DirectionServiceStub):
-    """DirectionService keeps learned edits that can be used on many images."""
+    """DirectionService learns and stores directions: edits learned from examples that can be applied to many images."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     LearnDirection: _aio.UnaryUnaryMultiCallable[_direction_service_pb2.LearnDirectionRequest, _direction_service_pb2.LearnDirectionResponse]  # type: ignore[assignment]
-    """Learns a direction from 1 to 16 pictures and two prompts; minutes, so always an operation. It outlives the call, the
-    engine and, with a store that does, the server: follow it with google.longrunning.Operations.
+    """Starts to learn a direction from 1 to 16 images and two prompts. This takes minutes, so it runs as an operation,
+    which google.longrunning.Operations reads, waits for and cancels. With a persistent store it survives a restart of
+    the server.
     """
     GetDirection: _aio.UnaryUnaryMultiCallable[_direction_service_pb2.GetDirectionRequest, _direction_service_pb2.GetDirectionResponse]  # type: ignore[assignment]
-    """Reads one."""
+    """Returns one direction."""
     ListDirections: _aio.UnaryUnaryMultiCallable[_direction_service_pb2.ListDirectionsRequest, _direction_service_pb2.ListDirectionsResponse]  # type: ignore[assignment]
-    """Lists them."""
+    """Lists the directions, newest first."""
     DeleteDirection: _aio.UnaryUnaryMultiCallable[_direction_service_pb2.DeleteDirectionRequest, _direction_service_pb2.DeleteDirectionResponse]  # type: ignore[assignment]
-    """Deletes one."""
+    """Deletes one direction; NOT_FOUND if it does not exist."""
     ExportDirection: _aio.UnaryStreamMultiCallable[_direction_service_pb2.ExportDirectionRequest, _direction_service_pb2.ExportDirectionResponse]  # type: ignore[assignment]
-    """Writes one to safetensors, in chunks."""
+    """Streams one direction as a safetensors file, in chunks."""
     ImportDirection: _aio.StreamUnaryMultiCallable[_direction_service_pb2.ImportDirectionRequest, _direction_service_pb2.ImportDirectionResponse]  # type: ignore[assignment]
-    """Reads one from safetensors, in chunks; the first message has the header."""
+    """Stores a direction from a safetensors file that ExportDirection wrote. The first message has the header, the others
+    the file in chunks.
+    """
 
 class DirectionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """DirectionService keeps learned edits that can be used on many images."""
+    """DirectionService learns and stores directions: edits learned from examples that can be applied to many images."""
 
     @_abc_1.abstractmethod
     def LearnDirection(
@@ -77,8 +83,9 @@ class DirectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _direction_service_pb2.LearnDirectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_direction_service_pb2.LearnDirectionResponse, _abc.Awaitable[_direction_service_pb2.LearnDirectionResponse]]:
-        """Learns a direction from 1 to 16 pictures and two prompts; minutes, so always an operation. It outlives the call, the
-        engine and, with a store that does, the server: follow it with google.longrunning.Operations.
+        """Starts to learn a direction from 1 to 16 images and two prompts. This takes minutes, so it runs as an operation,
+        which google.longrunning.Operations reads, waits for and cancels. With a persistent store it survives a restart of
+        the server.
         """
 
     @_abc_1.abstractmethod
@@ -87,7 +94,7 @@ class DirectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _direction_service_pb2.GetDirectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_direction_service_pb2.GetDirectionResponse, _abc.Awaitable[_direction_service_pb2.GetDirectionResponse]]:
-        """Reads one."""
+        """Returns one direction."""
 
     @_abc_1.abstractmethod
     def ListDirections(
@@ -95,7 +102,7 @@ class DirectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _direction_service_pb2.ListDirectionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_direction_service_pb2.ListDirectionsResponse, _abc.Awaitable[_direction_service_pb2.ListDirectionsResponse]]:
-        """Lists them."""
+        """Lists the directions, newest first."""
 
     @_abc_1.abstractmethod
     def DeleteDirection(
@@ -103,7 +110,7 @@ class DirectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _direction_service_pb2.DeleteDirectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_direction_service_pb2.DeleteDirectionResponse, _abc.Awaitable[_direction_service_pb2.DeleteDirectionResponse]]:
-        """Deletes one."""
+        """Deletes one direction; NOT_FOUND if it does not exist."""
 
     @_abc_1.abstractmethod
     def ExportDirection(
@@ -111,7 +118,7 @@ class DirectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _direction_service_pb2.ExportDirectionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_direction_service_pb2.ExportDirectionResponse], _abc.AsyncIterator[_direction_service_pb2.ExportDirectionResponse]]:
-        """Writes one to safetensors, in chunks."""
+        """Streams one direction as a safetensors file, in chunks."""
 
     @_abc_1.abstractmethod
     def ImportDirection(
@@ -119,6 +126,8 @@ class DirectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_direction_service_pb2.ImportDirectionRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_direction_service_pb2.ImportDirectionResponse, _abc.Awaitable[_direction_service_pb2.ImportDirectionResponse]]:
-        """Reads one from safetensors, in chunks; the first message has the header."""
+        """Stores a direction from a safetensors file that ExportDirection wrote. The first message has the header, the others
+        the file in chunks.
+        """
 
 def add_DirectionServiceServicer_to_server(servicer: DirectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,26 +29,26 @@ class _Interpolation:
 class _InterpolationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Interpolation.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     INTERPOLATION_UNSPECIFIED: _Interpolation.ValueType  # 0
-    """INTERPOLATION_SLERP."""
+    """The same as INTERPOLATION_SLERP."""
     INTERPOLATION_SLERP: _Interpolation.ValueType  # 1
-    """Along the great circle: the norm stays."""
+    """Spherical linear interpolation, which keeps the norm."""
     INTERPOLATION_LERP: _Interpolation.ValueType  # 2
-    """Along the chord: the norm shrinks in between. A control to compare with."""
+    """Linear interpolation, which reduces the norm. For comparison."""
 
 class Interpolation(_Interpolation, metaclass=_InterpolationEnumTypeWrapper):
-    """Interpolation of two activations, the content's brought to the norm of the source's before."""
+    """Interpolation says how two activations are mixed. The content's is first scaled to the norm of the source's."""
 
 INTERPOLATION_UNSPECIFIED: Interpolation.ValueType  # 0
-"""INTERPOLATION_SLERP."""
+"""The same as INTERPOLATION_SLERP."""
 INTERPOLATION_SLERP: Interpolation.ValueType  # 1
-"""Along the great circle: the norm stays."""
+"""Spherical linear interpolation, which keeps the norm."""
 INTERPOLATION_LERP: Interpolation.ValueType  # 2
-"""Along the chord: the norm shrinks in between. A control to compare with."""
+"""Linear interpolation, which reduces the norm. For comparison."""
 Global___Interpolation: _TypeAlias = Interpolation  # noqa: Y015
 
 @_typing.final
 class EditRequest(_message.Message):
-    """EditRequest says what to change in what."""
+    """EditRequest is one edit: the source, the method and the prompts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -71,58 +71,66 @@ class EditRequest(_message.Message):
     OUTPUT_MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """UUID4. A repeat within ten minutes joins the first, or returns its answer; with another payload it is refused."""
+    """UUID4, or empty. A repeat joins the first request while it runs, and returns the same response for some
+    time after, ten minutes by default. With another payload it is INVALID_ARGUMENT.
+    """
     model: _builtins.str
-    """"models/{id}"; empty takes the default model."""
+    """"models/{id}"; empty means the default model."""
     inversion: _builtins.str
-    """"inversions/{sha256}"."""
+    """"inversions/{sha256}", a stored inversion."""
     target_prompt: _builtins.str
-    """Text of the result. Must not be empty, but for content injection, which needs no text, and for models that read none."""
+    """Prompt that describes the result. Must be empty for a model without a text encoder. Otherwise it may be empty only
+    for content injection, where empty means the prompt of a generated source or none, and with a direction, where
+    empty means the direction's.
+    """
     negative_prompt: _builtins.str
-    """Text to steer away from."""
+    """Prompt that describes what the result should not show; may be empty."""
     seed: _builtins.int
-    """Unset draws one and reports it."""
+    """Seed of the noise of the method; unset means a random one, which `resolved` reports."""
     guidance_scale: _builtins.float
-    """Classifier-free guidance weight; 1 is off. Unset takes the method's default."""
+    """Classifier-free guidance scale; 1 is none. Unset means the inversion's for edict, the direction's for a direction,
+    otherwise 3 for sdedit and ddim, 5 for diffedit and disentangled, 1 for content injection; always 1 for a model
+    without a text encoder.
+    """
     output_media_type: _builtins.str
-    """Media type of the result; empty takes image/png."""
+    """Media type of the result: "image/png", "image/jpeg" or "image/webp"; empty means "image/png"."""
     priority: _types_pb2.Priority.ValueType
-    """Order among the waiting."""
+    """Priority among waiting jobs."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
-        """A real image; it is inverted first unless the store has that inversion."""
+        """A real image. If the method needs an inversion, the image is inverted first unless the inversion is stored."""
 
     @_builtins.property
     def generated(self) -> Global___GeneratedSource:
-        """An image the model draws itself, from a seed."""
+        """An image that the model generates."""
 
     @_builtins.property
     def inversion_parameters(self) -> _inversion_service_pb2.InversionParameters:
-        """How to invert `image`. Must be empty with the other sources."""
+        """How to invert `image`. Must be empty for other sources, and for methods that invert nothing."""
 
     @_builtins.property
     def sdedit(self) -> Global___SdEdit:
-        """Noise to a strength, denoise with the target prompt: image-to-image, the baseline."""
+        """SDEdit (image-to-image): add noise to the image, denoise with the target prompt."""
 
     @_builtins.property
     def ddim(self) -> Global___DdimEdit:
-        """DDIM inversion, target prompt on the way back."""
+        """DDIM inversion, then denoising with the target prompt."""
 
     @_builtins.property
     def edict(self) -> Global___EdictEdit:
-        """Exact coupled inversion, target prompt on the way back."""
+        """EDICT: exact inversion of two coupled latents, then denoising with the target prompt."""
 
     @_builtins.property
     def diffedit(self) -> Global___DiffEdit:
-        """Mask from two prompts, DDIM encoding, masked denoising."""
+        """DiffEdit: a mask from two prompts, DDIM inversion, then denoising within the mask."""
 
     @_builtins.property
     def disentangled(self) -> Global___DisentangledEdit:
-        """A mix of two text embeddings along the steps, learned or given."""
+        """Disentangled editing: a mix of two prompt embeddings with one weight for each step, learned or given."""
 
     @_builtins.property
     def content_injection(self) -> Global___ContentInjectionEdit:
-        """Content of another image put into the bottleneck, style kept."""
+        """Content injection: features of another image are injected into the network; the style of the source is kept."""
 
     def __init__(
         self,
@@ -171,7 +179,7 @@ Global___EditRequest: _TypeAlias = EditRequest  # noqa: Y015
 
 @_typing.final
 class GeneratedSource(_message.Message):
-    """GeneratedSource is a picture the model itself makes."""
+    """GeneratedSource is an image that the model generates."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -181,15 +189,17 @@ class GeneratedSource(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """Text of the picture."""
+    """Prompt of the image. Empty means the direction's source prompt if the edit has a direction, otherwise no prompt."""
     seed: _builtins.int
-    """Noise it starts from; unset draws one and reports it."""
+    """Seed of its initial noise; unset means a random one, which `resolved` reports."""
     width: _builtins.int
-    """Pixels; 0 takes the model's own size."""
+    """Width in pixels, a multiple of `Limits.size_multiple`; 0 means the model's. The area may be at most four times that
+    of the model's own size.
+    """
     height: _builtins.int
-    """See width."""
+    """Height in pixels, likewise."""
     steps: _builtins.int
-    """Steps of the schedule; 0 takes the model's default."""
+    """Steps of the schedule; 0 means the direction's, or the number of `given` weights, or the model's default."""
     def __init__(
         self,
         *,
@@ -211,16 +221,16 @@ Global___GeneratedSource: _TypeAlias = GeneratedSource  # noqa: Y015
 
 @_typing.final
 class SdEdit(_message.Message):
-    """SdEdit settings."""
+    """SdEdit has the options of SDEdit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STRENGTH_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     strength: _builtins.float
-    """Share of the schedule that is run, (0, 1]; unset takes 0.8."""
+    """Share of the schedule that is run, (0, 1]; unset means 0.8. Higher values change the image more."""
     steps: _builtins.int
-    """Steps of the schedule; 0 takes the model's default."""
+    """Steps of the schedule; 0 means the model's default."""
     def __init__(
         self,
         *,
@@ -239,7 +249,7 @@ Global___SdEdit: _TypeAlias = SdEdit  # noqa: Y015
 
 @_typing.final
 class DdimEdit(_message.Message):
-    """DdimEdit has no settings of its own."""
+    """DdimEdit has no options: strength and steps are the inversion's."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -256,7 +266,7 @@ Global___DdimEdit: _TypeAlias = DdimEdit  # noqa: Y015
 
 @_typing.final
 class EdictEdit(_message.Message):
-    """EdictEdit has no settings of its own: strength, steps and mixing weight are the inversion's."""
+    """EdictEdit has no options: strength, steps and mixing coefficient are the inversion's."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -273,7 +283,7 @@ Global___EdictEdit: _TypeAlias = EdictEdit  # noqa: Y015
 
 @_typing.final
 class DiffEdit(_message.Message):
-    """DiffEdit settings."""
+    """DiffEdit has the options of DiffEdit. If `mask` is set, the other fields must be unset."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -283,17 +293,17 @@ class DiffEdit(_message.Message):
     MASK_STRENGTH_FIELD_NUMBER: _builtins.int
     REFERENCE_PROMPT_FIELD_NUMBER: _builtins.int
     threshold: _builtins.float
-    """Cut of the normalised difference, (0, 1); unset takes 0.5."""
+    """Threshold of the normalised difference, (0, 1); unset means 0.5."""
     samples: _builtins.int
-    """Noise samples that the difference is averaged over; 0 takes 10."""
+    """Noise samples over which the difference is averaged, [1, `Limits.max_mask_samples`]; 0 means 10."""
     mask_strength: _builtins.float
-    """Share of the schedule at which the difference is taken, (0, 1); unset takes 0.5."""
+    """Share of the schedule at which the difference is computed, (0, 1); unset means 0.5."""
     reference_prompt: _builtins.str
-    """Prompt the mask is computed against; empty takes the empty prompt."""
+    """Prompt that the target prompt is compared with. Empty means the empty prompt."""
     @_builtins.property
     def mask(self) -> _types_pb2.Image:
-        """A mask that replaces the computed one: 8-bit grey, white is changed. As large as the source image, or as the
-        model's picture of it; else refused.
+        """A mask to use instead of a computed one: opaque 8-bit grey, white where the image is edited. It must have the size
+        of the source image as received or as fitted.
         """
 
     def __init__(
@@ -322,9 +332,11 @@ Global___DiffEdit: _TypeAlias = DiffEdit  # noqa: Y015
 
 @_typing.final
 class DisentangledEdit(_message.Message):
-    """DisentangledEdit mixes the source's and the target's text embedding, step by step. Nothing is inverted: a real picture
-    is brought along by the noise that its own noised versions leave over. Where the source is `generated`, its prompt is
-    the source prompt and its steps are the steps: `source_prompt` and `steps` here must then be empty.
+    """DisentangledEdit mixes the embeddings of the source prompt and the target prompt, with one weight for each step.
+    Nothing is inverted: for a real image, each step adds the residual between the image's own noised latents and the
+    result of that step with the source prompt, so that a weight of 1 at every step reproduces the image. If the source
+    is `generated`, its prompt is the source prompt and its steps are the steps; `source_prompt` and `steps` must then be
+    empty.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -337,22 +349,26 @@ class DisentangledEdit(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     SAMPLER_FIELD_NUMBER: _builtins.int
     direction: _builtins.str
-    """"directions/{id}", learned before, for this model. Empty prompts, guidance, sampler and steps are then the
-    direction's; other steps are FAILED_PRECONDITION.
+    """"directions/{id}", a stored direction learned with this model. Unset prompts, guidance scale, sampler and steps
+    are then those of the direction. Another number of steps is FAILED_PRECONDITION.
     """
     switch_step: _builtins.int
-    """The source prompt for the first `switch_step` steps, the target prompt after: the paper's first finding, no learning."""
+    """The source prompt for the first `switch_step` steps, [0, steps], and the target prompt for the others. Needs no
+    learning.
+    """
     scale: _builtins.float
-    """0 is no change, 1 as learned, [-2, 4]: a weight w becomes 1 - scale * (1 - w). Unset takes 1."""
+    """Strength of the edit, [-2, 4]: 0 is none, 1 as learned. A weight w becomes 1 - scale * (1 - w). Unset means 1."""
     source_prompt: _builtins.str
-    """What the picture shows. Empty takes the direction's, else that of the source's inversion, else the empty prompt."""
+    """Prompt that describes the source. Empty means the direction's, or that of the source's inversion, or the empty
+    prompt.
+    """
     steps: _builtins.int
-    """Steps of the schedule; 0 takes the direction's, else as many as there are weights, else the model's default."""
+    """Steps of the schedule; 0 means the direction's, or the number of `given` weights, or the model's default."""
     sampler: _types_pb2.Sampler.ValueType
-    """How to draw."""
+    """How a denoising step is computed."""
     @_builtins.property
     def given(self) -> Global___MixingWeights:
-        """Weights of your own. `resolved` always has these, scale applied."""
+        """A list of weights. `resolved` always has these, with `scale` applied."""
 
     def __init__(
         self,
@@ -382,15 +398,15 @@ Global___DisentangledEdit: _TypeAlias = DisentangledEdit  # noqa: Y015
 
 @_typing.final
 class MixingWeights(_message.Message):
-    """MixingWeights are one number a step."""
+    """MixingWeights are one weight for each step."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Noisiest step first, as many as the schedule has steps: 1 is the source prompt alone, 0 the target prompt alone, and
-        numbers beyond extrapolate, [-1000, 1000].
+        """As many as the schedule has steps, noisiest step first, each in [-1000, 1000]: 1 is the source prompt alone, 0 the
+        target prompt alone; values outside [0, 1] extrapolate.
         """
 
     def __init__(
@@ -408,8 +424,9 @@ Global___MixingWeights: _TypeAlias = MixingWeights  # noqa: Y015
 
 @_typing.final
 class ContentInjectionEdit(_message.Message):
-    """ContentInjectionEdit settings. The source gives the look, and is inverted with DDIM; without a target prompt and with
-    guidance 1, the defaults, no text takes part. Guidance maps the activations of both its rows.
+    """ContentInjectionEdit has the options of content injection. The source, which is inverted with DDIM, gives the style.
+    By default, without a target prompt and with guidance scale 1, no prompt takes part. With guidance, activations are
+    mixed in both the conditional and the unconditional row.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -425,39 +442,40 @@ class ContentInjectionEdit(_message.Message):
     INTERPOLATION_FIELD_NUMBER: _builtins.int
     SITES_FIELD_NUMBER: _builtins.int
     inversion: _builtins.str
-    """"inversions/{sha256}": of DDIM, of the source's size, with `features` that hold the sites."""
+    """"inversions/{sha256}", a stored DDIM inversion of the source's size whose `features` include all `sites`."""
     weight: _builtins.float
-    """Mixing weight gamma, [0, 1]: 0 draws the source again. Unset takes 0.3."""
+    """The paper's gamma, the share of the content, [0, 1]; 0 reconstructs the source. Unset means 0.3."""
     calibration: _builtins.float
-    """Skip-connection calibration omega, [0, 1]. 0 is none at all, not one of weight 0; else it costs one more prediction
-    at each injection step. Unset takes 0.
+    """The paper's omega, the calibration of skip connections, [0, 1]. 0 turns calibration off; other values cost one more
+    noise prediction in each step with injection. Unset means 0.
     """
     injection_end: _builtins.float
-    """Share of the noise schedule at which injection ends, [0, 1): the steps that are less noisy are plain. It must lie
-    below the inversion's strength. Unset takes 0.4.
+    """Share of the schedule at which injection ends, [0, 1): less noisy steps have no injection. It must be below the
+    inversion's strength. Unset means 0.4.
     """
     every: _builtins.int
-    """Content goes in at every so many steps, counted from the noisiest; 0 takes 1."""
+    """Inject at every n-th step only, counted from the noisiest; 0 means 1, every step."""
     boosting_start: _builtins.float
-    """Share of the noise schedule from which on down fresh noise is added to each step (eta 1), [0, 1]; unset takes 0."""
+    """Share of the schedule below which each step adds fresh noise (eta 1), [0, 1]; 0 adds none. Unset means 0."""
     interpolation: Global___Interpolation.ValueType
     """How activations are mixed."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
-        """An image. It is brought to the size of the source's, inverted along the same schedule without text, and stored:
-        `resolved` names that inversion.
+        """An image. It is fitted to the size of the source, inverted with the same schedule and without a prompt, and its
+        inversion is stored; `resolved` names that inversion.
         """
 
     @_builtins.property
     def region(self) -> _types_pb2.Image:
-        """Where in the source: 8-bit grey, white takes the content; as large as the source image, or as the model's picture of
-        it. Empty takes everything. The layers that follow carry some of it beyond; small middle blocks carry much.
+        """Region of the source that takes the content: opaque 8-bit grey, white inside, of the size of the source image as
+        received or as fitted. Unset means everywhere. The layers after the site spread the content beyond the region, the
+        more the smaller the site's resolution.
         """
 
     @_builtins.property
     def sites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Where in the network: `Model.feature_sites`; empty takes "mid". Latent models answer to "mid" alone only weakly at
-        512 pixels: "up_1" beside it takes more of the content's layout.
+        """Feature sites to inject at, from `Model.feature_sites`; empty means "mid". In latent models at 512 pixels "mid"
+        alone has a weak effect; adding "up_1" takes over more of the content's layout.
         """
 
     def __init__(
@@ -503,7 +521,7 @@ Global___ContentInjectionEdit: _TypeAlias = ContentInjectionEdit  # noqa: Y015
 
 @_typing.final
 class EditResponse(_message.Message):
-    """EditResponse has the result."""
+    """EditResponse has the edited image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -515,32 +533,32 @@ class EditResponse(_message.Message):
     FITTING_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
     inversion: _builtins.str
-    """"inversions/{sha256}" that it started from: the next edit of this image starts here."""
+    """"inversions/{sha256}" that the edit started from, for the next edit of this image; empty if there is none."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
-        """The picture."""
+        """The edited image."""
 
     @_builtins.property
     def mask(self) -> _types_pb2.Image:
-        """The mask that was used, when the method has one."""
+        """The mask that was used, 8-bit grey PNG of the size of `image`; unset for methods without a mask."""
 
     @_builtins.property
     def resolved(self) -> Global___EditRequest:
-        """The request with everything that was resolved: enough to repeat it. Its source is an inversion wherever the store has
-        one for it; else `image` holds the pixels as the model saw them.
+        """The request with all defaults and random values filled in, which gives the same result again. Its source is the
+        inversion if it is stored, otherwise `image` has the fitted pixels.
         """
 
     @_builtins.property
     def usage(self) -> _types_pb2.Usage:
-        """Cost."""
+        """What the request cost."""
 
     @_builtins.property
     def fitting(self) -> _types_pb2.Fitting:
-        """What was done to the source image to bring it to the model's size."""
+        """How the source image was fitted to the model's size; unset for a generated source."""
 
     @_builtins.property
     def notices(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Notice]:
-        """What the caller should know."""
+        """Notices about the result."""
 
     def __init__(
         self,
@@ -563,7 +581,7 @@ Global___EditResponse: _TypeAlias = EditResponse  # noqa: Y015
 
 @_typing.final
 class StreamEditRequest(_message.Message):
-    """StreamEditRequest is an edit plus what to stream."""
+    """StreamEditRequest is an edit and what to stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -571,12 +589,14 @@ class StreamEditRequest(_message.Message):
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
     PREVIEW_SIZE_FIELD_NUMBER: _builtins.int
     preview_every: _builtins.int
-    """A preview every so many steps; 0 for none. A call that joins a running request sees the previews of that one, if any."""
+    """Send a preview every n steps; 0 means none. A call that joins a running request gets the previews of that request,
+    if it has any.
+    """
     preview_size: _builtins.int
-    """Longest side of a preview; 0 takes 256."""
+    """Longest side of a preview in pixels, [1, 1024]; 0 means 256."""
     @_builtins.property
     def edit(self) -> Global___EditRequest:
-        """The work."""
+        """The edit."""
 
     def __init__(
         self,
@@ -595,7 +615,7 @@ Global___StreamEditRequest: _TypeAlias = StreamEditRequest  # noqa: Y015
 
 @_typing.final
 class StreamEditResponse(_message.Message):
-    """StreamEditResponse is one event. Order: accepted, then progress and preview, then result."""
+    """StreamEditResponse is one event: one `accepted`, then any number of `progress` and `preview`, then one `result`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -605,19 +625,19 @@ class StreamEditResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___Accepted:
-        """The request has a place."""
+        """The request was admitted, the first message."""
 
     @_builtins.property
     def progress(self) -> _types_pb2.Progress:
-        """A snapshot; may be skipped when the client reads slowly."""
+        """Progress. Some are skipped if the client reads slowly."""
 
     @_builtins.property
     def preview(self) -> Global___Preview:
-        """A cheap look; may be skipped when the client reads slowly."""
+        """A preview. Some are skipped if the client reads slowly."""
 
     @_builtins.property
     def result(self) -> Global___EditResponse:
-        """The end. Never skipped."""
+        """The result, the last message."""
 
     def __init__(
         self,
@@ -639,16 +659,16 @@ Global___StreamEditResponse: _TypeAlias = StreamEditResponse  # noqa: Y015
 
 @_typing.final
 class Accepted(_message.Message):
-    """Accepted is the first event."""
+    """Accepted says that the request was admitted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """The request's id, drawn when it had none."""
+    """The request id; a random one if the request had none."""
     queue_position: _builtins.int
-    """Requests ahead."""
+    """Number of requests ahead in the queue."""
     def __init__(
         self,
         *,
@@ -665,7 +685,7 @@ Global___Accepted: _TypeAlias = Accepted  # noqa: Y015
 
 @_typing.final
 class Preview(_message.Message):
-    """Preview is a rough look at the current latents."""
+    """Preview is an approximate image decoded from the current latents."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -675,7 +695,7 @@ class Preview(_message.Message):
     """The step it shows."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
-        """JPEG."""
+        """The image, a JPEG."""
 
     def __init__(
         self,
@@ -693,14 +713,14 @@ Global___Preview: _TypeAlias = Preview  # noqa: Y015
 
 @_typing.final
 class SubmitEditRequest(_message.Message):
-    """SubmitEditRequest is an edit to run on its own."""
+    """SubmitEditRequest is an edit to run as an operation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EDIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def edit(self) -> Global___EditRequest:
-        """The work."""
+        """The edit."""
 
     def __init__(
         self,
@@ -717,7 +737,7 @@ Global___SubmitEditRequest: _TypeAlias = SubmitEditRequest  # noqa: Y015
 
 @_typing.final
 class SubmitEditResponse(_message.Message):
-    """SubmitEditResponse has the operation. Its response is EditResponse, its metadata Progress."""
+    """SubmitEditResponse has the operation. Its response is an EditResponse, its metadata Progress."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -741,14 +761,14 @@ Global___SubmitEditResponse: _TypeAlias = SubmitEditResponse  # noqa: Y015
 
 @_typing.final
 class ComputeMaskRequest(_message.Message):
-    """ComputeMaskRequest asks for a mask only."""
+    """ComputeMaskRequest asks for the mask of an edit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     EDIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def edit(self) -> Global___EditRequest:
-        """The edit whose method is diffedit."""
+        """The edit. Its method must be diffedit, without a given mask."""
 
     def __init__(
         self,
@@ -765,7 +785,7 @@ Global___ComputeMaskRequest: _TypeAlias = ComputeMaskRequest  # noqa: Y015
 
 @_typing.final
 class ComputeMaskResponse(_message.Message):
-    """ComputeMaskResponse has it."""
+    """ComputeMaskResponse has the mask."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -778,34 +798,36 @@ class ComputeMaskResponse(_message.Message):
     FITTING_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
     coverage: _builtins.float
-    """Share of pixels that are white."""
+    """Share of the mask that is white, [0, 1]."""
     inversion: _builtins.str
-    """"inversions/{sha256}" that it started from, when there is one."""
+    """"inversions/{sha256}" of the source, if the source is a stored inversion."""
     @_builtins.property
     def mask(self) -> _types_pb2.Image:
-        """8-bit grey PNG, as large as the model's picture of the source; white may change."""
+        """8-bit grey PNG of the size of the fitted source; white where the image may be edited."""
 
     @_builtins.property
     def difference(self) -> _types_pb2.Tensor:
-        """The difference before the cut, latent resolution."""
+        """The normalised difference before the threshold, in [0, 1]: float32 of shape (height, width), in latent
+        resolution.
+        """
 
     @_builtins.property
     def resolved(self) -> Global___EditRequest:
-        """The request with everything that was resolved: enough to repeat it. Its source is an inversion wherever the store has
-        one for it; else `image` holds the pixels as the model saw them.
+        """The request with all defaults and random values filled in, which gives the same result again. Its source is the
+        inversion if it is stored, otherwise `image` has the fitted pixels.
         """
 
     @_builtins.property
     def usage(self) -> _types_pb2.Usage:
-        """Cost."""
+        """What the request cost."""
 
     @_builtins.property
     def fitting(self) -> _types_pb2.Fitting:
-        """What was done to the source image to bring it to the model's size."""
+        """How the source image was fitted to the model's size; unset for a generated source."""
 
     @_builtins.property
     def notices(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Notice]:
-        """What the caller should know."""
+        """Notices about the result."""
 
     def __init__(
         self,

@@ -42,28 +42,29 @@ class EditServiceServicer(object):
     """
 
     def Edit(self, request, context):
-        """Edits and answers once. The one to retry, to script and to load-test.
+        """Edits and returns the result.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamEdit(self, request, context):
-        """Edits and reports on the way. Nothing is sent before admission, so a refusal stays retryable.
+        """Edits and streams progress and previews. No message is sent before the job is admitted, so that gRPC can retry a
+        refused call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SubmitEdit(self, request, context):
-        """Starts an edit that outlives the call; follow it with google.longrunning.Operations.
+        """Not supported by this server: UNIMPLEMENTED. Would start an edit as a google.longrunning operation.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ComputeMask(self, request, context):
-        """Only the DiffEdit mask, to look at and to change before the edit.
+        """Computes only the mask of a DiffEdit edit, to inspect or change before the edit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

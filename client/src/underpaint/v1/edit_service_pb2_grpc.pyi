@@ -34,13 +34,15 @@ class EditServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EditServiceAsyncStub: ...
     Edit: _grpc.UnaryUnaryMultiCallable[_edit_service_pb2.EditRequest, _edit_service_pb2.EditResponse]
-    """Edits and answers once. The one to retry, to script and to load-test."""
+    """Edits and returns the result."""
     StreamEdit: _grpc.UnaryStreamMultiCallable[_edit_service_pb2.StreamEditRequest, _edit_service_pb2.StreamEditResponse]
-    """Edits and reports on the way. Nothing is sent before admission, so a refusal stays retryable."""
+    """Edits and streams progress and previews. No message is sent before the job is admitted, so that gRPC can retry a
+    refused call.
+    """
     SubmitEdit: _grpc.UnaryUnaryMultiCallable[_edit_service_pb2.SubmitEditRequest, _edit_service_pb2.SubmitEditResponse]
-    """Starts an edit that outlives the call; follow it with google.longrunning.Operations."""
+    """Not supported by this server: UNIMPLEMENTED. Would start an edit as a google.longrunning operation."""
     ComputeMask: _grpc.UnaryUnaryMultiCallable[_edit_service_pb2.ComputeMaskRequest, _edit_service_pb2.ComputeMaskResponse]
-    """Only the DiffEdit mask, to look at and to change before the edit."""
+    """Computes only the mask of a DiffEdit edit, to inspect or change before the edit."""
 
 @_typing.type_check_only
 class EditServiceAsyncStub(EditServiceStub):
@@ -48,13 +50,15 @@ class EditServiceAsyncStub(EditServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Edit: _aio.UnaryUnaryMultiCallable[_edit_service_pb2.EditRequest, _edit_service_pb2.EditResponse]  # type: ignore[assignment]
-    """Edits and answers once. The one to retry, to script and to load-test."""
+    """Edits and returns the result."""
     StreamEdit: _aio.UnaryStreamMultiCallable[_edit_service_pb2.StreamEditRequest, _edit_service_pb2.StreamEditResponse]  # type: ignore[assignment]
-    """Edits and reports on the way. Nothing is sent before admission, so a refusal stays retryable."""
+    """Edits and streams progress and previews. No message is sent before the job is admitted, so that gRPC can retry a
+    refused call.
+    """
     SubmitEdit: _aio.UnaryUnaryMultiCallable[_edit_service_pb2.SubmitEditRequest, _edit_service_pb2.SubmitEditResponse]  # type: ignore[assignment]
-    """Starts an edit that outlives the call; follow it with google.longrunning.Operations."""
+    """Not supported by this server: UNIMPLEMENTED. Would start an edit as a google.longrunning operation."""
     ComputeMask: _aio.UnaryUnaryMultiCallable[_edit_service_pb2.ComputeMaskRequest, _edit_service_pb2.ComputeMaskResponse]  # type: ignore[assignment]
-    """Only the DiffEdit mask, to look at and to change before the edit."""
+    """Computes only the mask of a DiffEdit edit, to inspect or change before the edit."""
 
 class EditServiceServicer(metaclass=_abc_1.ABCMeta):
     """EditService edits real images."""
@@ -65,7 +69,7 @@ class EditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _edit_service_pb2.EditRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_edit_service_pb2.EditResponse, _abc.Awaitable[_edit_service_pb2.EditResponse]]:
-        """Edits and answers once. The one to retry, to script and to load-test."""
+        """Edits and returns the result."""
 
     @_abc_1.abstractmethod
     def StreamEdit(
@@ -73,7 +77,9 @@ class EditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _edit_service_pb2.StreamEditRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_edit_service_pb2.StreamEditResponse], _abc.AsyncIterator[_edit_service_pb2.StreamEditResponse]]:
-        """Edits and reports on the way. Nothing is sent before admission, so a refusal stays retryable."""
+        """Edits and streams progress and previews. No message is sent before the job is admitted, so that gRPC can retry a
+        refused call.
+        """
 
     @_abc_1.abstractmethod
     def SubmitEdit(
@@ -81,7 +87,7 @@ class EditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _edit_service_pb2.SubmitEditRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_edit_service_pb2.SubmitEditResponse, _abc.Awaitable[_edit_service_pb2.SubmitEditResponse]]:
-        """Starts an edit that outlives the call; follow it with google.longrunning.Operations."""
+        """Not supported by this server: UNIMPLEMENTED. Would start an edit as a google.longrunning operation."""
 
     @_abc_1.abstractmethod
     def ComputeMask(
@@ -89,6 +95,6 @@ class EditServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _edit_service_pb2.ComputeMaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_edit_service_pb2.ComputeMaskResponse, _abc.Awaitable[_edit_service_pb2.ComputeMaskResponse]]:
-        """Only the DiffEdit mask, to look at and to change before the edit."""
+        """Computes only the mask of a DiffEdit edit, to inspect or change before the edit."""
 
 def add_EditServiceServicer_to_server(servicer: EditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

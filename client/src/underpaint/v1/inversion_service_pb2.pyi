@@ -28,26 +28,26 @@ class _DdimConvention:
 class _DdimConventionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DdimConvention.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DDIM_CONVENTION_UNSPECIFIED: _DdimConvention.ValueType  # 0
-    """DDIM_CONVENTION_TARGET."""
+    """The same as DDIM_CONVENTION_TARGET."""
     DDIM_CONVENTION_TARGET: _DdimConvention.ValueType  # 1
-    """t, the level it is going to."""
+    """t, the timestep after the step."""
     DDIM_CONVENTION_CURRENT: _DdimConvention.ValueType  # 2
-    """s, the level it is at."""
+    """s, the timestep of the current latents."""
 
 class DdimConvention(_DdimConvention, metaclass=_DdimConventionEnumTypeWrapper):
-    """DdimConvention names the timestep that the network is told while inverting a step s -> t, t the noisier."""
+    """DdimConvention says which timestep is passed to the network when a step inverts from timestep s to the noisier t."""
 
 DDIM_CONVENTION_UNSPECIFIED: DdimConvention.ValueType  # 0
-"""DDIM_CONVENTION_TARGET."""
+"""The same as DDIM_CONVENTION_TARGET."""
 DDIM_CONVENTION_TARGET: DdimConvention.ValueType  # 1
-"""t, the level it is going to."""
+"""t, the timestep after the step."""
 DDIM_CONVENTION_CURRENT: DdimConvention.ValueType  # 2
-"""s, the level it is at."""
+"""s, the timestep of the current latents."""
 Global___DdimConvention: _TypeAlias = DdimConvention  # noqa: Y015
 
 @_typing.final
 class InversionParameters(_message.Message):
-    """InversionParameters decide the latents, and so the name."""
+    """InversionParameters determine the latents, and are part of the digest in the name of the inversion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -58,20 +58,24 @@ class InversionParameters(_message.Message):
     EDICT_FIELD_NUMBER: _builtins.int
     DDIM_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
-    """Steps of the schedule; 0 takes the model's default."""
+    """Steps of the schedule; 0 means the model's default."""
     strength: _builtins.float
-    """Share of the schedule that is inverted, (0, 1]; unset takes the method's default."""
+    """Share of the schedule that is inverted, (0, 1]. Unset means 0.8; in an edit, the edit method's default, which is 1
+    for content injection and 0.8 for all others.
+    """
     guidance_scale: _builtins.float
-    """Guidance while inverting; unset takes the method's default."""
+    """Classifier-free guidance scale while inverting, 1 for none. Unset means 3 for edict and 1 for ddim, and 1 for a
+    model without a text encoder.
+    """
     source_prompt: _builtins.str
-    """Text that describes the image."""
+    """Prompt that describes the image; may be empty."""
     @_builtins.property
     def edict(self) -> Global___EdictInversion:
-        """Coupled, exactly invertible."""
+        """EDICT: two coupled latents, exactly invertible."""
 
     @_builtins.property
     def ddim(self) -> Global___DdimInversion:
-        """Plain DDIM."""
+        """DDIM inversion."""
 
     def __init__(
         self,
@@ -104,13 +108,15 @@ Global___InversionParameters: _TypeAlias = InversionParameters  # noqa: Y015
 
 @_typing.final
 class EdictInversion(_message.Message):
-    """EdictInversion has the coupling's own setting."""
+    """EdictInversion has the options of EDICT inversion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MIXING_COEFFICIENT_FIELD_NUMBER: _builtins.int
     mixing_coefficient: _builtins.float
-    """EDICT's p, (0, 1]: 1 mixes nothing, lower values couple the pair more. Unset takes 0.93."""
+    """The paper's mixing coefficient p, (0, 1]: at 1 the two latents are not mixed, lower values couple them more. Unset
+    means 0.93.
+    """
     def __init__(
         self,
         *,
@@ -128,18 +134,18 @@ Global___EdictInversion: _TypeAlias = EdictInversion  # noqa: Y015
 
 @_typing.final
 class DdimInversion(_message.Message):
-    """DdimInversion has the convention's choice."""
+    """DdimInversion has the options of DDIM inversion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CONVENTION_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     convention: Global___DdimConvention.ValueType
-    """At which timestep the network is asked on the way to a noisier level."""
+    """Which timestep is passed to the network in a step to a noisier level."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Sites of the network (`Model.feature_sites`) whose activations are kept at every step, for content injection; empty
-        keeps none.
+        """Feature sites, from `Model.feature_sites`, whose activations are stored at every step for content injection. Empty
+        means none.
         """
 
     def __init__(
@@ -158,7 +164,7 @@ Global___DdimInversion: _TypeAlias = DdimInversion  # noqa: Y015
 
 @_typing.final
 class Inversion(_message.Message):
-    """Inversion is a stored result."""
+    """Inversion is a stored inversion of an image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -174,34 +180,34 @@ class Inversion(_message.Message):
     RECONSTRUCTION_MAX_ABS_ERROR_FIELD_NUMBER: _builtins.int
     FITTING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"inversions/{sha256}"."""
+    """"inversions/{sha256}", with 64 lower-case hexadecimal digits."""
     model: _builtins.str
-    """"models/{id}"."""
+    """"models/{id}" that inverted the image."""
     width: _builtins.int
-    """Pixels of the image that was inverted, after resizing."""
+    """Width in pixels of the inverted image, after fitting."""
     height: _builtins.int
-    """See width."""
+    """Height of the same."""
     reconstruction_psnr_db: _builtins.float
-    """Peak signal-to-noise ratio of the round trip in dB, when it was asked for."""
+    """Peak signal-to-noise ratio in dB of the image after the round trip; unset unless the request had `verify`."""
     size_bytes: _builtins.int
-    """Bytes the latents take in the store."""
+    """Size of the stored file in bytes."""
     reconstruction_max_abs_error: _builtins.float
-    """Largest absolute difference of any latent after the round trip, when it was asked for."""
+    """Largest absolute difference of a latent after the round trip; unset unless the request had `verify`."""
     @_builtins.property
     def parameters(self) -> Global___InversionParameters:
-        """The parameters with defaults filled in."""
+        """The parameters, with all defaults filled in."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When it was stored."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it may vanish. Using it moves this forward."""
+        """When it expires. Each use extends this. The store may evict it earlier when it is full."""
 
     @_builtins.property
     def fitting(self) -> _types_pb2.Fitting:
-        """What was done to the image to bring it to the model's size."""
+        """How the image was fitted to the model's size."""
 
     def __init__(
         self,
@@ -246,20 +252,22 @@ class InvertRequest(_message.Message):
     VERIFY_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """UUID4. A repeat within ten minutes returns the first answer."""
+    """UUID4, or empty. A repeat joins the first request while it runs, and returns the same response for some
+    time after, ten minutes by default. With another payload it is INVALID_ARGUMENT.
+    """
     model: _builtins.str
-    """"models/{id}"; empty takes the default model."""
+    """"models/{id}"; empty means the default model."""
     verify: _builtins.bool
-    """Also run the round trip and report its error."""
+    """Whether to also run the round trip and report its error in the Inversion."""
     priority: _types_pb2.Priority.ValueType
-    """Order among the waiting."""
+    """Priority among waiting jobs."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
-        """The image."""
+        """The image to invert. Must be set."""
 
     @_builtins.property
     def parameters(self) -> Global___InversionParameters:
-        """How."""
+        """How to invert it. Its `method` must be set."""
 
     def __init__(
         self,
@@ -281,7 +289,7 @@ Global___InvertRequest: _TypeAlias = InvertRequest  # noqa: Y015
 
 @_typing.final
 class InvertResponse(_message.Message):
-    """InvertResponse has the inversion."""
+    """InvertResponse has the stored inversion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -294,11 +302,11 @@ class InvertResponse(_message.Message):
 
     @_builtins.property
     def usage(self) -> _types_pb2.Usage:
-        """Cost."""
+        """What the request cost."""
 
     @_builtins.property
     def notices(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Notice]:
-        """What the caller should know."""
+        """Notices about the result."""
 
     def __init__(
         self,
@@ -317,14 +325,14 @@ Global___InvertResponse: _TypeAlias = InvertResponse  # noqa: Y015
 
 @_typing.final
 class StreamInvertRequest(_message.Message):
-    """StreamInvertRequest is InvertRequest plus what to stream."""
+    """StreamInvertRequest asks for one inversion with progress."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INVERT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def invert(self) -> Global___InvertRequest:
-        """The work."""
+        """The inversion."""
 
     def __init__(
         self,
@@ -341,7 +349,7 @@ Global___StreamInvertRequest: _TypeAlias = StreamInvertRequest  # noqa: Y015
 
 @_typing.final
 class StreamInvertResponse(_message.Message):
-    """StreamInvertResponse is one event."""
+    """StreamInvertResponse is one event: any number of `progress`, then one `result`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -349,11 +357,11 @@ class StreamInvertResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> _types_pb2.Progress:
-        """A snapshot."""
+        """Progress. Some are skipped if the client reads slowly."""
 
     @_builtins.property
     def result(self) -> Global___InvertResponse:
-        """The end."""
+        """The result, the last message."""
 
     def __init__(
         self,
@@ -373,7 +381,7 @@ Global___StreamInvertResponse: _TypeAlias = StreamInvertResponse  # noqa: Y015
 
 @_typing.final
 class GetInversionRequest(_message.Message):
-    """GetInversionRequest names one."""
+    """GetInversionRequest names one inversion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -395,7 +403,7 @@ Global___GetInversionRequest: _TypeAlias = GetInversionRequest  # noqa: Y015
 
 @_typing.final
 class GetInversionResponse(_message.Message):
-    """GetInversionResponse has it."""
+    """GetInversionResponse has the inversion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -419,16 +427,16 @@ Global___GetInversionResponse: _TypeAlias = GetInversionResponse  # noqa: Y015
 
 @_typing.final
 class ListInversionsRequest(_message.Message):
-    """ListInversionsRequest pages."""
+    """ListInversionsRequest asks for one page of inversions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most 1000; 0 takes 50."""
+    """Entries of a page, [1, 1000]; 0 means 50."""
     page_token: _builtins.str
-    """From the answer before."""
+    """`next_page_token` of the previous page; empty asks for the first page."""
     def __init__(
         self,
         *,
@@ -445,17 +453,17 @@ Global___ListInversionsRequest: _TypeAlias = ListInversionsRequest  # noqa: Y015
 
 @_typing.final
 class ListInversionsResponse(_message.Message):
-    """ListInversionsResponse is one page."""
+    """ListInversionsResponse is one page of inversions."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INVERSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """`page_token` of the next page; empty on the last page."""
     @_builtins.property
     def inversions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Inversion]:
-        """The page."""
+        """The entries of the page."""
 
     def __init__(
         self,
@@ -473,7 +481,7 @@ Global___ListInversionsResponse: _TypeAlias = ListInversionsResponse  # noqa: Y0
 
 @_typing.final
 class DeleteInversionRequest(_message.Message):
-    """DeleteInversionRequest names one."""
+    """DeleteInversionRequest names one inversion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -482,7 +490,7 @@ class DeleteInversionRequest(_message.Message):
     name: _builtins.str
     """"inversions/{sha256}"."""
     allow_missing: _builtins.bool
-    """OK instead of NOT_FOUND."""
+    """Whether a missing inversion is OK instead of NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -516,7 +524,7 @@ Global___DeleteInversionResponse: _TypeAlias = DeleteInversionResponse  # noqa: 
 
 @_typing.final
 class ExportInversionRequest(_message.Message):
-    """ExportInversionRequest names one."""
+    """ExportInversionRequest names one inversion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -538,7 +546,7 @@ Global___ExportInversionRequest: _TypeAlias = ExportInversionRequest  # noqa: Y0
 
 @_typing.final
 class ExportInversionResponse(_message.Message):
-    """ExportInversionResponse is one chunk."""
+    """ExportInversionResponse is one chunk of the file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -546,9 +554,9 @@ class ExportInversionResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     CRC32C_FIELD_NUMBER: _builtins.int
     total_bytes: _builtins.int
-    """Total size, in the first message only."""
+    """Size of the whole file in bytes, in the first message only."""
     chunk: _builtins.bytes
-    """The next bytes."""
+    """The next bytes of the file, at most 1 MiB."""
     crc32c: _builtins.int
     """CRC-32C of the whole file, in the last message only."""
     def __init__(

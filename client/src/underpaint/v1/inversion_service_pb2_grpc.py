@@ -6,7 +6,7 @@ from underpaint.v1 import inversion_service_pb2 as underpaint_dot_v1_dot_inversi
 
 
 class InversionServiceStub(object):
-    """InversionService turns real images into latents that an edit starts from.
+    """InversionService inverts real images to latents, and stores them as the start of edits.
     """
 
     def __init__(self, channel):
@@ -48,46 +48,46 @@ class InversionServiceStub(object):
 
 
 class InversionServiceServicer(object):
-    """InversionService turns real images into latents that an edit starts from.
+    """InversionService inverts real images to latents, and stores them as the start of edits.
     """
 
     def Invert(self, request, context):
-        """Inverts an image. Idempotent: the name is a digest of image, model and parameters.
+        """Inverts an image and returns the stored inversion. Idempotent: the name is a digest of image, model and parameters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamInvert(self, request, context):
-        """The same with progress; the last message carries the inversion.
+        """Inverts an image and streams progress; the last message has the inversion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetInversion(self, request, context):
-        """Reads one inversion's metadata and refreshes nothing.
+        """Returns one inversion without its latents. Does not extend its expiry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListInversions(self, request, context):
-        """Lists the server's inversions, newest first.
+        """Lists the stored inversions, newest first. Does not extend their expiry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteInversion(self, request, context):
-        """Deletes one; NOT_FOUND when absent unless allow_missing.
+        """Deletes one inversion; NOT_FOUND if it does not exist, unless `allow_missing`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportInversion(self, request, context):
-        """Streams the latents as one safetensors file in chunks of at most 1 MiB.
+        """Streams one inversion as a safetensors file, in chunks of at most 1 MiB. Extends its expiry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,7 +134,7 @@ def add_InversionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InversionService(object):
-    """InversionService turns real images into latents that an edit starts from.
+    """InversionService inverts real images to latents, and stores them as the start of edits.
     """
 
     @staticmethod

@@ -27,45 +27,45 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InversionServiceStub:
-    """InversionService turns real images into latents that an edit starts from."""
+    """InversionService inverts real images to latents, and stores them as the start of edits."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InversionServiceAsyncStub: ...
     Invert: _grpc.UnaryUnaryMultiCallable[_inversion_service_pb2.InvertRequest, _inversion_service_pb2.InvertResponse]
-    """Inverts an image. Idempotent: the name is a digest of image, model and parameters."""
+    """Inverts an image and returns the stored inversion. Idempotent: the name is a digest of image, model and parameters."""
     StreamInvert: _grpc.UnaryStreamMultiCallable[_inversion_service_pb2.StreamInvertRequest, _inversion_service_pb2.StreamInvertResponse]
-    """The same with progress; the last message carries the inversion."""
+    """Inverts an image and streams progress; the last message has the inversion."""
     GetInversion: _grpc.UnaryUnaryMultiCallable[_inversion_service_pb2.GetInversionRequest, _inversion_service_pb2.GetInversionResponse]
-    """Reads one inversion's metadata and refreshes nothing."""
+    """Returns one inversion without its latents. Does not extend its expiry."""
     ListInversions: _grpc.UnaryUnaryMultiCallable[_inversion_service_pb2.ListInversionsRequest, _inversion_service_pb2.ListInversionsResponse]
-    """Lists the server's inversions, newest first."""
+    """Lists the stored inversions, newest first. Does not extend their expiry."""
     DeleteInversion: _grpc.UnaryUnaryMultiCallable[_inversion_service_pb2.DeleteInversionRequest, _inversion_service_pb2.DeleteInversionResponse]
-    """Deletes one; NOT_FOUND when absent unless allow_missing."""
+    """Deletes one inversion; NOT_FOUND if it does not exist, unless `allow_missing`."""
     ExportInversion: _grpc.UnaryStreamMultiCallable[_inversion_service_pb2.ExportInversionRequest, _inversion_service_pb2.ExportInversionResponse]
-    """Streams the latents as one safetensors file in chunks of at most 1 MiB."""
+    """Streams one inversion as a safetensors file, in chunks of at most 1 MiB. Extends its expiry."""
 
 @_typing.type_check_only
 class InversionServiceAsyncStub(InversionServiceStub):
-    """InversionService turns real images into latents that an edit starts from."""
+    """InversionService inverts real images to latents, and stores them as the start of edits."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Invert: _aio.UnaryUnaryMultiCallable[_inversion_service_pb2.InvertRequest, _inversion_service_pb2.InvertResponse]  # type: ignore[assignment]
-    """Inverts an image. Idempotent: the name is a digest of image, model and parameters."""
+    """Inverts an image and returns the stored inversion. Idempotent: the name is a digest of image, model and parameters."""
     StreamInvert: _aio.UnaryStreamMultiCallable[_inversion_service_pb2.StreamInvertRequest, _inversion_service_pb2.StreamInvertResponse]  # type: ignore[assignment]
-    """The same with progress; the last message carries the inversion."""
+    """Inverts an image and streams progress; the last message has the inversion."""
     GetInversion: _aio.UnaryUnaryMultiCallable[_inversion_service_pb2.GetInversionRequest, _inversion_service_pb2.GetInversionResponse]  # type: ignore[assignment]
-    """Reads one inversion's metadata and refreshes nothing."""
+    """Returns one inversion without its latents. Does not extend its expiry."""
     ListInversions: _aio.UnaryUnaryMultiCallable[_inversion_service_pb2.ListInversionsRequest, _inversion_service_pb2.ListInversionsResponse]  # type: ignore[assignment]
-    """Lists the server's inversions, newest first."""
+    """Lists the stored inversions, newest first. Does not extend their expiry."""
     DeleteInversion: _aio.UnaryUnaryMultiCallable[_inversion_service_pb2.DeleteInversionRequest, _inversion_service_pb2.DeleteInversionResponse]  # type: ignore[assignment]
-    """Deletes one; NOT_FOUND when absent unless allow_missing."""
+    """Deletes one inversion; NOT_FOUND if it does not exist, unless `allow_missing`."""
     ExportInversion: _aio.UnaryStreamMultiCallable[_inversion_service_pb2.ExportInversionRequest, _inversion_service_pb2.ExportInversionResponse]  # type: ignore[assignment]
-    """Streams the latents as one safetensors file in chunks of at most 1 MiB."""
+    """Streams one inversion as a safetensors file, in chunks of at most 1 MiB. Extends its expiry."""
 
 class InversionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """InversionService turns real images into latents that an edit starts from."""
+    """InversionService inverts real images to latents, and stores them as the start of edits."""
 
     @_abc_1.abstractmethod
     def Invert(
@@ -73,7 +73,7 @@ class InversionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inversion_service_pb2.InvertRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inversion_service_pb2.InvertResponse, _abc.Awaitable[_inversion_service_pb2.InvertResponse]]:
-        """Inverts an image. Idempotent: the name is a digest of image, model and parameters."""
+        """Inverts an image and returns the stored inversion. Idempotent: the name is a digest of image, model and parameters."""
 
     @_abc_1.abstractmethod
     def StreamInvert(
@@ -81,7 +81,7 @@ class InversionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inversion_service_pb2.StreamInvertRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inversion_service_pb2.StreamInvertResponse], _abc.AsyncIterator[_inversion_service_pb2.StreamInvertResponse]]:
-        """The same with progress; the last message carries the inversion."""
+        """Inverts an image and streams progress; the last message has the inversion."""
 
     @_abc_1.abstractmethod
     def GetInversion(
@@ -89,7 +89,7 @@ class InversionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inversion_service_pb2.GetInversionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inversion_service_pb2.GetInversionResponse, _abc.Awaitable[_inversion_service_pb2.GetInversionResponse]]:
-        """Reads one inversion's metadata and refreshes nothing."""
+        """Returns one inversion without its latents. Does not extend its expiry."""
 
     @_abc_1.abstractmethod
     def ListInversions(
@@ -97,7 +97,7 @@ class InversionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inversion_service_pb2.ListInversionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inversion_service_pb2.ListInversionsResponse, _abc.Awaitable[_inversion_service_pb2.ListInversionsResponse]]:
-        """Lists the server's inversions, newest first."""
+        """Lists the stored inversions, newest first. Does not extend their expiry."""
 
     @_abc_1.abstractmethod
     def DeleteInversion(
@@ -105,7 +105,7 @@ class InversionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inversion_service_pb2.DeleteInversionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inversion_service_pb2.DeleteInversionResponse, _abc.Awaitable[_inversion_service_pb2.DeleteInversionResponse]]:
-        """Deletes one; NOT_FOUND when absent unless allow_missing."""
+        """Deletes one inversion; NOT_FOUND if it does not exist, unless `allow_missing`."""
 
     @_abc_1.abstractmethod
     def ExportInversion(
@@ -113,6 +113,6 @@ class InversionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inversion_service_pb2.ExportInversionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inversion_service_pb2.ExportInversionResponse], _abc.AsyncIterator[_inversion_service_pb2.ExportInversionResponse]]:
-        """Streams the latents as one safetensors file in chunks of at most 1 MiB."""
+        """Streams one inversion as a safetensors file, in chunks of at most 1 MiB. Extends its expiry."""
 
 def add_InversionServiceServicer_to_server(servicer: InversionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,33 +26,33 @@ class _ModelState:
 class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
-    """Unknown to this client."""
+    """Not set."""
     MODEL_STATE_AVAILABLE: _ModelState.ValueType  # 1
-    """Configured, not in memory."""
+    """Configured, but not in memory. Not used by this server."""
     MODEL_STATE_LOADING: _ModelState.ValueType  # 2
-    """Weights are being read or kernels warmed."""
+    """The model is being loaded, or loaded again after the engine process ended."""
     MODEL_STATE_READY: _ModelState.ValueType  # 3
-    """Serving."""
+    """The model serves requests."""
     MODEL_STATE_DRAINING: _ModelState.ValueType  # 4
-    """Finishing what it has."""
+    """The server is shutting down: running work ends, new work is refused."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 5
-    """Failed; see error."""
+    """Loading failed; see `error`."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
-    """ModelState of one model on one replica."""
+    """ModelState is the state of one model on one server."""
 
 MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
-"""Unknown to this client."""
+"""Not set."""
 MODEL_STATE_AVAILABLE: ModelState.ValueType  # 1
-"""Configured, not in memory."""
+"""Configured, but not in memory. Not used by this server."""
 MODEL_STATE_LOADING: ModelState.ValueType  # 2
-"""Weights are being read or kernels warmed."""
+"""The model is being loaded, or loaded again after the engine process ended."""
 MODEL_STATE_READY: ModelState.ValueType  # 3
-"""Serving."""
+"""The model serves requests."""
 MODEL_STATE_DRAINING: ModelState.ValueType  # 4
-"""Finishing what it has."""
+"""The server is shutting down: running work ends, new work is refused."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 5
-"""Failed; see error."""
+"""Loading failed; see `error`."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 @_typing.final
@@ -75,32 +75,34 @@ class Model(_message.Message):
     name: _builtins.str
     """"models/{id}"."""
     state: Global___ModelState.ValueType
-    """State here."""
+    """State on the server that answers."""
     digest: _builtins.str
-    """Digest of the weights."""
+    """Digest of the weights, hexadecimal. Empty until the model is loaded, as all fields that depend on the checkpoint."""
     error: _builtins.str
-    """Why it failed."""
+    """Why loading failed; empty unless MODEL_STATE_FAILED."""
     width: _builtins.int
-    """Pixels the model was made for; FIT_CROP and FIT_PAD lead to this size."""
+    """Width in pixels that the model was trained for. FIT_CROP and FIT_PAD give images of this width and height."""
     height: _builtins.int
-    """See width."""
+    """Height in pixels that the model was trained for."""
     default_steps: _builtins.int
-    """Steps of a schedule when a request names none."""
+    """Number of steps of a request that leaves its steps at 0."""
     prompt_tokens: _builtins.int
-    """Tokens of a prompt that are read, markers included; 0 for a model that reads no text: its prompts must be empty, and
-    guidance weights 1.
+    """Longest prompt in tokens, start and end tokens included; longer prompts are truncated. 0 for a model without a text
+    encoder: its prompts must be empty, and guidance scales 1.
     """
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the edit methods it can run: "edict", "diffedit", ... Without text, "ddim" and "edict" reconstruct."""
+        """Names of the edit methods that the model supports, as the fields of the oneof `EditRequest.method`: "edict",
+        "diffedit" and so on. A model without a text encoder only reconstructs the image with "ddim" and "edict".
+        """
 
     @_builtins.property
     def limits(self) -> Global___Limits:
-        """Hard limits, so that a client can refuse before it uploads."""
+        """Limits of requests. A client can check them before it uploads."""
 
     @_builtins.property
     def feature_sites(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Where activations can be kept and injected: "mid", "up_0", ..."""
+        """Names of the feature sites of the network, where activations can be recorded and injected: "mid", "up_0" and so on."""
 
     def __init__(
         self,
@@ -127,7 +129,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """Limits that requests are held against."""
+    """Limits of requests. A request beyond one of them is INVALID_ARGUMENT."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -139,19 +141,21 @@ class Limits(_message.Message):
     SIZE_MULTIPLE_FIELD_NUMBER: _builtins.int
     MAX_MASK_SAMPLES_FIELD_NUMBER: _builtins.int
     max_image_bytes: _builtins.int
-    """Bytes of one encoded image."""
+    """Largest size of one encoded image in bytes."""
     max_image_pixels: _builtins.int
-    """Pixels of one decoded image, checked from the header before decoding."""
+    """Largest number of pixels of one image, checked by its header before it is decoded."""
     max_steps: _builtins.int
-    """Steps of a schedule."""
+    """Largest number of steps."""
     max_batch_size: _builtins.int
-    """Rows of one forward pass; a request often has several."""
+    """Largest number of rows in one pass of the network. A request may have several rows. For information: no field of a
+    request is checked against it.
+    """
     max_prompt_chars: _builtins.int
-    """Characters of a prompt; what the tokenizer cuts is reported, not hidden."""
+    """Largest number of characters of a prompt. A shorter prompt of too many tokens is truncated, with a Notice."""
     size_multiple: _builtins.int
-    """Width and height are rounded to a multiple of this."""
+    """Width and height of images that the model works at are multiples of this."""
     max_mask_samples: _builtins.int
-    """Noise samples of one DiffEdit mask."""
+    """Largest number of noise samples of one DiffEdit mask."""
     def __init__(
         self,
         *,
@@ -173,7 +177,7 @@ Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
-    """GetModelRequest names one."""
+    """GetModelRequest names one model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -195,7 +199,7 @@ Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
 
 @_typing.final
 class GetModelResponse(_message.Message):
-    """GetModelResponse has it."""
+    """GetModelResponse has the model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -219,16 +223,16 @@ Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
-    """ListModelsRequest pages."""
+    """ListModelsRequest asks for one page of models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most 1000; 0 takes 50."""
+    """Entries of a page, [1, 1000]; 0 means 50."""
     page_token: _builtins.str
-    """From the answer before."""
+    """`next_page_token` of the previous page; empty asks for the first page."""
     def __init__(
         self,
         *,
@@ -245,17 +249,17 @@ Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
 @_typing.final
 class ListModelsResponse(_message.Message):
-    """ListModelsResponse is one page."""
+    """ListModelsResponse is one page of models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page."""
+    """`page_token` of the next page; empty on the last page."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
-        """The page."""
+        """The entries of the page."""
 
     def __init__(
         self,
@@ -273,7 +277,7 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class LoadModelRequest(_message.Message):
-    """LoadModelRequest names one."""
+    """LoadModelRequest names one model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -295,7 +299,7 @@ Global___LoadModelRequest: _TypeAlias = LoadModelRequest  # noqa: Y015
 
 @_typing.final
 class LoadModelResponse(_message.Message):
-    """LoadModelResponse has its new state."""
+    """LoadModelResponse has the model in its new state."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -319,7 +323,7 @@ Global___LoadModelResponse: _TypeAlias = LoadModelResponse  # noqa: Y015
 
 @_typing.final
 class UnloadModelRequest(_message.Message):
-    """UnloadModelRequest names one."""
+    """UnloadModelRequest names one model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -341,7 +345,7 @@ Global___UnloadModelRequest: _TypeAlias = UnloadModelRequest  # noqa: Y015
 
 @_typing.final
 class UnloadModelResponse(_message.Message):
-    """UnloadModelResponse has its new state."""
+    """UnloadModelResponse has the model in its new state."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

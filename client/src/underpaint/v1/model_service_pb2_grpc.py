@@ -6,7 +6,7 @@ from underpaint.v1 import model_service_pb2 as underpaint_dot_v1_dot_model__serv
 
 
 class ModelServiceStub(object):
-    """ModelService says what this server can do, and lets an administrator change it.
+    """ModelService reads the models of a server, their edit methods and the limits of requests.
     """
 
     def __init__(self, channel):
@@ -38,32 +38,32 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """ModelService says what this server can do, and lets an administrator change it.
+    """ModelService reads the models of a server, their edit methods and the limits of requests.
     """
 
     def GetModel(self, request, context):
-        """Reads one model's abilities and limits.
+        """Returns one model, loaded or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists them.
+        """Lists the models, the default model first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Loads one.
+        """Not supported by this server: UNIMPLEMENTED. Models are chosen when the server starts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnloadModel(self, request, context):
-        """Drains and unloads one.
+        """Not supported by this server: UNIMPLEMENTED. Models are chosen when the server starts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,7 +100,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """ModelService says what this server can do, and lets an administrator change it.
+    """ModelService reads the models of a server, their edit methods and the limits of requests.
     """
 
     @staticmethod

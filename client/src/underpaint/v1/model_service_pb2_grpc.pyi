@@ -27,37 +27,37 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """ModelService says what this server can do, and lets an administrator change it."""
+    """ModelService reads the models of a server, their edit methods and the limits of requests."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
-    """Reads one model's abilities and limits."""
+    """Returns one model, loaded or not."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
-    """Lists them."""
+    """Lists the models, the default model first."""
     LoadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.LoadModelRequest, _model_service_pb2.LoadModelResponse]
-    """Loads one."""
+    """Not supported by this server: UNIMPLEMENTED. Models are chosen when the server starts."""
     UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]
-    """Drains and unloads one."""
+    """Not supported by this server: UNIMPLEMENTED. Models are chosen when the server starts."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """ModelService says what this server can do, and lets an administrator change it."""
+    """ModelService reads the models of a server, their edit methods and the limits of requests."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Reads one model's abilities and limits."""
+    """Returns one model, loaded or not."""
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists them."""
+    """Lists the models, the default model first."""
     LoadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.LoadModelRequest, _model_service_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """Loads one."""
+    """Not supported by this server: UNIMPLEMENTED. Models are chosen when the server starts."""
     UnloadModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.UnloadModelRequest, _model_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
-    """Drains and unloads one."""
+    """Not supported by this server: UNIMPLEMENTED. Models are chosen when the server starts."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """ModelService says what this server can do, and lets an administrator change it."""
+    """ModelService reads the models of a server, their edit methods and the limits of requests."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -65,7 +65,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.GetModelResponse, _abc.Awaitable[_model_service_pb2.GetModelResponse]]:
-        """Reads one model's abilities and limits."""
+        """Returns one model, loaded or not."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -73,7 +73,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ListModelsResponse, _abc.Awaitable[_model_service_pb2.ListModelsResponse]]:
-        """Lists them."""
+        """Lists the models, the default model first."""
 
     @_abc_1.abstractmethod
     def LoadModel(
@@ -81,7 +81,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.LoadModelResponse, _abc.Awaitable[_model_service_pb2.LoadModelResponse]]:
-        """Loads one."""
+        """Not supported by this server: UNIMPLEMENTED. Models are chosen when the server starts."""
 
     @_abc_1.abstractmethod
     def UnloadModel(
@@ -89,6 +89,6 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.UnloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.UnloadModelResponse, _abc.Awaitable[_model_service_pb2.UnloadModelResponse]]:
-        """Drains and unloads one."""
+        """Not supported by this server: UNIMPLEMENTED. Models are chosen when the server starts."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

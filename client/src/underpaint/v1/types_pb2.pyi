@@ -59,28 +59,36 @@ class _Fit:
 class _FitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fit.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FIT_UNSPECIFIED: _Fit.ValueType  # 0
-    """FIT_CROP."""
+    """On input the same as FIT_CROP."""
     FIT_CROP: _Fit.ValueType  # 1
-    """Scaled until the model's square is covered, then cropped to its centre."""
+    """Scaled to cover the model's width and height, then cropped around the centre. Keeps the aspect ratio."""
     FIT_PAD: _Fit.ValueType  # 2
-    """Scaled until it lies inside the model's square, edge pixels repeated around it."""
+    """Scaled to lie inside the model's width and height, then padded by repeating the edge pixels. Keeps the aspect
+    ratio.
+    """
     FIT_RESIZE: _Fit.ValueType  # 3
-    """Aspect kept: scaled to the model's pixel count, each side rounded to a multiple of `Limits.size_multiple`."""
+    """Scaled to about the model's number of pixels, each side rounded to a multiple of `Limits.size_multiple`. Keeps the
+    aspect ratio except for the rounding.
+    """
 
 class Fit(_Fit, metaclass=_FitEnumTypeWrapper):
-    """Fit brings a picture of any size and aspect to a size that the model works at. First the EXIF orientation is applied,
-    colours are brought from the embedded ICC profile to sRGB, and transparency is put on white; an EXIF block or a profile
-    that cannot be read is passed over.
+    """Fit says how an image of any size and aspect ratio is fitted to a size that the model works at. Before that, the EXIF
+    orientation is applied, colours are converted from the embedded ICC profile to sRGB, and transparent parts are
+    blended with white. An EXIF block or a profile that cannot be read is ignored.
     """
 
 FIT_UNSPECIFIED: Fit.ValueType  # 0
-"""FIT_CROP."""
+"""On input the same as FIT_CROP."""
 FIT_CROP: Fit.ValueType  # 1
-"""Scaled until the model's square is covered, then cropped to its centre."""
+"""Scaled to cover the model's width and height, then cropped around the centre. Keeps the aspect ratio."""
 FIT_PAD: Fit.ValueType  # 2
-"""Scaled until it lies inside the model's square, edge pixels repeated around it."""
+"""Scaled to lie inside the model's width and height, then padded by repeating the edge pixels. Keeps the aspect
+ratio.
+"""
 FIT_RESIZE: Fit.ValueType  # 3
-"""Aspect kept: scaled to the model's pixel count, each side rounded to a multiple of `Limits.size_multiple`."""
+"""Scaled to about the model's number of pixels, each side rounded to a multiple of `Limits.size_multiple`. Keeps the
+aspect ratio except for the rounding.
+"""
 Global___Fit: _TypeAlias = Fit  # noqa: Y015
 
 class _Priority:
@@ -90,25 +98,25 @@ class _Priority:
 class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
-    """Server's default, PRIORITY_NORMAL."""
+    """The same as PRIORITY_NORMAL."""
     PRIORITY_BATCH: _Priority.ValueType  # 1
-    """Yields to everything else; may be preempted between denoising steps."""
+    """Below PRIORITY_NORMAL. May be paused between steps while requests of higher priority run."""
     PRIORITY_NORMAL: _Priority.ValueType  # 2
-    """Ordinary work."""
+    """The default."""
     PRIORITY_INTERACTIVE: _Priority.ValueType  # 3
-    """A person is waiting."""
+    """Above PRIORITY_NORMAL, for a user who is waiting."""
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
-    """Priority orders the work that waits."""
+    """Priority orders waiting jobs."""
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
-"""Server's default, PRIORITY_NORMAL."""
+"""The same as PRIORITY_NORMAL."""
 PRIORITY_BATCH: Priority.ValueType  # 1
-"""Yields to everything else; may be preempted between denoising steps."""
+"""Below PRIORITY_NORMAL. May be paused between steps while requests of higher priority run."""
 PRIORITY_NORMAL: Priority.ValueType  # 2
-"""Ordinary work."""
+"""The default."""
 PRIORITY_INTERACTIVE: Priority.ValueType  # 3
-"""A person is waiting."""
+"""Above PRIORITY_NORMAL, for a user who is waiting."""
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
 
 class _Phase:
@@ -118,41 +126,41 @@ class _Phase:
 class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     PHASE_UNSPECIFIED: _Phase.ValueType  # 0
-    """Unknown to this client."""
+    """Not set."""
     PHASE_QUEUED: _Phase.ValueType  # 1
-    """Waiting for a batch slot."""
+    """Waiting in the queue."""
     PHASE_ENCODING: _Phase.ValueType  # 2
-    """VAE and text encoding."""
+    """Encoding of the image and of the prompts."""
     PHASE_INVERTING: _Phase.ValueType  # 3
-    """Running the sampler from image to noise."""
+    """Inversion, from the image to noise; for a disentangled edit, computation of the residual noise."""
     PHASE_MASKING: _Phase.ValueType  # 4
-    """Estimating a DiffEdit mask."""
+    """Computation of the DiffEdit mask."""
     PHASE_DENOISING: _Phase.ValueType  # 5
-    """Running the sampler from noise to image."""
+    """Denoising, from noise to the image."""
     PHASE_DECODING: _Phase.ValueType  # 6
-    """VAE decoding and image encoding."""
+    """Decoding of the latents to pixels."""
     PHASE_OPTIMIZING: _Phase.ValueType  # 7
-    """Optimising a direction."""
+    """Learning of a direction."""
 
 class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
-    """Phase says which part of the work is running."""
+    """Phase says which part of a job is running."""
 
 PHASE_UNSPECIFIED: Phase.ValueType  # 0
-"""Unknown to this client."""
+"""Not set."""
 PHASE_QUEUED: Phase.ValueType  # 1
-"""Waiting for a batch slot."""
+"""Waiting in the queue."""
 PHASE_ENCODING: Phase.ValueType  # 2
-"""VAE and text encoding."""
+"""Encoding of the image and of the prompts."""
 PHASE_INVERTING: Phase.ValueType  # 3
-"""Running the sampler from image to noise."""
+"""Inversion, from the image to noise; for a disentangled edit, computation of the residual noise."""
 PHASE_MASKING: Phase.ValueType  # 4
-"""Estimating a DiffEdit mask."""
+"""Computation of the DiffEdit mask."""
 PHASE_DENOISING: Phase.ValueType  # 5
-"""Running the sampler from noise to image."""
+"""Denoising, from noise to the image."""
 PHASE_DECODING: Phase.ValueType  # 6
-"""VAE decoding and image encoding."""
+"""Decoding of the latents to pixels."""
 PHASE_OPTIMIZING: Phase.ValueType  # 7
-"""Optimising a direction."""
+"""Learning of a direction."""
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
 class _Sampler:
@@ -162,26 +170,30 @@ class _Sampler:
 class _SamplerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sampler.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SAMPLER_UNSPECIFIED: _Sampler.ValueType  # 0
-    """SAMPLER_DDIM, or the direction's own."""
+    """The direction's sampler where a direction is given, otherwise SAMPLER_DDIM."""
     SAMPLER_DDIM: _Sampler.ValueType  # 1
-    """The last prediction alone."""
+    """DDIM: from the last noise prediction. One network evaluation a step."""
     SAMPLER_PLMS: _Sampler.ValueType  # 2
-    """The last four predictions, after a Heun step at the start: one evaluation more, and smaller errors."""
+    """PLMS: from the last four noise predictions, with a Heun step first. One network evaluation a step and one more in
+    total; smaller discretisation error.
+    """
 
 class Sampler(_Sampler, metaclass=_SamplerEnumTypeWrapper):
-    """Sampler says how noise predictions become a move."""
+    """Sampler says how a denoising step is computed from noise predictions."""
 
 SAMPLER_UNSPECIFIED: Sampler.ValueType  # 0
-"""SAMPLER_DDIM, or the direction's own."""
+"""The direction's sampler where a direction is given, otherwise SAMPLER_DDIM."""
 SAMPLER_DDIM: Sampler.ValueType  # 1
-"""The last prediction alone."""
+"""DDIM: from the last noise prediction. One network evaluation a step."""
 SAMPLER_PLMS: Sampler.ValueType  # 2
-"""The last four predictions, after a Heun step at the start: one evaluation more, and smaller errors."""
+"""PLMS: from the last four noise predictions, with a Heun step first. One network evaluation a step and one more in
+total; smaller discretisation error.
+"""
 Global___Sampler: _TypeAlias = Sampler  # noqa: Y015
 
 @_typing.final
 class Tensor(_message.Message):
-    """Tensor is one dense array. Bundles of arrays travel as safetensors instead."""
+    """Tensor is one dense array. Several arrays together are sent as a safetensors file instead."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -213,7 +225,7 @@ Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """Image is an encoded picture."""
+    """Image is an encoded image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -221,11 +233,17 @@ class Image(_message.Message):
     MEDIA_TYPE_FIELD_NUMBER: _builtins.int
     FIT_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
-    """PNG, JPEG or WebP bytes. Colours are those of the ICC profile inside, sRGB without one; output is sRGB without one."""
+    """PNG, JPEG or WebP bytes. Input colours are those of the embedded ICC profile, or sRGB without one. Output is sRGB
+    without a profile.
+    """
     media_type: _builtins.str
-    """IANA media type. Empty on input: sniffed; set and different from the bytes: refused. Always set on output."""
+    """"image/png", "image/jpeg" or "image/webp". On input, empty means the type is detected from the bytes; a type that
+    differs from the bytes is INVALID_ARGUMENT. Always set on output.
+    """
     fit: Global___Fit.ValueType
-    """How an input picture of another size or aspect is brought to the model's size. Ignored on masks, empty on output."""
+    """How an input image of another size or aspect ratio is fitted to the model's size. Ignored for masks, not set on
+    output.
+    """
     def __init__(
         self,
         *,
@@ -243,7 +261,9 @@ Global___Image: _TypeAlias = Image  # noqa: Y015
 
 @_typing.final
 class Fitting(_message.Message):
-    """Fitting says what was done to an input picture; with it, a caller maps result pixels back to the original."""
+    """Fitting says how an input image was fitted. A caller needs it to map pixels of the result back to the original image.
+    All sizes and positions are in pixels.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -261,31 +281,31 @@ class Fitting(_message.Message):
     BOX_WIDTH_FIELD_NUMBER: _builtins.int
     BOX_HEIGHT_FIELD_NUMBER: _builtins.int
     fit: Global___Fit.ValueType
-    """What was applied; FIT_UNSPECIFIED when the picture had the size already."""
+    """The fit that was applied; FIT_UNSPECIFIED if the image had the size already."""
     source_width: _builtins.int
-    """Pixels as received, after EXIF orientation."""
+    """Width of the received image, after EXIF orientation."""
     source_height: _builtins.int
-    """See source_width."""
+    """Height of the received image."""
     width: _builtins.int
-    """Pixels the model works at; the result has this size."""
+    """Width that the model works at and that the result has."""
     height: _builtins.int
-    """See width."""
+    """Height of the same."""
     source_left: _builtins.int
-    """Part of the received picture that is used, in its own pixels: left edge."""
+    """Left edge of the part of the received image that is used, in its pixels."""
     source_top: _builtins.int
     """Top edge of that part."""
     source_box_width: _builtins.int
-    """Its width."""
+    """Width of that part."""
     source_box_height: _builtins.int
-    """Its height."""
+    """Height of that part."""
     left: _builtins.int
-    """Where that part lies in the model's picture: left edge."""
+    """Left edge of that part in the fitted image, in its pixels."""
     top: _builtins.int
-    """Top edge of the same."""
+    """Top edge of that part in the fitted image."""
     box_width: _builtins.int
-    """Its width."""
+    """Width of that part in the fitted image."""
     box_height: _builtins.int
-    """Its height."""
+    """Height of that part in the fitted image."""
     def __init__(
         self,
         *,
@@ -313,16 +333,16 @@ Global___Fitting: _TypeAlias = Fitting  # noqa: Y015
 
 @_typing.final
 class Notice(_message.Message):
-    """Notice is something a caller should know about an answer that is not an error."""
+    """Notice tells the caller about a property of the result that is not an error."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """From a closed list: PROMPT_TRUNCATED, MASK_EMPTY, MASK_FULL."""
+    """One of PROMPT_TRUNCATED, MASK_EMPTY and MASK_FULL."""
     message: _builtins.str
-    """For people."""
+    """An explanation for people."""
     def __init__(
         self,
         *,
@@ -339,7 +359,7 @@ Global___Notice: _TypeAlias = Notice  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """Progress is a snapshot; later ones supersede earlier ones."""
+    """Progress is the state of a request at one time; later messages replace earlier ones."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -353,18 +373,18 @@ class Progress(_message.Message):
     phase: Global___Phase.ValueType
     """Current phase."""
     step: _builtins.int
-    """Steps finished in this phase."""
+    """Finished steps of this phase."""
     total_steps: _builtins.int
-    """Steps in this phase."""
+    """All steps of this phase."""
     fraction: _builtins.float
-    """Share of the whole request that is done, 0 to 1, never falling."""
+    """Share of the whole request that is done, [0, 1]. Never decreases."""
     queue_position: _builtins.int
-    """Requests ahead in the queue while PHASE_QUEUED."""
+    """Number of requests ahead in the queue, during PHASE_QUEUED."""
     loss: _builtins.float
-    """While PHASE_OPTIMIZING: the loss of the last weights that were measured."""
+    """The latest loss, during PHASE_OPTIMIZING."""
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
-        """Estimated time to the result."""
+        """Estimated time until the result."""
 
     def __init__(
         self,
@@ -389,7 +409,7 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """Usage is what the request cost; also the source of the Server-Timing trailer."""
+    """Usage is what a request cost. The `server-timing` trailer has its two times in milliseconds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -399,18 +419,18 @@ class Usage(_message.Message):
     MEAN_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     INVERSION_CACHE_HIT_FIELD_NUMBER: _builtins.int
     network_evaluations: _builtins.int
-    """UNet evaluations, guidance branches counted."""
+    """Number of network evaluations; each guidance branch counts as one."""
     mean_batch_size: _builtins.float
-    """Mean number of requests that shared a step with this one."""
+    """Mean number of jobs in the network passes that this job took part in, itself included."""
     inversion_cache_hit: _builtins.bool
-    """Whether the inversion came from the store."""
+    """Whether the inversion was in the store already."""
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
-        """Time from admission to the first denoising step."""
+        """Time from admission to the job's first network evaluation."""
 
     @_builtins.property
     def compute_time(self) -> _duration_pb2.Duration:
-        """Time on the accelerator, shared time counted once per request in the batch."""
+        """Time of the passes that the job took part in. The time of a pass shared by several jobs counts for each of them."""
 
     def __init__(
         self,
