@@ -1,4 +1,4 @@
-"""Disentangled edits: what learned mixing weights add to a mere switch of the prompt, and whether they carry over."""
+"""Disentangled edits: learned mixing weights against a switch of the prompt, on training and on unseen images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -33,7 +33,7 @@ ABOUT = (
 
 
 def study(bench: Bench) -> Section:
-    """Learn, then edit every case with what was learned and without."""
+    """Learn one direction for each kind of edit, then edit every case with and without the learned weights."""
     learned = {(model, kind): _learn(bench, model, kind) for model in bench.models for kind in KINDS}
     made: list[edits.Judged] = []
     for name, how in _METHODS.items():
@@ -67,7 +67,7 @@ def _first(bench: Bench, kind: str) -> Case:
 
 
 def _iterations(bench: Bench) -> int | None:
-    """The server's default, but for a quick run."""
+    """Optimiser steps of a quick run; None, the server's default, otherwise."""
     return 2 if bench.quick else None
 
 
@@ -111,7 +111,7 @@ def _direction(bench: Bench, item: edits.Judged) -> float:
 
 def _directions(bench: Bench, found: Sequence[edits.Judged], names: Sequence[str], firsts: set[str]) -> Table:
     rows = []
-    for name in names[1:]:  # the unedited source has not moved anywhere
+    for name in names[1:]:  # the unedited source has no direction
         row = []
         for model in bench.models:
             mine = [item for item in found if (item.model, item.method) == (model, name)]
@@ -146,7 +146,7 @@ def _losses(bench: Bench, learned: Learned) -> Table:
 
 
 def _claims(found: Sequence[edits.Judged]) -> Iterator[str]:
-    """On the unseen pictures."""
+    """Claims about the unseen images."""
     error = " of MSE x 1000"
     for rival in (SWITCH, SWAP):
         wins = edits.gains(found, LEARNED, rival, edits.points)

@@ -1,4 +1,4 @@
-"""EDICT beside DDIM: what comes back, and what the edits are worth."""
+"""EDICT against DDIM: reconstruction errors, and the quality of edits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ STEPS = (20, 50)
 INVERSIONS: dict[str, InversionMethod] = {"EDICT": EdictInversion(), "DDIM": DdimInversion()}
 STRENGTH = 0.8
 TIMED = 3
-"""Cases whose edits are timed alone."""
+"""Cases whose edits are timed, one after another."""
 EXACT = 1e-8
 """Largest latent error that counts as exact."""
 ABOUT = (
@@ -35,7 +35,7 @@ ABOUT = (
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """One photo there and back."""
+    """One photo inverted and reconstructed."""
 
     model: str
     method: str
@@ -43,11 +43,11 @@ class Trip:
     guidance_scale: float
     max_abs_error: float
     mse: float
-    """Of pixels in [0, 1]."""
+    """Mean squared error of pixels in [0, 1]."""
 
 
 def study(bench: Bench) -> Section:
-    """Reconstruction and edits."""
+    """Measure reconstruction and edits."""
     settings = [(bench.steps, GUIDANCES[-1])] if bench.quick else list(product(STEPS, GUIDANCES))
     trips = [
         trip
@@ -73,7 +73,7 @@ def study(bench: Bench) -> Section:
     )
 
 
-# --- there and back ---------------------------------------------------------------------------------------------
+# --- reconstruction ---------------------------------------------------------------------------------------------
 
 
 def _asker(bench: Bench, name: str, steps: int, guidance: float) -> Callable[[str, Case], Trip]:
@@ -95,13 +95,13 @@ def _floor(bench: Bench, model: str, case: Case) -> tuple[str, float]:
 
 
 def _returned(bench: Bench, trips: Sequence[Trip], floors: Sequence[tuple[str, float]]) -> Table:
-    floor = [_row([], [error for at, error in floors if at == model]) for model in bench.models]
+    floor = [_row([], [mse for of_model, mse in floors if of_model == model]) for model in bench.models]
     rows = [("autoencoder alone", "", "", *chain(*floor))]
     for key in dict.fromkeys((trip.steps, trip.guidance_scale, trip.method) for trip in trips):
         mine = [trip for trip in trips if (trip.steps, trip.guidance_scale, trip.method) == key]
         by_model = [[trip for trip in mine if trip.model == model] for model in bench.models]
-        each = [_row([trip.max_abs_error for trip in of], [trip.mse for trip in of]) for of in by_model]
-        rows.append((key[2], f"{key[0]}", f"{key[1]:g}", *chain(*each)))
+        cells = [_row([trip.max_abs_error for trip in of], [trip.mse for trip in of]) for of in by_model]
+        rows.append((key[2], f"{key[0]}", f"{key[1]:g}", *chain(*cells)))
     labels = [figures.of(bench.models, model) for model in bench.models]
     shown = (f"{label}{name}" for label in labels for name in ("latent error", "worst", "pixel MSE x 1000"))
     note = (
@@ -155,10 +155,10 @@ def _seconds(bench: Bench, taken: dict[tuple[str, str], list[float]]) -> Table:
         (name, *(f"{median(taken[m, name]):.1f} ({min(taken[m, name]):.1f} to {max(taken[m, name]):.1f})"
                  for m in bench.models)) for name in edits.METHODS
     ]  # fmt: skip
-    each = len(next(iter(taken.values())))
+    count = len(next(iter(taken.values())))
     return Table(
         f"Seconds of one edit, alone, {bench.dtype} network", ("", *bench.models), tuple(rows),
-        (f"Median (smallest to largest) of {each} photos one after another, inversion and pictures included, on the "
+        (f"Median (smallest to largest) of {count} photos one after another, inversion and pictures included, on the "
          "machine named above; seconds from other machines or days say nothing beside these.",),
     )  # fmt: skip
 
