@@ -70,11 +70,11 @@ def study(bench: Bench) -> Section:
     beside = [item for item in edits.standard(bench) if item.method not in ("DDIM", "EDICT", "DiffEdit")]
     names = [edits.UNEDITED, edits.AUTOENCODER, *_MASKS_OF_EDITS, NO_ENCODING, NEITHER]
     names += ["SDEdit, strength 0.6", "SDEdit, strength 0.8", edits.TRUE]
-    found = [*beside, *made]
+    results = [*beside, *made]
     return Section(
         title="DiffEdit",
         about=ABOUT.format(**bench.counts),
-        tables=(*_mask_tables(bench, masks), *edits.tables(bench, found, names, _claims)),
+        tables=(*_mask_tables(bench, masks), *edits.tables(bench, results, names, _claims)),
         sheets=tuple(_sheets(bench, drawn, made)),
         figures={"masks": [m.plain() for m in masks], "edits": [item.plain() for item in made]},
     )
@@ -191,21 +191,21 @@ def _without_encoding(bench: Bench, drawn: Masks) -> Iterator[edits.Judged]:
                     progress.advance(task)
 
 
-def _claims(found: Sequence[edits.Judged]) -> Iterator[str]:
+def _claims(results: Sequence[edits.Judged]) -> Iterator[str]:
     default, same = f"DiffEdit, {_threshold(DEFAULT)}", "SDEdit, strength 0.8"
     error = " of MSE x 1000"
-    protects = edits.gains(found, default, NO_MASK, edits.outside)
+    protects = edits.gains(results, default, NO_MASK, edits.outside)
     yield figures.claim("The mask protects what is outside the region", protects, unit=error, digits=2)
-    keeps = edits.gains(found, default, same, edits.outside)
+    keeps = edits.gains(results, default, same, edits.outside)
     yield figures.claim("DiffEdit keeps more outside the region than SDEdit at 0.8", keeps, unit=error, digits=2)
-    wins = edits.gains(found, default, same, edits.points)
+    wins = edits.gains(results, default, same, edits.points)
     yield figures.claim("DiffEdit succeeds more often than SDEdit at 0.8", wins, unit=" points", digits=1)
     for text, figure, unit in (
         ("With the true mask, encoding keeps more outside the region than noise", edits.outside, error),
         ("With the true mask, encoding comes nearer to the true target than noise", edits.target, error),
         ("With the true mask, encoding succeeds more often than noise", edits.points, " points"),
     ):
-        yield figures.claim(text, edits.gains(found, TRUE_MASK, NEITHER, figure), unit=unit, digits=2)
+        yield figures.claim(text, edits.gains(results, TRUE_MASK, NEITHER, figure), unit=unit, digits=2)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------

@@ -39,20 +39,20 @@ def study(bench: Bench) -> Section:
     for name, how in _METHODS.items():
         made += bench.each(name, partial(_edit, bench, learned, name, how))
     beside = [item for item in edits.standard(bench) if item.method in (edits.UNEDITED, edits.TRUE, *BESIDE)]
-    found = [*beside, *made]
+    results = [*beside, *made]
     names = [edits.UNEDITED, UNTOUCHED, SWAP, SWITCH, LEARNED, *BESIDE, edits.TRUE]
     firsts = {_first(bench, kind).name for kind in KINDS}
     return Section(
         title="Disentangled edits",
         about=ABOUT.format(**bench.counts, iterations=_iterations(bench) or 10),
         tables=(
-            _directions(bench, found, names, firsts),
+            _directions(bench, results, names, firsts),
             _losses(bench, learned),
-            *edits.tables(bench, [i for i in found if i.case not in firsts] or found, names, _claims),
+            *edits.tables(bench, [i for i in results if i.case not in firsts] or results, names, _claims),
         ),
         sheets=tuple(_sheets(bench, made)),
         figures={
-            "edits": [item.plain() | {"direction": _direction(bench, item)} for item in found],
+            "edits": [item.plain() | {"direction": _direction(bench, item)} for item in results],
             "directions": {f"{model} {kind}": list(d.weights) for (model, kind), d in learned.items()},
             "losses": {f"{model} {kind}": list(d.losses) for (model, kind), d in learned.items()},
         },
@@ -109,12 +109,12 @@ def _direction(bench: Bench, item: edits.Judged) -> float:
     return bench.judge.direction(case.source, item.picture, case.source_prompt, case.target_prompt)
 
 
-def _directions(bench: Bench, found: Sequence[edits.Judged], names: Sequence[str], firsts: set[str]) -> Table:
+def _directions(bench: Bench, results: Sequence[edits.Judged], names: Sequence[str], firsts: set[str]) -> Table:
     rows = []
     for name in names[1:]:  # the unedited source has no direction
         row = []
         for model in bench.models:
-            mine = [item for item in found if (item.model, item.method) == (model, name)]
+            mine = [item for item in results if (item.model, item.method) == (model, name)]
             for inside in (True, False):
                 chosen = [item for item in mine if (item.case in firsts) is inside]
                 row += [
@@ -145,17 +145,17 @@ def _losses(bench: Bench, learned: Learned) -> Table:
     return Table("What was learned", columns, tuple(rows), ("One training picture each: no spread.",))
 
 
-def _claims(found: Sequence[edits.Judged]) -> Iterator[str]:
+def _claims(results: Sequence[edits.Judged]) -> Iterator[str]:
     """Claims about the unseen images."""
     error = " of MSE x 1000"
     for rival in (SWITCH, SWAP):
-        wins = edits.gains(found, LEARNED, rival, edits.points)
+        wins = edits.gains(results, LEARNED, rival, edits.points)
         yield figures.claim(f"Learned weights succeed more often than {rival}", wins, unit=" points", digits=1)
-        keeps = edits.gains(found, LEARNED, rival, edits.outside)
+        keeps = edits.gains(results, LEARNED, rival, edits.outside)
         yield figures.claim(f"Learned weights keep more outside the region than {rival}", keeps, unit=error, digits=2)
-    keeps = edits.gains(found, SWITCH, SWAP, edits.outside)
+    keeps = edits.gains(results, SWITCH, SWAP, edits.outside)
     yield figures.claim("A switch keeps more outside the region than the full swap", keeps, unit=error, digits=2)
-    keeps = edits.gains(found, LEARNED, BESIDE[1], edits.outside)
+    keeps = edits.gains(results, LEARNED, BESIDE[1], edits.outside)
     yield figures.claim("Learned weights keep more outside than SDEdit at 0.8", keeps, unit=error, digits=2)
 
 

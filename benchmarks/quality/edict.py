@@ -55,19 +55,19 @@ def study(bench: Bench) -> Section:
         for trip in bench.each(f"{name}, {steps} steps, guidance {guidance:g}", _asker(bench, name, steps, guidance))
     ]
     floors = bench.each("autoencoder alone", lambda model, case: _floor(bench, model, case))
-    found = edits.standard(bench)
+    results = edits.standard(bench)
     taken = edits.seconds(bench, 1 if bench.quick else TIMED)
     names = [edits.UNEDITED, edits.AUTOENCODER, *edits.METHODS, edits.TRUE]
-    compared = edits.tables(bench, found, names, _claims)
+    compared = edits.tables(bench, results, names, _claims)
     return Section(
         title="EDICT, DDIM, SDEdit and DiffEdit",
         about=ABOUT.format(**bench.counts),
         tables=(_returned(bench, trips, floors), *compared, _seconds(bench, taken)),
-        sheets=tuple(_sheets(bench, found)),
+        sheets=tuple(_sheets(bench, results)),
         figures={
             "reconstruction": [asdict(trip) for trip in trips],
             "floor_mse": [{"model": model, "mse": mse} for model, mse in floors],
-            "edits": [item.plain() for item in found],
+            "edits": [item.plain() for item in results],
             "seconds": [{"model": m, "method": n, "seconds": values} for (m, n), values in taken.items()],
         },
     )
@@ -139,14 +139,14 @@ def _returns(bench: Bench, trips: Sequence[Trip]) -> Iterator[str]:
 # --- edits ------------------------------------------------------------------------------------------------------
 
 
-def _claims(found: Sequence[edits.Judged]) -> Iterator[str]:
+def _claims(results: Sequence[edits.Judged]) -> Iterator[str]:
     error = " of MSE x 1000"
-    success = edits.gains(found, "EDICT", "DDIM", edits.points)
+    success = edits.gains(results, "EDICT", "DDIM", edits.points)
     yield figures.claim("EDICT's edits succeed more often than DDIM's", success, unit=" points", digits=1)
-    kept = edits.gains(found, "EDICT", "DDIM", edits.outside)
+    kept = edits.gains(results, "EDICT", "DDIM", edits.outside)
     yield figures.claim("EDICT's edits keep more outside the region than DDIM's", kept, unit=error, digits=2)
     for method in ("EDICT", "DDIM"):
-        hit = edits.gains(found, method, edits.UNEDITED, edits.target)
+        hit = edits.gains(results, method, edits.UNEDITED, edits.target)
         yield figures.claim(f"{method}'s edits are nearer to the true target than the photo", hit, unit=error, digits=2)
 
 
@@ -163,8 +163,8 @@ def _seconds(bench: Bench, taken: dict[tuple[str, str], list[float]]) -> Table:
     )  # fmt: skip
 
 
-def _sheets(bench: Bench, found: Sequence[edits.Judged]) -> Iterator[Sheet]:
-    pictures = {(item.model, item.case, item.method): item.picture for item in found}
+def _sheets(bench: Bench, results: Sequence[edits.Judged]) -> Iterator[Sheet]:
+    pictures = {(item.model, item.case, item.method): item.picture for item in results}
     for model in bench.models:
         names = ("photo", "true", *edits.METHODS)
         rows = [(c.source, c.target, *(pictures[model, c.name, n] for n in edits.METHODS)) for c in bench.shown]

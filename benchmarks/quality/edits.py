@@ -72,10 +72,10 @@ def at_case_size(image: Image.Image, case: Case) -> Pixels:
 def standard(bench: Bench) -> list[Judged]:
     """The reference images and the edits by all of :data:`METHODS` for every case, computed once per run."""
     if "standard" not in bench.memory:
-        found = [item for items in bench.each("references", lambda m, c: _references(bench, m, c)) for item in items]
+        results = [item for items in bench.each("references", lambda m, c: _references(bench, m, c)) for item in items]
         for name, method in METHODS.items():
-            found += bench.each(name, lambda m, c, n=name, how=method: _edit(bench, m, c, n, how))  # type: ignore[misc]
-        bench.memory["standard"] = found
+            results += bench.each(name, lambda m, c, n=name, how=method: _edit(bench, m, c, n, how))  # type: ignore[misc]
+        bench.memory["standard"] = results
     made: list[Judged] = bench.memory["standard"]
     return made
 
@@ -108,7 +108,7 @@ def seconds(bench: Bench, count: int) -> dict[tuple[str, str], list[float]]:
 
 
 def tables(
-    bench: Bench, found: Sequence[Judged], names: Sequence[str], claims: Callable[[Sequence[Judged]], Iterable[str]]
+    bench: Bench, results: Sequence[Judged], names: Sequence[str], claims: Callable[[Sequence[Judged]], Iterable[str]]
 ) -> Iterator[Table]:
     """Tables of success, both errors and similarity by kind of edit, and of each further model against the first.
 
@@ -118,32 +118,32 @@ def tables(
     notes = [
         figures.of(bench.models, model) + claim
         for model in bench.models
-        for claim in claims([item for item in found if item.model == model])
+        for claim in claims([item for item in results if item.model == model])
     ]
-    yield _table(bench, found, names, "Edits that succeed", _success, [
-        f"Share ± standard error. The judge itself accepts {_share(found, TRUE)} of the true targets and "
-        f"{_share(found, UNEDITED)} of the unedited sources as what was asked for: read every share between those "
+    yield _table(bench, results, names, "Edits that succeed", _success, [
+        f"Share ± standard error. The judge itself accepts {_share(results, TRUE)} of the true targets and "
+        f"{_share(results, UNEDITED)} of the unedited sources as what was asked for: read every share between those "
         "two. A smear of the right colours can please the judge: read it beside the errors and the pictures.", *notes,
     ])  # fmt: skip
-    yield _table(bench, found, names, "Error to the true target (mean squared, times 1000)", _target_error, [
+    yield _table(bench, results, names, "Error to the true target (mean squared, times 1000)", _target_error, [
         "Median [quartiles]; pixels in [0, 1]. A right picture that is not the true target counts as an error here, so"
         " an edit may succeed and lie farther off than the unedited source."
     ])  # fmt: skip
-    yield _table(bench, found, names, "Error outside the true region (mean squared, times 1000)", _outside_error, [
+    yield _table(bench, results, names, "Error outside the true region (mean squared, times 1000)", _outside_error, [
         "Median [quartiles], edit against photo. No edit that is decoded comes closer than 'autoencoder alone'; true "
         "targets differ a little from their photos, since soft edges reach beyond the region."
     ])  # fmt: skip
-    yield _table(bench, found, names, "Similarity of picture and target caption", _similarity, [
+    yield _table(bench, results, names, "Similarity of picture and target caption", _similarity, [
         "Mean ± standard error of the judge's cosine."
     ])  # fmt: skip
     edited = [name for name in names if name not in (UNEDITED, AUTOENCODER, TRUE)]
-    yield from (_versus(bench.models[0], model, found, edited) for model in bench.models[1:])
+    yield from (_versus(bench.models[0], model, results, edited) for model in bench.models[1:])
 
 
-def gains(found: Sequence[Judged], better: str, worse: str, figure: Callable[[Judged], float]) -> list[float]:
+def gains(results: Sequence[Judged], better: str, worse: str, figure: Callable[[Judged], float]) -> list[float]:
     """Paired differences of a figure over one model's cases, ``better`` minus ``worse``."""
-    by_case = {item.case: figure(item) for item in found if item.method == worse}
-    return [figure(item) - by_case[item.case] for item in found if item.method == better]
+    by_case = {item.case: figure(item) for item in results if item.method == worse}
+    return [figure(item) - by_case[item.case] for item in results if item.method == better]
 
 
 def outside(item: Judged) -> float:
@@ -177,17 +177,17 @@ def _mse(one: Pixels, other: Pixels, region: NDArray[np.bool_] | None = None) ->
 
 
 def _table(
-    bench: Bench, found: Sequence[Judged], names: Sequence[str], caption: str,
+    bench: Bench, results: Sequence[Judged], names: Sequence[str], caption: str,
     cell: Callable[[Sequence[Judged]], str], notes: Sequence[str],
 ) -> Table:  # fmt: skip
     rows = []
     for name in names:
-        mine = [item for item in found if item.method == name]
+        mine = [item for item in results if item.method == name]
         rows.append((name, *figures.cells(mine, lambda i: i.model, lambda i: i.kind, bench.models, cell)))
     return Table(caption, ("", *figures.columns(bench.models)), tuple(rows), tuple(notes))
 
 
-def _versus(first: str, other: str, found: Sequence[Judged], names: Sequence[str]) -> Table:
+def _versus(first: str, other: str, results: Sequence[Judged], names: Sequence[str]) -> Table:
     """Paired differences of two models on the same cases."""
     shown: dict[str, Callable[[Judged], float]] = {
         "success, points": points,
@@ -195,10 +195,10 @@ def _versus(first: str, other: str, found: Sequence[Judged], names: Sequence[str
         "error outside x 1000": lambda item: 1000 * item.outside_mse,
         "similarity": lambda item: item.similarity,
     }
-    before = {(i.method, i.case): i for i in found if i.model == first}
+    before = {(i.method, i.case): i for i in results if i.model == first}
     rows = []
     for name in names:
-        mine = [item for item in found if (item.model, item.method) == (other, name)]
+        mine = [item for item in results if (item.model, item.method) == (other, name)]
         row = [
             figures.mean_error([figure(item) - figure(before[name, item.case]) for item in mine], 2)
             for figure in shown.values()
@@ -224,5 +224,5 @@ def _similarity(items: Sequence[Judged]) -> str:
     return figures.mean_error([item.similarity for item in items])
 
 
-def _share(found: Sequence[Judged], method: str) -> str:
-    return f"{mean(item.success for item in found if item.method == method):.2f}"
+def _share(results: Sequence[Judged], method: str) -> str:
+    return f"{mean(item.success for item in results if item.method == method):.2f}"
