@@ -1,1 +1,1 @@
-"""Speed and quality figures of Underpaint, measured on the real server: ``python -m benchmarks --help``."""
+"""Benchmarks of speed, exactness and quality, most of them on a real server: ``python -m benchmarks --help``."""

@@ -15,15 +15,15 @@ QUICK_RESULTS = Path("build/benchmarks")
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument("--quick", action="store_true", help=f"under ten minutes in all, written to {QUICK_RESULTS}")
-    parser.add_argument("--out", type=Path, help="folder of the results; default benchmarks/results")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help=f"under ten minutes for all, written to {QUICK_RESULTS}")
+    parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in BENCHMARKS]
     if unknown:
-        parser.error(f"no benchmark '{unknown[0]}'; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"no benchmark '{unknown[0]}'; choose from {', '.join(BENCHMARKS)}")
     folder = args.out or (QUICK_RESULTS if args.quick else RESULTS)
     for name in args.names or BENCHMARKS:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""What comes back after inverting a photo and running the way back, alone and on a busy server."""
+"""Errors of inversion round trips, by method, dtype, strength and guidance scale, alone and on a busy server."""
 
 import threading
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ STRENGTHS = (0.8, 0.7)
 GUIDANCES = (1.0, 3.0, 7.0)
 METHODS: dict[str, InversionMethod] = {"EDICT": EdictInversion(), "DDIM": DdimInversion()}
 BESIDE = 8
-"""Other jobs on the busy server."""
+"""Callers that keep the busy server busy."""
 ABOUT = (
     "Photos are inverted with their own prompt and brought back with the same prompt and guidance, {steps} steps, on "
     "a real server of the embedded model. Latent error is the largest absolute difference of any latent (worst "
@@ -47,18 +47,18 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """One photo there and back."""
+    """One photo inverted and reconstructed."""
 
     max_abs_error: float
     psnr_db: float
     jobs_per_pass: float
-    """Mean number of jobs that shared a pass with it, itself counted."""
+    """Mean number of jobs in its passes, itself included."""
     arrays: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A cell's figures over all photos."""
+    """The figures of one setting over all photos."""
 
     cell: Cell
     error_alone: float
@@ -71,7 +71,7 @@ class Line:
 
 
 def run(quick: bool) -> Report:
-    """See the module."""
+    """Run the benchmark; see the module."""
     photos = cases.load(1)[: 1 if quick else 2]
     steps = 20 if quick else 50
     lines = [line for dtype in DTYPES for line in _measure(dtype, photos, steps)]
@@ -109,7 +109,7 @@ def _trip(client: Client, case: cases.Case, cell: Cell, steps: int) -> Trip:
     assert made.usage is not None
     assert not made.usage.inversion_cache_hit
     arrays = read_safetensors(client.export_inversion(made))
-    client.delete_inversion(made)  # the next time it has to be computed again
+    client.delete_inversion(made)  # so that the busy run computes it again
     return Trip(made.reconstruction_max_abs_error, made.reconstruction_psnr_db, made.usage.mean_batch_size, arrays)
 
 
@@ -135,7 +135,7 @@ def _line(cell: Cell, alone: list[Trip], busy: list[Trip], floor_db: float) -> L
 
 @contextmanager
 def _random_jobs(target: str, steps: int) -> Iterator[None]:
-    """So many callers ask for one random edit after another until the block is left."""
+    """Have :data:`BESIDE` callers request random edits, each one after another, until the block is left."""
     over = threading.Event()
     with Client(target, timeout=1200) as client:
         callers = [threading.Thread(target=_ask, args=(client, number, steps, over)) for number in range(BESIDE)]
@@ -156,7 +156,7 @@ def _ask(client: Client, number: int, steps: int, over: threading.Event) -> None
         try:
             client.edit(case.photo, other.target_prompt, method, guidance_scale=random.uniform(1.0, 7.0))
         except UnderpaintError:
-            if not over.is_set():  # leaving the block ends the calls that run
+            if not over.is_set():  # leaving the block closes the client, which ends calls that run
                 raise
 
 

@@ -1,4 +1,4 @@
-"""What learning's derivative costs, against full backpropagation: accuracy, memory, time."""
+"""The derivative by the mixing weights, step by step against one graph over all steps: accuracy, memory, time."""
 
 import time
 from collections.abc import Iterator
@@ -35,11 +35,11 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One derivative both ways."""
+    """One derivative, computed in one graph and step by step."""
 
     steps: int
     relative_error: float
-    """Largest difference, by the largest component."""
+    """Largest absolute difference of the two, divided by the largest component."""
     graph_bytes: int
     stepwise_bytes: int
     graph_s: float
@@ -47,7 +47,7 @@ class Measured:
 
 
 def run(quick: bool) -> Report:
-    """See the module."""
+    """Run the benchmark; see the module."""
     lengths, repeats = ((5, 10), 1) if quick else ((5, 10, 20, 50), 3)
     backend = load("", "underpaint-mini", Settings())
     assert isinstance(backend, TorchBackend)
@@ -65,7 +65,7 @@ def run(quick: bool) -> Report:
             f"One graph over {last[0].steps} steps keeps {last[0].graph_bytes / MIB:.0f} MiB; step by step the most is "
             f"{last[0].stepwise_bytes / MIB:.1f} MiB, whatever the number of steps.",
         ),
-        figures={"measured": [asdict(each) for each in measured]},
+        figures={"measured": [asdict(item) for item in measured]},
     )
 
 
@@ -80,9 +80,9 @@ def _measure(backend: TorchBackend, steps: int) -> Measured:
     began = time.perf_counter()
     drawn = _drive(backend, sample(task, weights))
     with _saved(backend) as stepwise:
-        found = _drive(backend, backward(task, drawn, weights, cotangent), stepwise)
+        derivative = _drive(backend, backward(task, drawn, weights, cotangent), stepwise)
     stepwise_s = time.perf_counter() - began
-    error = float((found - expected).abs().max() / expected.abs().max())
+    error = float((derivative - expected).abs().max() / expected.abs().max())
     return Measured(steps, error, graph.largest, stepwise.largest, graph_s, stepwise_s)
 
 
@@ -113,24 +113,24 @@ def _in_one_graph(backend: TorchBackend, task: Mixing, weights: list[float], cot
 
 
 class _Saved:
-    """Bytes that autograd keeps, each storage once."""
+    """Counts the bytes that autograd saves for backpropagation, each storage once and without the model's weights."""
 
     def __init__(self, weights: set[int]) -> None:
         self.largest = 0
         self._weights = weights
-        self._seen: dict[int, int] = {}
+        self._bytes_of: dict[int, int] = {}
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """Count a tensor that is kept for the way back."""
+        """Count a tensor that autograd saves."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._weights:
-            self._seen[storage.data_ptr()] = storage.nbytes()
-            self.largest = max(self.largest, sum(self._seen.values()))
+            self._bytes_of[storage.data_ptr()] = storage.nbytes()
+            self.largest = max(self.largest, sum(self._bytes_of.values()))
         return tensor
 
     def begin(self) -> None:
-        """What was kept until now is free."""
-        self._seen.clear()
+        """Start a new graph; what the last one saved is free."""
+        self._bytes_of.clear()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How well DiffEdit finds the region of an edit, what the methods do outside it, and DDIM's two conventions."""
+"""Overlap of DiffEdit's masks with the true regions, errors of all methods outside them, and DDIM's two conventions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -22,7 +22,7 @@ CONVENTIONS = (Convention.TARGET, Convention.CURRENT)
 GUIDANCES = (1.0, 3.0)
 STRENGTH = 0.8
 BESIDE = 8
-"""Cases that run at one time: it changes the time this takes, not the answers."""
+"""Cases that run at the same time; changes the duration of the benchmark, not its figures."""
 ABOUT = (
     "{count} composites with known answers (tests/data/composites: held-out sprites, one thing changed, true target "
     "and true region known), on a real server of the embedded model, bfloat16, {steps} steps. DiffEdit: strength 0.8,"
@@ -40,7 +40,7 @@ LEGEND = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """DiffEdit on one case at one setting."""
+    """DiffEdit's mask and edit of one case at one setting."""
 
     kind: str
     threshold: float
@@ -55,7 +55,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """Any method on one case."""
+    """The edit of one case by another method."""
 
     kind: str
     method: str
@@ -66,7 +66,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """DDIM there and back on one case."""
+    """The DDIM round trip of one case at one setting."""
 
     convention: str
     guidance_scale: float
@@ -86,7 +86,7 @@ class Sheet:
 
 
 def run(quick: bool) -> Report:
-    """See the module."""
+    """Run the benchmark; see the module."""
     steps, chosen = (20, cases.load(1)) if quick else (50, cases.load())
     with LocalServer(dtype="bfloat16") as server, Client(server.target, timeout=1200) as client:
         sheets: list[Sheet] = []
@@ -121,7 +121,7 @@ def _measure(client: Client, case: cases.Case, steps: int) -> Sheet:
     )
 
 
-# --- one figure at a time -----------------------------------------------------------------------------------------
+# --- measurements -------------------------------------------------------------------------------------------------
 
 
 def _find(client: Client, case: cases.Case, inversion: Inversion, threshold: float, mask_strength: float) -> Found:
@@ -139,7 +139,7 @@ def _find(client: Client, case: cases.Case, inversion: Inversion, threshold: flo
 
 
 def _change(client: Client, case: cases.Case, steps: int) -> Iterable[Changed]:
-    """The photo through the autoencoder, then every method but DiffEdit."""
+    """The photo encoded and decoded, then the edits by every method but DiffEdit."""
     yield _judged(case, "none (autoencoder alone)", served.through_autoencoder(client, case))
     for method in (
         Ddim(steps=steps, strength=STRENGTH),
@@ -172,15 +172,15 @@ def _return(client: Client, case: cases.Case, steps: int, convention: Convention
 
 
 def _contact_sheet(sheets: Sequence[Sheet], cases_per_row: int = 2) -> Image.Image:
-    """Rows of :data:`LEGEND` side by side, 2 pixels between pictures."""
+    """The images of :data:`LEGEND` for every case, with 2 pixels between images."""
     strips = [_strip(sheet) for sheet in sheets]
     step = 66
     width = step * len(strips[0]) * cases_per_row
     paper = Image.new("RGB", (width, step * -(-len(strips) // cases_per_row)), "white")
     for number, strip in enumerate(strips):
         row, column = divmod(number, cases_per_row)
-        for place, picture in enumerate(strip):
-            paper.paste(Image.fromarray(picture), (step * (column * len(strip) + place), step * row))
+        for index, picture in enumerate(strip):
+            paper.paste(Image.fromarray(picture), (step * (column * len(strip) + index), step * row))
     return paper
 
 
@@ -199,7 +199,7 @@ def _plain(item: Found | Changed | Returned) -> dict[str, object]:
 
 
 def _by_kind(values: Sequence[tuple[str, float]], digits: int) -> tuple[str, ...]:
-    """The mean of (kind of edit, figure) over each kind, then over all."""
+    """The mean figure of each kind of edit, then of all, as cells; ``values`` are pairs of kind and figure."""
     groups = [[value for kind, value in values if kind == wanted] for wanted in cases.KINDS]
     return tuple(f"{mean(group):.{digits}f}" for group in [*groups, [value for _, value in values]])
 

@@ -1,4 +1,4 @@
-"""What the engine costs beside the network: its loop, its methods' arithmetic, its reports, per forward pass."""
+"""The engine's time outside the network, per forward pass: its loop, the methods' arithmetic, its reports."""
 
 import multiprocessing
 import queue
@@ -36,7 +36,7 @@ ABOUT = (
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One mix of jobs run to the end."""
+    """One mix of jobs, run to its end."""
 
     network: str
     jobs: int
@@ -46,22 +46,22 @@ class Round:
 
     @property
     def outside_us(self) -> float:
-        """Microseconds outside the backend for each pass."""
+        """Microseconds outside the backend per pass."""
         return 1e6 * (self.total_s - self.backend_s) / self.passes
 
     @property
     def share(self) -> float:
-        """Of all time, what is outside the backend, in percent."""
+        """Share of the time that is spent outside the backend, in percent."""
         return 100 * (1 - self.backend_s / self.total_s)
 
     @property
     def pass_ms(self) -> float:
-        """Milliseconds of a mean pass."""
+        """Mean duration of a pass in milliseconds."""
         return 1e3 * self.backend_s / self.passes
 
 
 def run(quick: bool) -> Report:
-    """See the module."""
+    """Run the benchmark; see the module."""
     steps, repeats, loads = (20, 2, (1, 8)) if quick else (50, 3, (1, 8, 16))
     settings = Settings()
     loaded = {TOY: load("toy:", TOY, settings), REAL: load("", REAL, settings)}
@@ -69,7 +69,7 @@ def run(quick: bool) -> Report:
     for jobs in loads:
         for number in range(repeats + 1):
             pair = [_round(loaded[name], jobs, steps, settings.max_batch_size) for name in (TOY, REAL)]
-            if number > 0:  # the first of each is warm-up
+            if number > 0:  # the first round is warm-up
                 rounds += pair
         console.print(f"{jobs} jobs: {rounds[-2].outside_us:.0f} and {rounds[-1].outside_us:.0f} us a pass")
     return Report(
@@ -77,7 +77,7 @@ def run(quick: bool) -> Report:
         about=ABOUT.format(steps=steps),
         tables=(_table(rounds, loads),),
         findings=tuple(_finding(rounds, jobs) for jobs in loads),
-        figures={"rounds": [asdict(each) for each in rounds]},
+        figures={"rounds": [asdict(item) for item in rounds]},
     )
 
 
@@ -123,15 +123,15 @@ def _jobs(backend: Backend, count: int, steps: int) -> list[EditJob]:
 
 
 class _Reader:
-    """Another process that receives what the engine reports, as the front of a server does."""
+    """Another process that receives the engine's reports, as the front process of a server does."""
 
     def __enter__(self) -> Callable[[Message], None]:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_receive, args=(theirs,))
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_receive, args=(child_pipe,))
         self._process.start()
-        theirs.close()
-        self._pipe.recv()  # it listens: from here on nobody waits for its start
+        child_pipe.close()
+        self._pipe.recv()  # wait until it reads, so that its start is not timed
         return self._pipe.send
 
     def __exit__(self, *_: object) -> None:

@@ -1,8 +1,8 @@
-"""What the embedded model makes of a photograph: ``python -m benchmarks.photo_like``.
+"""The embedded model on images like photographs: ``python -m benchmarks.photo_like``.
 
-No photograph ships with the project, so two pictures are drawn that have what photographs have and icons have not: soft
-shading, a soft shadow, texture at every scale, defocus, grain. They are sent through the autoencoder and edited. Prints
-the autoencoder's error beside that of the icons of ``cases`` and writes the pictures side by side.
+The project ships no photograph, so two images are drawn with what photographs have and icons lack: soft shading, a soft
+shadow, texture at every scale, defocus, grain. They are encoded and decoded, and edited. Prints the autoencoder's PSNR
+for them and for the icons of ``cases``, and writes the images side by side.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from benchmarks import cases, served
 from benchmarks.quality.section import Sheet
 
 PX = 256
-"""Of the pictures as drawn; the server brings them to the model's size."""
+"""Width and height of the drawn images; the server resizes them to the model's size."""
 FILE = Path("models/underpaint-mini/photo_like.png")
 EDITS = {
     "ball": ("a red volleyball on a brown background", "a green volleyball on a brown background"),
     "hills": ("a volcano on a blue background", "a volcano on a orange background"),
 }
-"""Picture -> its caption and the one asked for, in words the model knows."""
+"""Image -> source prompt and target prompt, in words that the model knows."""
 
 
 def texture(size: int, rough: float, seed: int) -> NDArray[np.float64]:
-    """(size, size), mean 0 and deviation 1: noise whose amplitude falls with its frequency to the power ``rough``."""
+    """Noise (size, size) with mean 0 and standard deviation 1 and an amplitude of 1 / frequency ** ``rough``."""
     rng = np.random.default_rng(seed)
     across, down = np.fft.rfftfreq(size), np.fft.fftfreq(size)
     frequency = np.hypot(down[:, None], across[None])
@@ -41,14 +41,14 @@ def texture(size: int, rough: float, seed: int) -> NDArray[np.float64]:
 
 
 def shaded_ball() -> Image.Image:
-    """A lit ball with a scuffed surface on a grained table."""
+    """A lit ball on a table, both with a texture, (256, 256)."""
     scene = ball(PX, PX) / 255.0
     grain = texture(PX, 1.0, 1) * 0.05 + np.repeat(texture(PX, 1.3, 2)[:, :1], PX, 1) * 0.04
     return _photographed(scene * (1 + grain[..., None]), seed=3)
 
 
 def hills() -> Image.Image:
-    """Three ridges in haze under a clouded evening sky."""
+    """Three ridges of hills in haze under a cloudy sky, (256, 256)."""
     y, x = np.mgrid[:PX, :PX] / PX
     sky = np.stack([0.45 + 0.45 * y, 0.60 + 0.12 * y, 0.85 - 0.30 * y], 2)
     scene = sky + 0.05 * texture(PX, 1.8, 4)[..., None]
@@ -61,7 +61,7 @@ def hills() -> Image.Image:
 
 
 def _photographed(scene: NDArray[np.float64], seed: int) -> Image.Image:
-    """Slightly out of focus, with the grain of a sensor."""
+    """The scene with a slight blur and sensor noise."""
     sharp = Image.fromarray((255 * scene.clip(0, 1)).astype(np.uint8))
     soft = np.asarray(sharp.filter(ImageFilter.GaussianBlur(0.8))).astype(np.float64)
     grain = np.random.default_rng(seed).normal(0, 6, soft.shape)
@@ -69,7 +69,7 @@ def _photographed(scene: NDArray[np.float64], seed: int) -> Image.Image:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FILE)
     out = parser.parse_args().out

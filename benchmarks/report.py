@@ -1,4 +1,4 @@
-"""What a benchmark says: tables with the machine they were measured on, as Markdown and JSON."""
+"""The report of a benchmark: tables, findings and the machine they were measured on, as Markdown and JSON."""
 
 import json
 import os
@@ -17,27 +17,27 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
-"""Progress and tables for people; standard output stays free."""
+"""Console for progress and tables, on stderr."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Figures under a caption; the first column names the row."""
+    """A table with a caption; the first column names the row."""
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
-    """What the table says, one sentence each, printed under it."""
+    """Sentences printed under the table."""
 
     def markdown(self) -> str:
-        """As a Markdown table, numbers to the right, and the notes."""
+        """The table as Markdown, with all columns but the first aligned right, and the notes."""
         lines = [self.columns, tuple("---" if i == 0 else "--:" for i in range(len(self.columns))), *self.rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return "\n\n".join([f"### {self.caption}", table, *self.notes])
 
     def show(self) -> None:
-        """On the terminal."""
+        """Print the table on the console."""
         table = RichTable(*self.columns, title=self.caption, title_justify="left")
         for row in self.rows:
             table.add_row(*row)
@@ -46,23 +46,23 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The outcome of one benchmark."""
+    """The report of one benchmark."""
 
     name: str
     about: str
-    """What was done, in a few sentences."""
+    """What was measured and how, in a few sentences."""
     tables: tuple[Table, ...]
     findings: tuple[str, ...]
-    """What the tables say, one sentence each, numbers filled in from the run."""
+    """What follows from the tables, one sentence each, with this run's numbers."""
     figures: dict[str, Any] = field(repr=False)
-    """Every number measured, as plain values."""
+    """All measured numbers, as values that JSON can hold."""
     picture: Image.Image | None = field(default=None, repr=False)
-    """Something to look at."""
+    """A contact sheet, or None."""
     legend: str = ""
-    """What ``picture`` shows."""
+    """Description of ``picture``."""
 
     def write(self, folder: Path, *, quick: bool) -> None:
-        """``{name}.md`` and ``{name}.json`` in ``folder``, and ``{name}.webp`` if there is a picture."""
+        """Write ``{name}.md`` and ``{name}.json`` into ``folder``, and ``{name}.webp`` if there is a picture."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.name}.md").write_text(self._markdown(quick) + "\n")
         if self.picture is not None:
@@ -76,18 +76,18 @@ class Report:
         measured = measured_on(quick)
         findings = "\n".join(f"* {finding}" for finding in self.findings)
         tables = [table.markdown() for table in self.tables]
-        seen = [f"![{self.legend}]({self.name}.webp)", self.legend] if self.picture is not None else []
-        return "\n\n".join([f"# {self.name.capitalize()}", self.about, measured, findings, *tables, *seen])
+        picture = [f"![{self.legend}]({self.name}.webp)", self.legend] if self.picture is not None else []
+        return "\n\n".join([f"# {self.name.capitalize()}", self.about, measured, findings, *tables, *picture])
 
 
 def measured_on(quick: bool) -> str:
-    """The machine in one sentence."""
-    where = "{cpu}, {cores} cores; torch {torch}, Python {python}; {date}".format(**machine())
-    return f"Measured on: {where}{'; quick run' if quick else ''}."
+    """The machine and the day, in one sentence."""
+    description = "{cpu}, {cores} cores; torch {torch}, Python {python}; {date}".format(**machine())
+    return f"Measured on: {description}{'; quick run' if quick else ''}."
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores this process may use, versions, and the day in UTC."""
+    """Processor, cores that this process may use, versions of torch and Python, and the date in UTC."""
     return {
         "cpu": _processor(),
         "cores": str(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else str(os.cpu_count()),
@@ -98,7 +98,7 @@ def machine() -> dict[str, str]:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median, with the smallest and the largest value where there are several."""
+    """Median of the values, with the smallest and the largest if there are several."""
     middle = f"{median(values):.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 

@@ -1,4 +1,4 @@
-"""Talking to the server under test: its counters, and many requests at once."""
+"""Helpers for the server under test: its counters, many requests at the same time, an empty store."""
 
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -20,17 +20,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The network's passes so far, from the server's own metrics page."""
+    """Network passes and rows that a server has computed, from its metrics."""
 
     passes: float
     rows: float
-    """Rows that requests asked for."""
+    """Network rows of jobs."""
     padding: float
-    """Rows computed for nobody."""
+    """Padding rows, which belong to no job."""
 
     @classmethod
     def read(cls, server: LocalServer) -> "Counters":
-        """As they are now."""
+        """The current values of ``server``."""
         with urllib.request.urlopen(server.metrics_url, timeout=30) as page:
             families = {family.name: family for family in text_string_to_metric_families(page.read().decode())}
         return cls(*(
@@ -43,29 +43,29 @@ class Counters:
 
     @property
     def rows_per_pass(self) -> float:
-        """Useful rows of a mean pass."""
+        """Mean number of jobs' rows in a pass."""
         return self.rows / self.passes
 
     @property
     def padding_share(self) -> float:
-        """Rows computed for nobody among all rows computed, 0 to 1."""
+        """Share of padding among all rows computed, 0 to 1."""
         return self.padding / (self.rows + self.padding)
 
 
 def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """All calls at the same time; their answers in order."""
+    """Make all calls at the same time, each in a thread; their results in order."""
     with ThreadPoolExecutor(len(calls)) as threads:
         return list(threads.map(lambda call: call(), calls))
 
 
 def forget(client: Client) -> None:
-    """Empty the store, so that the next request computes everything anew."""
+    """Delete all stored inversions, so that the next request computes its own."""
     for inversion in list(client.list_inversions(page_size=100)):
         client.delete_inversion(inversion, allow_missing=True)
 
 
 def through_autoencoder(client: Client, case: Case, model: str = "") -> NDArray[np.uint8]:
-    """Pixels of the photo encoded and decoded: an edit that may change nothing."""
-    nowhere = Image.new("L", (case.source.shape[1], case.source.shape[0]), 0)
-    kept = client.edit(case.photo, case.target_prompt, DiffEdit(mask=nowhere, steps=1, strength=1.0), model=model)
+    """Pixels of the photo encoded and decoded, (height, width, 3), from a DiffEdit edit with an empty mask."""
+    empty = Image.new("L", (case.source.shape[1], case.source.shape[0]), 0)
+    kept = client.edit(case.photo, case.target_prompt, DiffEdit(mask=empty, steps=1, strength=1.0), model=model)
     return pixels(kept.image)

@@ -1,4 +1,4 @@
-"""Eight mixed requests at once against the same eight one after another."""
+"""Throughput of eight mixed requests sent at the same time, against the same eight one after another."""
 
 import time
 from collections.abc import Callable
@@ -29,25 +29,25 @@ _Timed = tuple[Edited, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One way of sending the eight requests, once."""
+    """The eight requests, sent once in one of the two ways."""
 
     seconds: float
     began_s: tuple[float, ...]
-    """When each request was sent, from the start of the round."""
+    """When each request was sent, in seconds from the start of the round."""
     answered_s: tuple[float, ...]
-    """When it was answered."""
+    """When its response arrived, in seconds from the start of the round."""
     counters: served.Counters
     pictures: tuple[bytes, ...]
 
     @property
     def each_s(self) -> tuple[float, ...]:
-        """From sending to answer, by request."""
+        """Seconds from sending each request to its response."""
         return tuple(end - begin for begin, end in zip(self.began_s, self.answered_s, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All rounds at one number format."""
+    """All rounds with one dtype."""
 
     dtype: str
     alone: list[Round]
@@ -55,12 +55,12 @@ class Outcome:
 
     @property
     def ratios(self) -> list[float]:
-        """Speed-up of every pair of neighbouring rounds."""
+        """Speed-up of sending at the same time, for each pair of neighbouring rounds."""
         return [a.seconds / b.seconds for a, b in zip(self.alone, self.together, strict=True)]
 
 
 def run(quick: bool) -> Report:
-    """See the module."""
+    """Run the benchmark; see the module."""
     steps, rounds = (20, 2) if quick else (50, 3)
     outcomes = [_measure(dtype, steps, rounds) for dtype in DTYPES]
     return Report(
@@ -74,8 +74,8 @@ def run(quick: bool) -> Report:
 
 def _measure(dtype: str, steps: int, rounds: int) -> Outcome:
     with LocalServer(dtype=dtype) as server, Client(server.target, timeout=600) as client:
-        for way in (_alone, _together):
-            way(server, client, _requests(client, WARM_UP_STEPS))
+        for send_all in (_alone, _together):
+            send_all(server, client, _requests(client, WARM_UP_STEPS))
         requests = _requests(client, steps)
         outcome = Outcome(dtype, [], [])
         for number in range(rounds):
@@ -123,10 +123,10 @@ def _timed(request: Callable[[], Edited], start: float) -> _Timed:
 
 
 def _refuse_unequal(alone: Round, together: Round) -> None:
-    """Times of different work cannot be compared."""
+    """Exit with an error if the two rounds did different work, because their times could then not be compared."""
     unequal = [i for i, (a, b) in enumerate(zip(alone.pictures, together.pictures, strict=True)) if a != b]
     if unequal or alone.counters.rows != together.counters.rows:
-        raise SystemExit(f"requests {unequal} gave other bytes at once than alone: nothing to time")
+        raise SystemExit(f"requests {unequal} gave other bytes at once than alone; the times cannot be compared")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------
@@ -142,10 +142,10 @@ def _speed(outcomes: list[Outcome]) -> Table:
     return Table("Eight requests", columns, tuple(rows))
 
 
-def _row(dtype: str, way: str, rounds: list[Round]) -> tuple[str, ...]:
+def _row(dtype: str, sent: str, rounds: list[Round]) -> tuple[str, ...]:
     seconds, first = median(r.seconds for r in rounds), rounds[0].counters
     return (
-        dtype, way, spread([r.seconds for r in rounds]), f"{len(rounds[0].each_s) / seconds:.2f}",
+        dtype, sent, spread([r.seconds for r in rounds]), f"{len(rounds[0].each_s) / seconds:.2f}",
         f"{first.rows / seconds:.0f}", f"{median(r.counters.rows_per_pass for r in rounds):.2f}",
         f"{100 * median(r.counters.padding_share for r in rounds):.1f} %",
         f"{median(mean(r.answered_s) for r in rounds):.2f}",

@@ -1,4 +1,4 @@
-"""Check everything under deploy/, and the Dockerfile, without a network or a cluster.
+"""Check the files under deploy/ and the Dockerfile, without a network or a cluster.
 
 Run by `make deploy-check`, with a Python that has the server and requirements/deploy.txt installed. One line a check;
 exits 1 if one failed.
@@ -26,10 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 KUSTOMIZATIONS = ("base", "overlays/cpu-dev")
 KUBERNETES = ("1.30", "1.37")
-"""Oldest supported version (the first whose API has preStop sleep switched on), and the newest."""
+"""Oldest supported version (the first that enables preStop sleep by default), and the newest."""
 PROBES = {"startupProbe": "startup", "readinessProbe": "readiness", "livenessProbe": "liveness"}
+"""Probe -> the health service that it must ask for."""
 EXIT_S = 10
-"""Seconds between the end of the drain and the end of the process."""
+"""Seconds from the end of the drain to the exit of the process, at most."""
 VARIABLES = {f"UNDERPAINT_{name.upper()}": name for name in Settings.model_fields}
 YAMLLINT = "{extends: default, rules: {line-length: {max: 140}, document-start: disable}}"
 
@@ -38,7 +39,7 @@ YAMLLINT = "{extends: default, rules: {line-length: {max: 140}, document-start: 
 
 
 def render(kustomization: str) -> list[Manifest]:
-    """The manifests as they would be applied."""
+    """The manifests of a kustomization as they would be applied; raises ValueError if kubectl cannot render them."""
     folder = DEPLOY / "kubernetes" / kustomization
     done = subprocess.run([tool("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -47,19 +48,19 @@ def render(kustomization: str) -> list[Manifest]:
 
 
 def one(manifests: list[Manifest], kind: str) -> Manifest:
-    """The only manifest of that kind."""
-    [found] = [manifest for manifest in manifests if manifest["kind"] == kind]
-    return found
+    """The only manifest of that kind; raises ValueError if there is none or more than one."""
+    [manifest] = [manifest for manifest in manifests if manifest["kind"] == kind]
+    return manifest
 
 
 def pod_of(manifests: list[Manifest]) -> Manifest:
-    """The template of the pods that the deployment starts."""
+    """The pod template of the deployment."""
     pod: Manifest = one(manifests, "Deployment")["spec"]["template"]
     return pod
 
 
 def schema_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Manifests that a supported version of Kubernetes would refuse."""
+    """Manifests that violate the Kubernetes API schemas, in the oldest or the newest version."""
     for version in KUBERNETES:
         for manifest in manifests:
             try:
@@ -73,34 +74,37 @@ def schema_problems(manifests: list[Manifest]) -> Iterator[str]:
 
 
 def probe_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Probes that ask another port or health service than the one that answers them."""
+    """Probes that do not ask the gRPC port for their health service."""
     [container] = pod_of(manifests)["spec"]["containers"]
     port = next(port["containerPort"] for port in container["ports"] if port["name"] == "grpc")
     for probe, service in PROBES.items():
         if container[probe].get("grpc") != {"port": port, "service": service}:
-            yield f"{probe} does not ask port {port} for the health service '{service}'"
+            yield f"{probe} must be a gRPC probe of port {port} and health service '{service}'"
 
 
 def stop_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """A grace period that ends before the server has drained."""
+    """A grace period too short for the preStop sleep, the drain and the exit."""
     pod = pod_of(manifests)["spec"]
     sleep_s = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain_s = settings_of(manifests).drain_s
     needed = sleep_s + drain_s + EXIT_S
     if not pod["terminationGracePeriodSeconds"] > needed:
-        yield f"grace {pod['terminationGracePeriodSeconds']} s is not more than {sleep_s} + {drain_s:g} + {EXIT_S} s"
+        yield (
+            f"terminationGracePeriodSeconds is {pod['terminationGracePeriodSeconds']}; it must be more than "
+            f"{needed:g}: preStop sleep {sleep_s} + UNDERPAINT_DRAIN_S {drain_s:g} + exit {EXIT_S}"
+        )
 
 
 def selector_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Selectors that miss the pods."""
+    """Selectors that do not match the pods' labels."""
     labels = pod_of(manifests)["metadata"]["labels"].items()
     for kind, name, selector in selectors(manifests):
         if not selector.items() <= labels:
-            yield f"{kind} {name} selects {selector}, which the pods are not labelled"
+            yield f"{kind} {name} selects {selector}; the pods lack such labels"
 
 
 def selectors(manifests: list[Manifest]) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Everything that is meant to select the server's pods."""
+    """Kind, name and labels of every selector that must select the server's pods."""
     for manifest in manifests:
         kind, name, spec = manifest["kind"], manifest["metadata"]["name"], manifest.get("spec", {})
         match kind:
@@ -117,72 +121,73 @@ def selectors(manifests: list[Manifest]) -> Iterator[tuple[str, str, dict[str, s
 
 
 def dns_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """A network policy that cuts the pods off from the DNS servers."""
-    # A label that Kustomize adds to this peer selects no DNS server any more, and every name lookup times out.
+    """A network policy that blocks DNS."""
+    # With a label that Kustomize adds to it, this peer matches no DNS server, and every name lookup times out.
     peers = [peer for rule in one(manifests, "NetworkPolicy")["spec"]["egress"] for peer in rule["to"]]
     if {"k8s-app": "kube-dns"} not in [peer.get("podSelector", {}).get("matchLabels") for peer in peers]:
-        yield "no egress rule selects exactly k8s-app=kube-dns"
+        yield "NetworkPolicy: no egress rule selects exactly k8s-app=kube-dns"
 
 
 def port_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Ports that the server, the pod, the service and the policy call differently."""
+    """Ports of settings, pods, services, network policy and annotations that do not agree."""
     [container] = pod_of(manifests)["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     settings = settings_of(manifests)
     for name, listen in (("grpc", settings.listen), ("metrics", settings.metrics_listen)):
         if listen != f"0.0.0.0:{ports[name]}":
-            yield f"the server listens on {listen}, the pod's port {name} is {ports[name]}"
+            yield f"the server must listen on 0.0.0.0:{ports[name]}, the pod's port {name}, not on {listen}"
     named = [port["targetPort"] for m in manifests if m["kind"] == "Service" for port in m["spec"]["ports"]]
     named += [port["port"] for rule in one(manifests, "NetworkPolicy")["spec"]["ingress"] for port in rule["ports"]]
-    yield from (f"there is no port '{name}'" for name in named if name not in ports)
+    yield from (f"the pod has no port '{name}'" for name in named if name not in ports)
     annotated = pod_of(manifests)["metadata"]["annotations"]["prometheus.io/port"]
     if annotated != str(ports["metrics"]):
-        yield f"the scrape annotation says {annotated}, the port is {ports['metrics']}"
+        yield f"the annotation prometheus.io/port is {annotated}; the pod's port metrics is {ports['metrics']}"
 
 
 def settings_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """Variables that are no settings, and a store that may outgrow its volume."""
+    """Variables that are not settings, and a store that may outgrow its volume."""
     data = one(manifests, "ConfigMap")["data"]
-    yield from (f"{name} is no setting" for name in data if name not in VARIABLES)
+    yield from (f"{name} is not a setting of the server" for name in data if name not in VARIABLES)
     settings = settings_of(manifests)
     volumes = {volume["name"]: volume for volume in pod_of(manifests)["spec"]["volumes"]}
     limit = bytes_of(volumes["store"]["emptyDir"]["sizeLimit"])
     if settings.store_url.startswith("file:") and not settings.store_bytes < limit:
-        yield f"the store may grow to {settings.store_bytes} bytes on a volume of {limit}"
+        yield f"UNDERPAINT_STORE_BYTES is {settings.store_bytes}; it must be less than the volume's {limit} bytes"
 
 
 def settings_of(manifests: list[Manifest]) -> Settings:
-    """The settings that the server reads from the config map."""
+    """The server's settings from the config map; variables that are not settings are skipped."""
     data = one(manifests, "ConfigMap")["data"]
     return Settings(**{VARIABLES[name]: value for name, value in data.items() if name in VARIABLES})
 
 
 def bytes_of(quantity: str) -> int:
-    """Bytes of a Kubernetes quantity in binary units."""
+    """Bytes of a Kubernetes quantity in Ki, Mi or Gi."""
     units = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
     return int(quantity[:-2]) * units[quantity[-2:]]
 
 
 def thread_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """A number of threads that is not that of the cores asked for."""
-    # By default the engine takes all cores of its node: pods on different nodes could not undo each other's inversions.
+    """A number of engine threads other than the requested cores."""
+    # By default the engine uses all cores of its node. The number of threads decides the bits, so pods on unequal nodes
+    # could not use each other's exact inversions.
     [container] = pod_of(manifests)["spec"]["containers"]
     cores = math.ceil(cores_of(container["resources"]["requests"]["cpu"]))
     threads = settings_of(manifests).threads
     if threads != cores:
-        yield f"UNDERPAINT_THREADS is {threads}, the CPU request is for {cores}"
+        yield f"UNDERPAINT_THREADS is {threads}; it must be {cores}, the CPU request"
 
 
 def cores_of(quantity: str) -> float:
-    """Cores of a Kubernetes quantity."""
+    """Cores of a Kubernetes CPU quantity such as 2 or 500m."""
     return int(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
 
 
 def security_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """What the pod may do and should not."""
+    """Security settings of pod and namespace that are missing."""
     pod = pod_of(manifests)["spec"]
     [container] = pod["containers"]
-    wanted = {
+    required = {
         "runs as 10001": pod["securityContext"]["runAsUser"] == 10001 and pod["securityContext"]["runAsNonRoot"],
         "has the default seccomp profile": pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault",
         "mounts no service account token": pod["automountServiceAccountToken"] is False,
@@ -193,17 +198,17 @@ def security_problems(manifests: list[Manifest]) -> Iterator[str]:
         "has a memory limit": "memory" in container["resources"]["limits"],
         "has no CPU limit": "cpu" not in container["resources"]["limits"],
     }
-    yield from (f"not so: the pod {fact}" for fact, so in wanted.items() if not so)
+    yield from (f"not true: the pod {fact}" for fact, is_true in required.items() if not is_true)
     enforced = one(manifests, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
     if enforced != "restricted":
-        yield f"the namespace enforces '{enforced}'"
+        yield f"the namespace enforces the pod security standard '{enforced}'; it must be 'restricted'"
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
 class IdleEngine:
-    """Enough of an engine for its gauges to be exported."""
+    """The values of an idle dispatcher, so that the engine's gauges are exported."""
 
     num_running = 0
     queue_capacity = 0
@@ -216,14 +221,14 @@ class IdleEngine:
 
 
 class EmptyStore:
-    """The same of a store."""
+    """The values of an empty inversion store, so that its gauges are exported."""
 
     total_bytes = 0
     entries = 0
 
 
 def exported() -> set[str]:
-    """Every series name that the server can export."""
+    """The names of all series that the server can export."""
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(IdleEngine())
     metrics.watch_store(EmptyStore())
@@ -255,7 +260,7 @@ def metric_problems() -> Iterator[str]:
     for rule in rules():
         for name in sorted(selected(rule["expr"])):
             if ("underpaint_" in name or name.startswith("grpc_")) and name not in known:
-                yield f"{rule.get('record') or rule['alert']} reads {name}, which nobody exports"
+                yield f"{rule.get('record') or rule['alert']} reads {name}, which the server does not export"
 
 
 def selected(expression: str) -> set[str]:
@@ -274,7 +279,7 @@ def selected(expression: str) -> set[str]:
 
 
 def tool(name: str) -> str:
-    """Where a tool is: beside this Python first, then anywhere on the path."""
+    """Path of a tool: the one beside this Python, else on PATH; raises FileNotFoundError if there is none."""
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
@@ -290,7 +295,7 @@ def tool_problems(*command: str | Path) -> Iterator[str]:
 
 
 def promtool_checks() -> Iterator[tuple[str, Iterator[str]]]:
-    """Each check by promtool, with its problems."""
+    """The checks that need promtool, as in :func:`checks`."""
     folder = DEPLOY / "prometheus"
     yield "promtool check rules", tool_problems("promtool", "check", "rules", folder / "rules.yml")
     yield "promtool test rules", tool_problems("promtool", "test", "rules", folder / "rules_test.yml")
@@ -313,7 +318,7 @@ MANIFEST_CHECKS: dict[str, Callable[[list[Manifest]], Iterator[str]]] = {
 
 
 def checks() -> Iterator[tuple[str, Iterator[str]]]:
-    """Every check: its name, and the problems it finds when it is run."""
+    """Every check: its name, and an iterator that runs it and yields the problems found."""
     yield "yamllint", tool_problems("yamllint", "-s", "-d", YAMLLINT, DEPLOY)
     yield "hadolint", tool_problems("hadolint", ROOT / "Dockerfile")
     for kustomization in KUSTOMIZATIONS:
@@ -333,7 +338,7 @@ def checks() -> Iterator[tuple[str, Iterator[str]]]:
 
 
 def collected(problems: Iterator[str]) -> list[str]:
-    """All problems; what is missing or unreadable is one too."""
+    """All problems of one check; an entry or a tool that is missing counts as one."""
     try:
         return list(problems)
     except (ValueError, LookupError, OSError) as error:
@@ -341,13 +346,13 @@ def collected(problems: Iterator[str]) -> list[str]:
 
 
 def main() -> int:
-    """Run all checks; the exit status."""
+    """Run all checks; returns the exit status."""
     failed = 0
-    for name, problems in checks():
-        found = collected(problems)
-        failed += bool(found)
-        print(f"{'FAIL' if found else 'ok':5} {name}")
-        for problem in found:
+    for name, iterator in checks():
+        problems = collected(iterator)
+        failed += bool(problems)
+        print(f"{'FAIL' if problems else 'ok':5} {name}")
+        for problem in problems:
             print(f"      {problem}")
     return 1 if failed else 0
 

@@ -1,6 +1,6 @@
-"""How good the methods are on edits with a known answer: ``python -m benchmarks.quality --help``.
+"""Quality of the methods on edits with a known answer: ``python -m benchmarks.quality --help``.
 
-One file per method, each a function from a :class:`~benchmarks.quality.bench.Bench` to a
-:class:`~benchmarks.quality.section.Section`; the table of them is in ``__main__``. ``edits`` holds the edits that
-several methods are compared by, ``figures`` the statistics.
+Each method has a file with one function, from a :class:`~benchmarks.quality.bench.Bench` to a
+:class:`~benchmarks.quality.section.Section`; their table is in ``__main__``. ``edits`` has the edits that several
+methods are compared on, ``figures`` the statistics.
 """

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.quality [METHOD ...]``: judge the methods, on one model or on several side by side.
+"""``python -m benchmarks.quality [METHOD ...]``: measure the methods, on one model or on several side by side.
 
-Writes ``quality.md``, and its numbers and contact sheets under ``results``. Models are diffusers pipeline directories,
-or directories that hold one under ``model``, as the recipe exports them; the embedded model by default. All models are
-judged by one and the same CLIP.
+Writes ``quality.md``, and its numbers and contact sheets under ``results``. A model is a diffusers pipeline directory,
+or a directory with one under ``model``, as the recipe exports it; default is the embedded model. One CLIP judges the
+edits of all models.
 """
 
 import argparse
@@ -45,16 +45,16 @@ ABOUT = (
 
 
 def main() -> None:
-    """See the module."""
+    """Run the command line."""
     args = _arguments()
     folder = args.out or (QUICK_FOLDER if args.quick else FOLDER)
-    places = _chosen_models(args)
+    locations = _chosen_models(args)
     chosen = cases.load(args.cases or (1 if args.quick else None))
     steps = args.steps or (QUICK_STEPS if args.quick else STEPS)
     begin = time.monotonic()
-    served = {**places, UNCONDITIONAL: args.unconditional}
-    models = ",".join(f"{name}={place}" for name, place in served.items())
-    # A quick run does not wait until the server has measured whether it must pin exact jobs.
+    served = {**locations, UNCONDITIONAL: args.unconditional}
+    models = ",".join(f"{name}={location}" for name, location in served.items())
+    # A quick run skips the server's measurement of whether it must pin exact jobs.
     pinning = "pinned" if args.quick else "auto"
     with (
         LocalServer(models=models, dtype=args.dtype, exact_batching=pinning) as server,
@@ -62,14 +62,14 @@ def main() -> None:
     ):
         samples = 3 if args.quick else 10
         judge = Judge(args.judge)
-        bench = Bench(client, places, args.dtype, chosen, judge, steps, samples, args.quick)
+        bench = Bench(client, locations, args.dtype, chosen, judge, steps, samples, args.quick)
         about = _about(bench)
         for name in args.names or METHODS:
             section = METHODS[name](bench)
             for table in section.tables:
                 table.show()
                 console.print(*(f"• {escape(note)}" for note in table.notes), sep="\n")
-            # At once: hours may lie between the first section and the last.
+            # After each section, because the whole run may take hours.
             report = write(folder, about, name, section, list(METHODS), quick=args.quick)
     console.print(f"{report}, {time.monotonic() - begin:.0f} s")
 
@@ -91,45 +91,56 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="METHOD", help=f"{', '.join(METHODS)}; all by default")
-    parser.add_argument("--quick", action="store_true", help=f"a case of each kind, few steps, into {QUICK_FOLDER}")
-    parser.add_argument("--cases", type=int, metavar="N", help="cases of each kind; all 12 by default")
-    parser.add_argument("--steps", type=int, metavar="N", help=f"steps of an edit's schedule; {STEPS} by default")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", type=_place, default=underpaint_mini.MODEL, metavar="DIR", help="other weights")
-    which.add_argument("--models", type=_places, metavar="ID=DIR,ID=DIR", help="several, compared side by side")
-    parser.add_argument(
-        "--unconditional", type=_place, default=underpaint_mini.DDPM, metavar="DIR",
-        help="a DDPM, for content injection; the embedded one by default",
+    parser.add_argument("names", nargs="*", metavar="METHOD", help=f"{', '.join(METHODS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help=f"one case of each kind, few steps, into {QUICK_FOLDER}")
+    parser.add_argument("--cases", type=int, metavar="N", help="cases of each kind; default: all 12")
+    parser.add_argument("--steps", type=int, metavar="N", help=f"steps of an edit's schedule; default: {STEPS}")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--model", type=_location, default=underpaint_mini.MODEL, metavar="DIR",
+        help="directory of the model; default: the embedded model",
     )  # fmt: skip
-    parser.add_argument("--judge", type=Path, default=underpaint_mini.CLIP, metavar="DIR", help="another CLIP")
+    group.add_argument(
+        "--models", type=_locations, metavar="ID=DIR,ID=DIR", help="several models to compare, with their ids"
+    )
+    parser.add_argument(
+        "--unconditional", type=_location, default=underpaint_mini.DDPM, metavar="DIR",
+        help="directory of a DDPM for content injection; default: the embedded DDPM",
+    )  # fmt: skip
+    parser.add_argument(
+        "--judge", type=Path, default=underpaint_mini.CLIP, metavar="DIR",
+        help="directory of the CLIP that judges; default: the embedded CLIP",
+    )  # fmt: skip
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report; default benchmarks")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report; default: benchmarks")
     args = parser.parse_args()
     for name in args.names:
         if name not in METHODS:
-            parser.error(f"no method '{name}'; there are {', '.join(METHODS)}")
+            parser.error(f"no method '{name}'; choose from {', '.join(METHODS)}")
     return args
 
 
-def _place(text: str) -> Path:
-    place = Path(text)
-    place = place / "model" if (place / "model" / "model_index.json").is_file() else place
-    if not (place / "model_index.json").is_file():
-        raise argparse.ArgumentTypeError(f"'{text}' holds no model_index.json, neither itself nor under model")
-    return place
+def _location(text: str) -> Path:
+    location = Path(text)
+    location = location / "model" if (location / "model" / "model_index.json").is_file() else location
+    if not (location / "model_index.json").is_file():
+        raise argparse.ArgumentTypeError(f"no model_index.json in '{text}' or in '{text}/model'")
+    return location
 
 
-def _places(text: str) -> dict[str, Path]:
+def _locations(text: str) -> dict[str, Path]:
     pairs = [part.partition("=") for part in text.split(",")]
-    wrong = [
-        name for name, _, place in pairs if not re.fullmatch(r"[\w.-]+", name) or name == UNCONDITIONAL or not place
+    invalid = [
+        name
+        for name, _, location in pairs
+        if not re.fullmatch(r"[\w.-]+", name) or name == UNCONDITIONAL or not location
     ]
-    if wrong or len({name for name, _, _ in pairs}) < len(pairs):
+    if invalid or len({name for name, _, _ in pairs}) < len(pairs):
         raise argparse.ArgumentTypeError(
-            f"'{text}' is not ID=DIR,ID=DIR with different ids of letters and digits, '{UNCONDITIONAL}' excepted"
+            f"'{text}' is not ID=DIR,ID=DIR; ids must differ, have only letters, digits and _ . -, and not be "
+            f"'{UNCONDITIONAL}'"
         )
-    return {name: _place(place) for name, _, place in pairs}
+    return {name: _location(location) for name, _, location in pairs}
 
 
 if __name__ == "__main__":

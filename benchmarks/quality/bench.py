@@ -1,4 +1,4 @@
-"""What every method is measured with: a server of the models to compare, the cases, a judge."""
+"""What all methods are measured with: a server with the models to compare, the cases, and a judge."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,54 +16,57 @@ from benchmarks.report import console
 S = TypeVar("S")
 T = TypeVar("T")
 BESIDE = 8
-"""Requests at one time: it changes the time this takes, not the answers."""
+"""Requests at the same time; changes the duration of the run, not its figures."""
 UNCONDITIONAL = "unconditional"
-"""Id of the DDPM on the server, which reads no text."""
+"""Model id of the DDPM on the server, which takes no text."""
 SHOWN = 4
 """Cases of each kind on a contact sheet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Shared by all methods of one run."""
+    """Server, cases and settings of one run, the same for all methods."""
 
     client: Client
-    places: dict[str, Path]
+    locations: dict[str, Path]
     """Model id on the server -> its pipeline directory."""
     dtype: str
     cases: list[Case]
     judge: Judge
     steps: int
-    """Of the schedule of an edit."""
+    """num_inference_steps of an edit."""
     mask_samples: int
-    """Of DiffEdit's masks."""
+    """Noise samples of a DiffEdit mask."""
     quick: bool
     memory: dict[str, Any] = field(default_factory=dict)
-    """What one method made and another wants to show too."""
+    """Results of one method that another one reports too."""
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Ids of the models compared, in the order they were named."""
-        return tuple(self.places)
+        """Ids of the models compared, in the order of the command line."""
+        return tuple(self.locations)
 
     @property
     def counts(self) -> dict[str, int]:
-        """What the sections' introductions state."""
+        """Numbers for the sections' introductions."""
         count = len(self.cases)
         return {"steps": self.steps, "samples": self.mask_samples, "count": count, "each": count // len(KINDS)}
 
     @property
     def shown(self) -> list[Case]:
-        """The cases that contact sheets hold: the first few of each kind."""
+        """The cases on contact sheets: the first :data:`SHOWN` of each kind."""
         return [case for kind in KINDS for case in [c for c in self.cases if c.kind == kind][:SHOWN]]
 
     def each(self, what: str, ask: Callable[[str, Case], T]) -> list[T]:
-        """``ask(model, case)`` for every model and case; answers in that order."""
+        """``ask(model, case)`` for every model and case, several at a time; results model by model."""
         pairs = [(model, case) for model in self.models for case in self.cases]
         return self.all_of(what, pairs, lambda pair: ask(*pair))
 
     def all_of(self, what: str, items: Sequence[S], ask: Callable[[S], T]) -> list[T]:
-        """``ask`` of every item, several at a time, with a bar; answers in the items' order."""
+        """``ask(item)`` for every item, several at a time; results in the items' order.
+
+        ``what`` labels the progress bar.
+        """
         with bar() as drawn, ThreadPoolExecutor(BESIDE) as threads:
             task = drawn.add_task(what, total=len(items))
 

@@ -1,4 +1,4 @@
-"""DiffEdit: whether its mask is where it should be, what the mask protects, and what each part of the method is for."""
+"""DiffEdit: its masks against the true regions, what the mask protects, and ablations of mask and encoding."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -41,7 +41,7 @@ Region = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One mask against the true region."""
+    """One mask compared with the true region."""
 
     model: str
     setting: str
@@ -49,18 +49,18 @@ class Found:
     kind: str
     iou: float
     precision: float | None
-    """None for an empty mask, which claims nothing."""
+    """None for an empty mask, for which it is undefined."""
     recall: float
     coverage: float
     mask: Region = field(repr=False)
 
     def plain(self) -> dict[str, Any]:
-        """Without the mask."""
+        """All fields but the mask."""
         return {name: value for name, value in asdict(self).items() if name != "mask"}
 
 
 def study(bench: Bench) -> Section:
-    """Masks, then edits with them and without parts of the method."""
+    """Measure the masks, the edits with them, and the edits with parts of the method left out."""
     masks = [m for group in bench.each("DiffEdit masks", partial(_masks, bench)) for m in group]
     drawn = {(m.model, m.case, m.setting): m.mask for m in masks}
     made: list[edits.Judged] = []
@@ -70,11 +70,11 @@ def study(bench: Bench) -> Section:
     beside = [item for item in edits.standard(bench) if item.method not in ("DDIM", "EDICT", "DiffEdit")]
     names = [edits.UNEDITED, edits.AUTOENCODER, *_MASKS_OF_EDITS, NO_ENCODING, NEITHER]
     names += ["SDEdit, strength 0.6", "SDEdit, strength 0.8", edits.TRUE]
-    found = [*beside, *made]
+    results = [*beside, *made]
     return Section(
         title="DiffEdit",
         about=ABOUT.format(**bench.counts),
-        tables=(*_mask_tables(bench, masks), *edits.tables(bench, found, names, _claims)),
+        tables=(*_mask_tables(bench, masks), *edits.tables(bench, results, names, _claims)),
         sheets=tuple(_sheets(bench, drawn, made)),
         figures={"masks": [m.plain() for m in masks], "edits": [item.plain() for item in made]},
     )
@@ -155,7 +155,7 @@ Masks = dict[tuple[str, str, str], Region]
 _MASKS_OF_EDITS: dict[str, str] = {
     **{f"DiffEdit, {_threshold(t)}": _threshold(t) for t in THRESHOLDS}, TRUE_MASK: TRUE_MASK, NO_MASK: NO_MASK
 }  # fmt: skip
-"""Name in the tables -> which mask the edit is given."""
+"""Name in the tables -> the mask of the edit."""
 
 
 def _chosen(drawn: Masks, which: str, model: str, case: Case) -> Region:
@@ -172,8 +172,8 @@ def _edit(bench: Bench, drawn: Masks, name: str, which: str, model: str, case: C
 
 def _without_encoding(bench: Bench, drawn: Masks) -> Iterator[edits.Judged]:
     choices = {NO_ENCODING: _threshold(DEFAULT), NEITHER: TRUE_MASK}
-    for model, place in bench.places.items():
-        backend = load(str(place), model, Settings(dtype=bench.dtype, exact_batching="pinned"))
+    for model, location in bench.locations.items():
+        backend = load(str(location), model, Settings(dtype=bench.dtype, exact_batching="pinned"))
         for name, which in choices.items():
             with bar() as progress:
                 task = progress.add_task(f"{model}: {name}", total=len(bench.cases))
@@ -191,21 +191,21 @@ def _without_encoding(bench: Bench, drawn: Masks) -> Iterator[edits.Judged]:
                     progress.advance(task)
 
 
-def _claims(found: Sequence[edits.Judged]) -> Iterator[str]:
+def _claims(results: Sequence[edits.Judged]) -> Iterator[str]:
     default, same = f"DiffEdit, {_threshold(DEFAULT)}", "SDEdit, strength 0.8"
     error = " of MSE x 1000"
-    protects = edits.gains(found, default, NO_MASK, edits.outside)
+    protects = edits.gains(results, default, NO_MASK, edits.outside)
     yield figures.claim("The mask protects what is outside the region", protects, unit=error, digits=2)
-    keeps = edits.gains(found, default, same, edits.outside)
+    keeps = edits.gains(results, default, same, edits.outside)
     yield figures.claim("DiffEdit keeps more outside the region than SDEdit at 0.8", keeps, unit=error, digits=2)
-    wins = edits.gains(found, default, same, edits.points)
+    wins = edits.gains(results, default, same, edits.points)
     yield figures.claim("DiffEdit succeeds more often than SDEdit at 0.8", wins, unit=" points", digits=1)
     for text, figure, unit in (
         ("With the true mask, encoding keeps more outside the region than noise", edits.outside, error),
         ("With the true mask, encoding comes nearer to the true target than noise", edits.target, error),
         ("With the true mask, encoding succeeds more often than noise", edits.points, " points"),
     ):
-        yield figures.claim(text, edits.gains(found, TRUE_MASK, NEITHER, figure), unit=unit, digits=2)
+        yield figures.claim(text, edits.gains(results, TRUE_MASK, NEITHER, figure), unit=unit, digits=2)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Disentangled edits: what learned mixing weights add to a mere switch of the prompt, and whether they carry over."""
+"""Disentangled edits: learned mixing weights against a switch of the prompt, on training and on unseen images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -33,26 +33,26 @@ ABOUT = (
 
 
 def study(bench: Bench) -> Section:
-    """Learn, then edit every case with what was learned and without."""
+    """Learn one direction for each kind of edit, then edit every case with and without the learned weights."""
     learned = {(model, kind): _learn(bench, model, kind) for model in bench.models for kind in KINDS}
     made: list[edits.Judged] = []
     for name, how in _METHODS.items():
         made += bench.each(name, partial(_edit, bench, learned, name, how))
     beside = [item for item in edits.standard(bench) if item.method in (edits.UNEDITED, edits.TRUE, *BESIDE)]
-    found = [*beside, *made]
+    results = [*beside, *made]
     names = [edits.UNEDITED, UNTOUCHED, SWAP, SWITCH, LEARNED, *BESIDE, edits.TRUE]
     firsts = {_first(bench, kind).name for kind in KINDS}
     return Section(
         title="Disentangled edits",
         about=ABOUT.format(**bench.counts, iterations=_iterations(bench) or 10),
         tables=(
-            _directions(bench, found, names, firsts),
+            _directions(bench, results, names, firsts),
             _losses(bench, learned),
-            *edits.tables(bench, [i for i in found if i.case not in firsts] or found, names, _claims),
+            *edits.tables(bench, [i for i in results if i.case not in firsts] or results, names, _claims),
         ),
         sheets=tuple(_sheets(bench, made)),
         figures={
-            "edits": [item.plain() | {"direction": _direction(bench, item)} for item in found],
+            "edits": [item.plain() | {"direction": _direction(bench, item)} for item in results],
             "directions": {f"{model} {kind}": list(d.weights) for (model, kind), d in learned.items()},
             "losses": {f"{model} {kind}": list(d.losses) for (model, kind), d in learned.items()},
         },
@@ -67,7 +67,7 @@ def _first(bench: Bench, kind: str) -> Case:
 
 
 def _iterations(bench: Bench) -> int | None:
-    """The server's default, but for a quick run."""
+    """Optimiser steps of a quick run; None, the server's default, otherwise."""
     return 2 if bench.quick else None
 
 
@@ -109,12 +109,12 @@ def _direction(bench: Bench, item: edits.Judged) -> float:
     return bench.judge.direction(case.source, item.picture, case.source_prompt, case.target_prompt)
 
 
-def _directions(bench: Bench, found: Sequence[edits.Judged], names: Sequence[str], firsts: set[str]) -> Table:
+def _directions(bench: Bench, results: Sequence[edits.Judged], names: Sequence[str], firsts: set[str]) -> Table:
     rows = []
-    for name in names[1:]:  # the unedited source has not moved anywhere
+    for name in names[1:]:  # the unedited source has no direction
         row = []
         for model in bench.models:
-            mine = [item for item in found if (item.model, item.method) == (model, name)]
+            mine = [item for item in results if (item.model, item.method) == (model, name)]
             for inside in (True, False):
                 chosen = [item for item in mine if (item.case in firsts) is inside]
                 row += [
@@ -145,17 +145,17 @@ def _losses(bench: Bench, learned: Learned) -> Table:
     return Table("What was learned", columns, tuple(rows), ("One training picture each: no spread.",))
 
 
-def _claims(found: Sequence[edits.Judged]) -> Iterator[str]:
-    """On the unseen pictures."""
+def _claims(results: Sequence[edits.Judged]) -> Iterator[str]:
+    """Claims about the unseen images."""
     error = " of MSE x 1000"
     for rival in (SWITCH, SWAP):
-        wins = edits.gains(found, LEARNED, rival, edits.points)
+        wins = edits.gains(results, LEARNED, rival, edits.points)
         yield figures.claim(f"Learned weights succeed more often than {rival}", wins, unit=" points", digits=1)
-        keeps = edits.gains(found, LEARNED, rival, edits.outside)
+        keeps = edits.gains(results, LEARNED, rival, edits.outside)
         yield figures.claim(f"Learned weights keep more outside the region than {rival}", keeps, unit=error, digits=2)
-    keeps = edits.gains(found, SWITCH, SWAP, edits.outside)
+    keeps = edits.gains(results, SWITCH, SWAP, edits.outside)
     yield figures.claim("A switch keeps more outside the region than the full swap", keeps, unit=error, digits=2)
-    keeps = edits.gains(found, LEARNED, BESIDE[1], edits.outside)
+    keeps = edits.gains(results, LEARNED, BESIDE[1], edits.outside)
     yield figures.claim("Learned weights keep more outside than SDEdit at 0.8", keeps, unit=error, digits=2)
 
 

@@ -1,4 +1,4 @@
-"""EDICT beside DDIM: what comes back, and what the edits are worth."""
+"""EDICT against DDIM: reconstruction errors, and the quality of edits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ STEPS = (20, 50)
 INVERSIONS: dict[str, InversionMethod] = {"EDICT": EdictInversion(), "DDIM": DdimInversion()}
 STRENGTH = 0.8
 TIMED = 3
-"""Cases whose edits are timed alone."""
+"""Cases whose edits are timed, one after another."""
 EXACT = 1e-8
 """Largest latent error that counts as exact."""
 ABOUT = (
@@ -35,7 +35,7 @@ ABOUT = (
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """One photo there and back."""
+    """One photo inverted and reconstructed."""
 
     model: str
     method: str
@@ -43,11 +43,11 @@ class Trip:
     guidance_scale: float
     max_abs_error: float
     mse: float
-    """Of pixels in [0, 1]."""
+    """Mean squared error of pixels in [0, 1]."""
 
 
 def study(bench: Bench) -> Section:
-    """Reconstruction and edits."""
+    """Measure reconstruction and edits."""
     settings = [(bench.steps, GUIDANCES[-1])] if bench.quick else list(product(STEPS, GUIDANCES))
     trips = [
         trip
@@ -55,25 +55,25 @@ def study(bench: Bench) -> Section:
         for trip in bench.each(f"{name}, {steps} steps, guidance {guidance:g}", _asker(bench, name, steps, guidance))
     ]
     floors = bench.each("autoencoder alone", lambda model, case: _floor(bench, model, case))
-    found = edits.standard(bench)
+    results = edits.standard(bench)
     taken = edits.seconds(bench, 1 if bench.quick else TIMED)
     names = [edits.UNEDITED, edits.AUTOENCODER, *edits.METHODS, edits.TRUE]
-    compared = edits.tables(bench, found, names, _claims)
+    compared = edits.tables(bench, results, names, _claims)
     return Section(
         title="EDICT, DDIM, SDEdit and DiffEdit",
         about=ABOUT.format(**bench.counts),
         tables=(_returned(bench, trips, floors), *compared, _seconds(bench, taken)),
-        sheets=tuple(_sheets(bench, found)),
+        sheets=tuple(_sheets(bench, results)),
         figures={
             "reconstruction": [asdict(trip) for trip in trips],
             "floor_mse": [{"model": model, "mse": mse} for model, mse in floors],
-            "edits": [item.plain() for item in found],
+            "edits": [item.plain() for item in results],
             "seconds": [{"model": m, "method": n, "seconds": values} for (m, n), values in taken.items()],
         },
     )
 
 
-# --- there and back ---------------------------------------------------------------------------------------------
+# --- reconstruction ---------------------------------------------------------------------------------------------
 
 
 def _asker(bench: Bench, name: str, steps: int, guidance: float) -> Callable[[str, Case], Trip]:
@@ -95,13 +95,13 @@ def _floor(bench: Bench, model: str, case: Case) -> tuple[str, float]:
 
 
 def _returned(bench: Bench, trips: Sequence[Trip], floors: Sequence[tuple[str, float]]) -> Table:
-    floor = [_row([], [error for at, error in floors if at == model]) for model in bench.models]
+    floor = [_row([], [mse for of_model, mse in floors if of_model == model]) for model in bench.models]
     rows = [("autoencoder alone", "", "", *chain(*floor))]
     for key in dict.fromkeys((trip.steps, trip.guidance_scale, trip.method) for trip in trips):
         mine = [trip for trip in trips if (trip.steps, trip.guidance_scale, trip.method) == key]
         by_model = [[trip for trip in mine if trip.model == model] for model in bench.models]
-        each = [_row([trip.max_abs_error for trip in of], [trip.mse for trip in of]) for of in by_model]
-        rows.append((key[2], f"{key[0]}", f"{key[1]:g}", *chain(*each)))
+        cells = [_row([trip.max_abs_error for trip in of], [trip.mse for trip in of]) for of in by_model]
+        rows.append((key[2], f"{key[0]}", f"{key[1]:g}", *chain(*cells)))
     labels = [figures.of(bench.models, model) for model in bench.models]
     shown = (f"{label}{name}" for label in labels for name in ("latent error", "worst", "pixel MSE x 1000"))
     note = (
@@ -139,14 +139,14 @@ def _returns(bench: Bench, trips: Sequence[Trip]) -> Iterator[str]:
 # --- edits ------------------------------------------------------------------------------------------------------
 
 
-def _claims(found: Sequence[edits.Judged]) -> Iterator[str]:
+def _claims(results: Sequence[edits.Judged]) -> Iterator[str]:
     error = " of MSE x 1000"
-    success = edits.gains(found, "EDICT", "DDIM", edits.points)
+    success = edits.gains(results, "EDICT", "DDIM", edits.points)
     yield figures.claim("EDICT's edits succeed more often than DDIM's", success, unit=" points", digits=1)
-    kept = edits.gains(found, "EDICT", "DDIM", edits.outside)
+    kept = edits.gains(results, "EDICT", "DDIM", edits.outside)
     yield figures.claim("EDICT's edits keep more outside the region than DDIM's", kept, unit=error, digits=2)
     for method in ("EDICT", "DDIM"):
-        hit = edits.gains(found, method, edits.UNEDITED, edits.target)
+        hit = edits.gains(results, method, edits.UNEDITED, edits.target)
         yield figures.claim(f"{method}'s edits are nearer to the true target than the photo", hit, unit=error, digits=2)
 
 
@@ -155,16 +155,16 @@ def _seconds(bench: Bench, taken: dict[tuple[str, str], list[float]]) -> Table:
         (name, *(f"{median(taken[m, name]):.1f} ({min(taken[m, name]):.1f} to {max(taken[m, name]):.1f})"
                  for m in bench.models)) for name in edits.METHODS
     ]  # fmt: skip
-    each = len(next(iter(taken.values())))
+    count = len(next(iter(taken.values())))
     return Table(
         f"Seconds of one edit, alone, {bench.dtype} network", ("", *bench.models), tuple(rows),
-        (f"Median (smallest to largest) of {each} photos one after another, inversion and pictures included, on the "
+        (f"Median (smallest to largest) of {count} photos one after another, inversion and pictures included, on the "
          "machine named above; seconds from other machines or days say nothing beside these.",),
     )  # fmt: skip
 
 
-def _sheets(bench: Bench, found: Sequence[edits.Judged]) -> Iterator[Sheet]:
-    pictures = {(item.model, item.case, item.method): item.picture for item in found}
+def _sheets(bench: Bench, results: Sequence[edits.Judged]) -> Iterator[Sheet]:
+    pictures = {(item.model, item.case, item.method): item.picture for item in results}
     for model in bench.models:
         names = ("photo", "true", *edits.METHODS)
         rows = [(c.source, c.target, *(pictures[model, c.name, n] for n in edits.METHODS)) for c in bench.shown]

@@ -1,4 +1,4 @@
-"""Edits judged against their known answers, the same way for every method."""
+"""Edits by several methods and their measures against the known answers."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,35 +27,35 @@ METHODS: dict[str, EditMethod] = {
     "EDICT": Edict(strength=0.8),
     "DiffEdit": DiffEdit(strength=0.8, threshold=0.5, mask_strength=0.5),
 }
-"""Name in the tables -> settings, the server's defaults but for SDEdit's first strength."""
+"""Name in the tables -> method; all settings are the server's defaults, except SDEdit's strength of 0.6."""
 SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One picture held against a case."""
+    """The measures of one image for a case."""
 
     model: str
     method: str
     case: str
     kind: str
     success: bool
-    """The judge finds it nearer to the target caption than to the source's."""
+    """Whether the judge's similarity to the target caption is larger than to the source caption."""
     similarity: float
-    """Of the picture and the target caption, to the judge: a cosine."""
+    """The judge's cosine similarity of the image and the target caption, [-1, 1]."""
     target_mse: float
-    """Mean squared difference from the true target, of pixels in [0, 1]."""
+    """Mean squared error against the true target, pixels in [0, 1]."""
     outside_mse: float
-    """The same from the source, outside the region that may change."""
+    """Mean squared error against the source outside the true region, pixels in [0, 1]."""
     picture: Pixels = field(repr=False)
 
     def plain(self) -> dict[str, Any]:
-        """Without the picture."""
+        """All fields but the picture."""
         return {name: value for name, value in asdict(self).items() if name != "picture"}
 
 
 def judged(bench: Bench, model: str, method: str, case: Case, picture: Pixels) -> Judged:
-    """Measure ``picture`` (64, 64, 3)."""
+    """Measure ``picture``, (64, 64, 3)."""
     source, target = bench.judge.similarity(picture, (case.source_prompt, case.target_prompt))
     return Judged(
         model, method, case.name, case.kind, target > source, target, _mse(picture, case.target),
@@ -64,24 +64,24 @@ def judged(bench: Bench, model: str, method: str, case: Case, picture: Pixels) -
 
 
 def at_case_size(image: Image.Image, case: Case) -> Pixels:
-    """Pixels of an answer; a model of another size is judged at the case's."""
+    """Pixels of an image, resized to the case's size if a model has another."""
     size = (case.source.shape[1], case.source.shape[0])
     return pixels(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
 
 
 def standard(bench: Bench) -> list[Judged]:
-    """The references and every method of :data:`METHODS` on every case, made once a run."""
+    """The reference images and the edits by all of :data:`METHODS` for every case, computed once per run."""
     if "standard" not in bench.memory:
-        found = [item for items in bench.each("references", lambda m, c: _references(bench, m, c)) for item in items]
+        results = [item for items in bench.each("references", lambda m, c: _references(bench, m, c)) for item in items]
         for name, method in METHODS.items():
-            found += bench.each(name, lambda m, c, n=name, how=method: _edit(bench, m, c, n, how))  # type: ignore[misc]
-        bench.memory["standard"] = found
+            results += bench.each(name, lambda m, c, n=name, how=method: _edit(bench, m, c, n, how))  # type: ignore[misc]
+        bench.memory["standard"] = results
     made: list[Judged] = bench.memory["standard"]
     return made
 
 
 def request(bench: Bench, model: str, case: Case, method: EditMethod) -> Pixels:
-    """One edit by the server: the source's own caption is given, noise comes from one seed."""
+    """One edit by the server, with the source caption where the method takes it, and with seed :data:`SEED`."""
     how = replace(method, steps=bench.steps)
     source_prompt = case.source_prompt if isinstance(method, Edict | Ddim) else ""
     if isinstance(how, DiffEdit) and how.mask is None:
@@ -95,7 +95,7 @@ def request(bench: Bench, model: str, case: Case, method: EditMethod) -> Pixels:
 
 
 def seconds(bench: Bench, count: int) -> dict[tuple[str, str], list[float]]:
-    """(model, method) -> seconds of one edit alone on the server, picture to picture, of ``count`` cases."""
+    """(model, method) -> seconds from request to response of an edit alone on the server, for ``count`` cases."""
     taken: dict[tuple[str, str], list[float]] = {}
     for model in bench.models:
         for name, method in METHODS.items():
@@ -108,55 +108,56 @@ def seconds(bench: Bench, count: int) -> dict[tuple[str, str], list[float]]:
 
 
 def tables(
-    bench: Bench, found: Sequence[Judged], names: Sequence[str], claims: Callable[[Sequence[Judged]], Iterable[str]]
+    bench: Bench, results: Sequence[Judged], names: Sequence[str], claims: Callable[[Sequence[Judged]], Iterable[str]]
 ) -> Iterator[Table]:
-    """Success, both errors and similarity of the named rows by kind of edit, and the models against the first one.
+    """Tables of success, both errors and similarity by kind of edit, and of each further model against the first.
 
-    ``claims`` says of one model's edits what they bear out; it is printed under the first table.
+    ``names`` are the methods of the rows. ``claims`` makes sentences from the edits of one model; they are printed
+    under the first table.
     """
-    said = [
+    notes = [
         figures.of(bench.models, model) + claim
         for model in bench.models
-        for claim in claims([item for item in found if item.model == model])
+        for claim in claims([item for item in results if item.model == model])
     ]
-    yield _table(bench, found, names, "Edits that succeed", _success, [
-        f"Share ± standard error. The judge itself accepts {_share(found, TRUE)} of the true targets and "
-        f"{_share(found, UNEDITED)} of the unedited sources as what was asked for: read every share between those "
-        "two. A smear of the right colours can please the judge: read it beside the errors and the pictures.", *said,
+    yield _table(bench, results, names, "Edits that succeed", _success, [
+        f"Share ± standard error. The judge itself accepts {_share(results, TRUE)} of the true targets and "
+        f"{_share(results, UNEDITED)} of the unedited sources as what was asked for: read every share between those "
+        "two. A smear of the right colours can please the judge: read it beside the errors and the pictures.", *notes,
     ])  # fmt: skip
-    yield _table(bench, found, names, "Error to the true target (mean squared, times 1000)", _target_error, [
+    yield _table(bench, results, names, "Error to the true target (mean squared, times 1000)", _target_error, [
         "Median [quartiles]; pixels in [0, 1]. A right picture that is not the true target counts as an error here, so"
         " an edit may succeed and lie farther off than the unedited source."
     ])  # fmt: skip
-    yield _table(bench, found, names, "Error outside the true region (mean squared, times 1000)", _outside_error, [
+    yield _table(bench, results, names, "Error outside the true region (mean squared, times 1000)", _outside_error, [
         "Median [quartiles], edit against photo. No edit that is decoded comes closer than 'autoencoder alone'; true "
         "targets differ a little from their photos, since soft edges reach beyond the region."
     ])  # fmt: skip
-    yield _table(bench, found, names, "Similarity of picture and target caption", _similarity, [
+    yield _table(bench, results, names, "Similarity of picture and target caption", _similarity, [
         "Mean ± standard error of the judge's cosine."
     ])  # fmt: skip
     edited = [name for name in names if name not in (UNEDITED, AUTOENCODER, TRUE)]
-    yield from (_versus(bench.models[0], model, found, edited) for model in bench.models[1:])
+    yield from (_versus(bench.models[0], model, results, edited) for model in bench.models[1:])
 
 
-def gains(found: Sequence[Judged], better: str, worse: str, figure: Callable[[Judged], float]) -> list[float]:
+def gains(results: Sequence[Judged], better: str, worse: str, figure: Callable[[Judged], float]) -> list[float]:
     """Paired differences of a figure over one model's cases, ``better`` minus ``worse``."""
-    by_case = {item.case: figure(item) for item in found if item.method == worse}
-    return [figure(item) - by_case[item.case] for item in found if item.method == better]
+    by_case = {item.case: figure(item) for item in results if item.method == worse}
+    return [figure(item) - by_case[item.case] for item in results if item.method == better]
 
 
 def outside(item: Judged) -> float:
-    """Minus the error outside the region, times 1000: more is better."""
+    """The negative error outside the true region, times 1000; larger is better."""
     return -1000 * item.outside_mse
 
 
 def target(item: Judged) -> float:
-    """Minus the error to the true target, times 1000: more is better."""
+    """The negative error to the true target, times 1000; larger is better."""
     return -1000 * item.target_mse
 
 
 def points(item: Judged) -> float:
-    """Success in points of a hundred."""
+    """Success in percentage points: 100 or 0."""
     return 100.0 * item.success
 
 
@@ -176,28 +177,28 @@ def _mse(one: Pixels, other: Pixels, region: NDArray[np.bool_] | None = None) ->
 
 
 def _table(
-    bench: Bench, found: Sequence[Judged], names: Sequence[str], caption: str,
+    bench: Bench, results: Sequence[Judged], names: Sequence[str], caption: str,
     cell: Callable[[Sequence[Judged]], str], notes: Sequence[str],
 ) -> Table:  # fmt: skip
     rows = []
     for name in names:
-        mine = [item for item in found if item.method == name]
+        mine = [item for item in results if item.method == name]
         rows.append((name, *figures.cells(mine, lambda i: i.model, lambda i: i.kind, bench.models, cell)))
     return Table(caption, ("", *figures.columns(bench.models)), tuple(rows), tuple(notes))
 
 
-def _versus(first: str, other: str, found: Sequence[Judged], names: Sequence[str]) -> Table:
-    """Paired differences of two models, case by case."""
+def _versus(first: str, other: str, results: Sequence[Judged], names: Sequence[str]) -> Table:
+    """Paired differences of two models on the same cases."""
     shown: dict[str, Callable[[Judged], float]] = {
         "success, points": points,
         "error to the target x 1000": lambda item: 1000 * item.target_mse,
         "error outside x 1000": lambda item: 1000 * item.outside_mse,
         "similarity": lambda item: item.similarity,
     }
-    before = {(i.method, i.case): i for i in found if i.model == first}
+    before = {(i.method, i.case): i for i in results if i.model == first}
     rows = []
     for name in names:
-        mine = [item for item in found if (item.model, item.method) == (other, name)]
+        mine = [item for item in results if (item.model, item.method) == (other, name)]
         row = [
             figures.mean_error([figure(item) - figure(before[name, item.case]) for item in mine], 2)
             for figure in shown.values()
@@ -223,5 +224,5 @@ def _similarity(items: Sequence[Judged]) -> str:
     return figures.mean_error([item.similarity for item in items])
 
 
-def _share(found: Sequence[Judged], method: str) -> str:
-    return f"{mean(item.success for item in found if item.method == method):.2f}"
+def _share(results: Sequence[Judged], method: str) -> str:
+    return f"{mean(item.success for item in results if item.method == method):.2f}"

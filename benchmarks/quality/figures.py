@@ -1,4 +1,4 @@
-"""Figures with their spread, as cells of tables."""
+"""Statistics as cells of tables: figures with their spread, and claims."""
 
 from collections.abc import Callable, Sequence
 from math import sqrt
@@ -11,39 +11,42 @@ from benchmarks.cases import KINDS
 
 T = TypeVar("T")
 ENOUGH = 30
-"""Fewest cases from which a claim is judged without a warning."""
+"""Fewest cases for a claim without a warning."""
 
 
 def quartiles(values: Sequence[float], digits: int = 2) -> str:
-    """Median, with the first and the third quartile: half of the values lie between these two."""
+    """Median with the first and the third quartile."""
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def mean_error(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and its standard error; a single value has none."""
+    """Mean with its standard error, which a single value lacks."""
     spread = f" ± {standard_error(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
 
 
 def share(values: Sequence[bool]) -> str:
-    """Share of true ones and its standard error, as if one more of either had been seen: 0 of 12 is not certain."""
+    """Share of true values with its standard error.
+
+    The error is computed with one more true and one more false value, so that it is not 0 for 0 of 12.
+    """
     smoothed = (sum(values) + 1) / (len(values) + 2)
     return f"{mean(values):.2f} ± {sqrt(smoothed * (1 - smoothed) / (len(values) + 2)):.2f}"
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean; 0 for a single value."""
+    """Standard error of the mean; 0 for a single value."""
     return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def columns(models: Sequence[str]) -> tuple[str, ...]:
-    """The kinds of edit and all of them, once for each model; its label is said where there are several."""
+    """Column heads: every kind of edit and "all", for each model, with its name if there are several."""
     return tuple(of(models, model) + kind for model in models for kind in (*KINDS, "all"))
 
 
 def of(models: Sequence[str], model: str) -> str:
-    """A model's name before a sentence about it, where there are several."""
+    """Prefix of a text about one model: its name and a colon, or nothing if there is only one model."""
     return f"{model}: " if len(models) > 1 else ""
 
 
@@ -60,9 +63,9 @@ def cells(
 
 
 def claim(text: str, gains: Sequence[float], *, unit: str = "", digits: int = 3) -> str:
-    """Whether paired differences bear a claim out: their mean against twice its standard error.
+    """A sentence that says whether a claim holds: the mean paired difference against twice its standard error.
 
-    ``gains`` are positive where a case agrees with the claim.
+    ``gains`` are the paired differences, positive where a case supports the claim; ``unit`` follows the figures.
     """
     middle, error = mean(gains), standard_error(gains)
     verdict = "is not seen here"

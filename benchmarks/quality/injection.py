@@ -1,4 +1,4 @@
-"""Content injection: how much of the content arrives and how much of the style stays, over the strength of the mix."""
+"""Content injection: distances from the content and from the style image, by the weight of the injection."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -39,27 +39,27 @@ ABOUT = (
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One injection, or one of its sources."""
+    """The measures of one injection, or of one of its two source images."""
 
     model: str
     setting: str
     pair: str
     content: float
-    """Distance from the content picture."""
+    """Distance from the content image, [0, 2]."""
     style: float
-    """Distance from the style picture."""
+    """Distance from the style image, >= 0."""
     inside: float | None
-    """Share of the change that lies in the left half; None where nothing changed."""
+    """Share of the change that lies in the left half, [0, 1]; None if nothing changed."""
     picture: edits.Pixels = field(repr=False)
 
     def plain(self) -> dict[str, Any]:
-        """Without the picture."""
+        """All fields but the picture."""
         return {name: value for name, value in asdict(self).items() if name != "picture"}
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What one model is to draw."""
+    """A style image and a content image for one model."""
 
     model: str
     style: Case
@@ -67,7 +67,7 @@ class Pair:
 
 
 def study(bench: Bench) -> Section:
-    """The curve over the weight, then each option at a mild weight, and calibration at a strong one."""
+    """Measure the weights of :data:`WEIGHTS`, each option at a mild weight, and calibration at a strong weight."""
     pairs = [pair for model in _models(bench) for pair in _pairs(bench, model)]
     made: list[Drawn] = []
     for name, method in _settings().items():
@@ -86,12 +86,12 @@ def study(bench: Bench) -> Section:
 
 
 def _models(bench: Bench) -> tuple[str, ...]:
-    """The compared models, and the unconditional one."""
+    """The compared models and the unconditional model."""
     return (*bench.models, UNCONDITIONAL)
 
 
 def _pairs(bench: Bench, model: str) -> list[Pair]:
-    """Each style picture's content is the case half way round, of another kind."""
+    """Every case as the style image, with the case half the list away, which is of another kind, as the content."""
     half = len(bench.cases) // 2
     contents = [*bench.cases[half:], *bench.cases[:half]]
     return [Pair(model, style, content) for style, content in zip(bench.cases, contents, strict=True)]
@@ -116,7 +116,7 @@ def _draw(bench: Bench, name: str, options: dict[str, Any], pair: Pair) -> Drawn
 
 
 def _sources(pairs: Sequence[Pair], made: Sequence[Drawn]) -> Iterator[Drawn]:
-    """Both pictures of every pair, of the size that the model draws."""
+    """The measures of both images of every pair, at the model's size."""
     sizes = {item.model: item.picture.shape for item in made}
     for pair in pairs:
         for name, case in ((SOURCE, pair.style), (CONTENT, pair.content)):
@@ -130,13 +130,13 @@ def _drawn(name: str, pair: Pair, picture: edits.Pixels) -> Drawn:
 
 
 def _sized(picture: edits.Pixels, shape: tuple[int, ...]) -> edits.Pixels:
-    """As the server resizes."""
+    """The image resized as the server resizes, to ``shape`` (height, width, 3)."""
     image = Image.fromarray(picture)
     return pixels(image.resize((shape[1], shape[0]), Image.Resampling.LANCZOS))
 
 
 def _with_change(made: Sequence[Drawn]) -> Iterator[Drawn]:
-    """Where each picture differs from the one of weight 0."""
+    """The same measures with ``inside``: where each image differs from the one of weight 0."""
     plain = {(item.model, item.pair): item.picture for item in made if item.setting == f"slerp, {WEIGHTS[0]:g}"}
     for item in made:
         change = np.abs(item.picture.astype(float) - plain[item.model, item.pair])
@@ -149,14 +149,14 @@ def _with_change(made: Sequence[Drawn]) -> Iterator[Drawn]:
 
 
 def _content_distance(one: edits.Pixels, other: edits.Pixels) -> float:
-    a, b = (_edges(each).ravel() for each in (one, other))
+    a, b = (_edges(picture).ravel() for picture in (one, other))
     a, b = a - a.mean(), b - b.mean()
     length = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return 1 - float((a * b).sum()) / length if length else 1.0
 
 
 def _edges(picture: edits.Pixels) -> PIXELS:
-    """Gradient magnitude, averaged over a sixteenth of the picture each way."""
+    """Gradient magnitude, averaged over each cell of a grid of 16 x 16."""
     down, across = np.gradient(picture.astype(float) / 255, axis=(0, 1))
     size = np.sqrt(down**2 + across**2).sum(-1)
     down_by, across_by = (length // CELLS for length in size.shape)
@@ -165,7 +165,7 @@ def _edges(picture: edits.Pixels) -> PIXELS:
 
 
 def _style_distance(one: edits.Pixels, other: edits.Pixels) -> float:
-    a, b = (each.reshape(-1, 3) / 255 for each in (one, other))
+    a, b = (picture.reshape(-1, 3) / 255 for picture in (one, other))
     return float(np.abs(a.mean(0) - b.mean(0)).mean() + np.abs(a.std(0) - b.std(0)).mean())
 
 
@@ -231,5 +231,5 @@ def _sheets(bench: Bench, pairs: Sequence[Pair], made: Sequence[Drawn]) -> Itera
 
 
 def _large(picture: edits.Pixels) -> edits.Pixels:
-    """Twice the size if it is small: pixels are to be seen as they are."""
+    """The image at twice its size if it is small, without smoothing."""
     return picture.repeat(2, 0).repeat(2, 1) if len(picture) < 64 else picture

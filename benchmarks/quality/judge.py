@@ -1,4 +1,4 @@
-"""What a CLIP sees in pictures: the measure of whether an edit says what it was asked to say."""
+"""The judge: a CLIP that measures how well an image matches a caption."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,25 +15,26 @@ Pixels = NDArray[np.uint8]
 
 
 class Judge:
-    """One CLIP, in float32 on the CPU, read as the server reads one. The same judge reads the edits of all models."""
+    """A CLIP in float32 on the CPU, loaded with the server's code; the same one judges the edits of all models."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` is a directory of one with its tokenizer."""
+        """Load the CLIP and its tokenizer from ``folder``."""
         self._clip = Clip.load(folder, device=torch.device("cpu"))
         self.digest = checkpoint.digest(folder)
-        """Of its files."""
+        """Digest of the CLIP's files."""
 
     @torch.inference_mode()
     def similarity(self, pixels: Pixels, texts: Sequence[str]) -> list[float]:
-        """Cosine between a picture (height, width, 3) and each text, -1 to 1."""
-        found: list[float] = (self._clip.text_embeds(texts) @ self._seen(pixels)).tolist()
-        return found
+        """Cosine similarity of an image (height, width, 3) and each text, [-1, 1]."""
+        cosines: list[float] = (self._clip.text_embeds(texts) @ self._image_embeds(pixels)).tolist()
+        return cosines
 
     @torch.inference_mode()
     def direction(self, before: Pixels, after: Pixels, source_text: str, target_text: str) -> float:
-        """Cosine between the change of a picture and the change of its caption, -1 to 1; 0 for no change at all."""
+        """Directional similarity: cosine of the image's change and the caption's change, [-1, 1]; 0 for no change."""
         source, target = self._clip.text_embeds((source_text, target_text))
-        return float(functional.cosine_similarity(self._seen(after) - self._seen(before), target - source, dim=0))
+        change = self._image_embeds(after) - self._image_embeds(before)
+        return float(functional.cosine_similarity(change, target - source, dim=0))
 
-    def _seen(self, pixels: Pixels) -> Tensor:
+    def _image_embeds(self, pixels: Pixels) -> Tensor:
         return self._clip.image_embeds(tensors.image(pixels)[None])[0]

@@ -1,4 +1,4 @@
-"""What one method's file returns, and how all of them become one report."""
+"""The section of one method, and the report that all sections make."""
 
 import json
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ _HEAD = 14
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """Pictures to look at: a row for each case, a column for each thing that was made of it."""
+    """A contact sheet: one row for each case, one column for each image of it."""
 
     name: str
-    """Of the file, without suffix."""
+    """File name without suffix."""
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...] = field(repr=False)
-    """Pixels (height, width, 3), or masks (height, width) of bool; equal sizes."""
+    """Pixels (height, width, 3) uint8, or masks (height, width) bool; all of one size."""
     abreast: int = 2
     """Cases side by side."""
 
     def paper(self) -> Image.Image:
-        """All rows under their columns' names."""
+        """The sheet as one image, with the columns' names at the top."""
         height, width = self.rows[0][0].shape[:2]
         across, down = width + _GAP, height + _GAP
         block = across * len(self.columns) + 3 * _GAP
@@ -36,9 +36,9 @@ class Sheet:
         paper = Image.new("RGB", (block * min(self.abreast, len(self.rows)), _HEAD + down * lines), "white")
         draw, font = ImageDraw.Draw(paper), ImageFont.load_default(9)
         for number, row in enumerate(self.rows):
-            line, place = divmod(number, self.abreast)
+            line, position = divmod(number, self.abreast)
             for column, shown in enumerate(row):
-                x = place * block + column * across
+                x = position * block + column * across
                 if line == 0:
                     draw.text((x, 1), self.columns[column], fill="black", font=font)
                 paper.paste(Image.fromarray(shown).convert("RGB"), (x, _HEAD + line * down))
@@ -54,19 +54,19 @@ class Section:
     tables: tuple[Table, ...]
     sheets: tuple[Sheet, ...]
     figures: dict[str, Any] = field(repr=False)
-    """Every number measured, as plain values."""
+    """All measured numbers, as values that JSON can hold."""
 
     def markdown(self, sheets: str) -> str:
-        """Under its own heading; ``sheets`` is the path of their folder, seen from the report."""
-        seen = [f"![{', '.join(sheet.columns)}]({sheets}/{sheet.name}.webp)" for sheet in self.sheets]
-        return "\n\n".join([f"## {self.title}", self.about, *(table.markdown() for table in self.tables), *seen])
+        """The section as Markdown with a heading; ``sheets`` is the path from the report to the sheets' folder."""
+        images = [f"![{', '.join(sheet.columns)}]({sheets}/{sheet.name}.webp)" for sheet in self.sheets]
+        return "\n\n".join([f"## {self.title}", self.about, *(table.markdown() for table in self.tables), *images])
 
 
 def write(folder: Path, about: str, name: str, section: Section, order: Sequence[str], *, quick: bool) -> Path:
-    """``quality.md`` in ``folder``; its numbers and sheets in ``folder/results``. The report's path.
+    """Write ``quality.md`` into ``folder``, its numbers and sheets into ``folder/results``; returns the report's path.
 
-    ``name`` is the section's in ``order``. The others stay as an earlier run of the same cases, weights and machine
-    wrote them; what another kind of run wrote goes.
+    ``name`` is the section's name in ``order``. Other sections are kept if a run with the same settings, cases, weights
+    and machine wrote them, and dropped otherwise.
     """
     results = folder / "results"
     results.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,10 @@ def write(folder: Path, about: str, name: str, section: Section, order: Sequence
         sheet.paper().save(results / f"{sheet.name}.webp", quality=85, method=6)
     head = {"about": about, "machine": machine(), "quick": quick}
     known = {**_earlier(results / FILE, head), name: _stored(section)}
-    sections = {each: known[each] for each in order if each in known}
+    sections = {key: known[key] for key in order if key in known}
     (results / FILE).write_text(json.dumps({**head, "sections": sections}, indent=1) + "\n")
     report = folder / "quality.md"
-    texts = ["# Quality", about, measured_on(quick), *(each["markdown"] for each in sections.values())]
+    texts = ["# Quality", about, measured_on(quick), *(stored["markdown"] for stored in sections.values())]
     report.write_text("\n\n".join(texts) + "\n")
     return report
 
@@ -88,7 +88,7 @@ def _stored(section: Section) -> dict[str, Any]:
 
 
 def _earlier(file: Path, head: dict[str, Any]) -> dict[str, Any]:
-    """The sections of a file with the same head, whatever day it was written."""
+    """The sections in ``file`` if its head is equal but for the date; else none."""
     content = json.loads(file.read_text()) if file.exists() else {}
     if not content or any(_dateless(content.get(key)) != _dateless(value) for key, value in head.items()):
         return {}
@@ -97,4 +97,4 @@ def _earlier(file: Path, head: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dateless(value: Any) -> Any:
-    return {key: said for key, said in value.items() if key != "date"} if isinstance(value, dict) else value
+    return {key: part for key, part in value.items() if key != "date"} if isinstance(value, dict) else value

@@ -1,7 +1,7 @@
-"""DiffEdit without its encoding, which the service does not offer: noise inside and outside the mask, as SDEdit's.
+"""DiffEdit without its encoding, an ablation that the service does not offer: it starts from noise, as SDEdit does.
 
-The service's own algorithm runs in this process on a trajectory of the source under one noise, instead of the one that
-DDIM inversion makes.
+Runs the service's DiffEdit in this process, on a trajectory of the source with one noise added at every level instead
+of the trajectory of DDIM inversion.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,13 +28,13 @@ from underpaint_server.rows import Batch, Decode, Embed, Encode, Row, Steps
 from benchmarks.cases import Case
 
 PASS = 16
-"""Rows of one forward pass at most."""
+"""Most rows of one forward pass."""
 
 
 def edit(
     facts: Facts, case: Case, mask: NDArray[np.bool_], *, steps: int, strength: float, guidance_scale: float, seed: int
 ) -> Steps[NDArray[np.uint8]]:
-    """The generator of one such edit; ``mask`` (height, width) is True where the photo may change."""
+    """The generator of one edit, which returns an image (height, width, 3); ``mask`` is True where it may change."""
     size = (facts.info.width, facts.info.height)
     photo = np.array(Image.fromarray(case.source).resize(size, Image.Resampling.LANCZOS))
     white = np.asarray(Image.fromarray(np.uint8(255) * mask).resize(size, Image.Resampling.NEAREST))
@@ -58,25 +58,25 @@ def edit(
 
 
 def run(backend: Backend, edits: Sequence[Steps[NDArray[np.uint8]]]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Run all generators side by side; (place in ``edits``, picture) of each when it ends."""
-    waiting = {place: next(generator) for place, generator in enumerate(edits)}
+    """Run all generators at the same time; yields (index in ``edits``, image) of each when it ends."""
+    waiting = {index: next(generator) for index, generator in enumerate(edits)}
     while waiting:
         answers = _answers(backend, [row for group in waiting.values() for row in group])
-        for place, group in list(waiting.items()):
+        for index, group in list(waiting.items()):
             try:
-                waiting[place] = edits[place].send([answers[id(row)] for row in group])
+                waiting[index] = edits[index].send([answers[id(row)] for row in group])
             except StopIteration as end:
-                del waiting[place]
-                yield place, end.value
+                del waiting[index]
+                yield index, end.value
 
 
 def _answers(backend: Backend, rows: Sequence[Row]) -> dict[int, Any]:
-    """The id of each row -> its answer, in passes of one kind."""
-    found: dict[int, Any] = {}
+    """``id`` of each row -> its answer; every pass has rows of one kind."""
+    answers: dict[int, Any] = {}
     for kind, members in groupby(sorted(rows, key=lambda row: type(row).__name__), key=type):
-        alike = list(members)
-        for i in range(0, len(alike), PASS):
-            part = alike[i : i + PASS]
+        same_kind = list(members)
+        for i in range(0, len(same_kind), PASS):
+            part = same_kind[i : i + PASS]
             size = max(len(part), backend.minimum(kind))
-            found |= zip(map(id, part), backend.predict(Batch(part, size)), strict=True)
-    return found
+            answers |= zip(map(id, part), backend.predict(Batch(part, size)), strict=True)
+    return answers

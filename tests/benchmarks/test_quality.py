@@ -90,9 +90,9 @@ def test_a_later_run_of_one_method_keeps_what_was_written_of_the_others(tmp_path
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("clip",), "no method 'clip'; there are edict, diffedit, disentangled, injection"),
-        (("--model", "/nowhere"), "holds no model_index.json"),
-        (("--models", "one=/nowhere"), "holds no model_index.json"),
+        (("clip",), "no method 'clip'; choose from edict, diffedit, disentangled, injection"),
+        (("--model", "/nowhere"), "no model_index.json in"),
+        (("--models", "one=/nowhere"), "no model_index.json in"),
         (("--models", "/nowhere"), "is not ID=DIR,ID=DIR"),
         (("--models", "unconditional=/nowhere"), "is not ID=DIR,ID=DIR"),
     ],

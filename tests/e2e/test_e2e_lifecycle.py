@@ -109,7 +109,7 @@ async def test_a_model_that_cannot_load_is_told_and_the_server_stays_to_tell_it(
     with LocalServer(models=f"broken={tmp_path}", wait_ready=False) as server:
         server.wait_for("engine failed")
         async with stubs(server) as wire:
-            await eventually(lambda: any(e["event"].startswith("the models failed") for e in server.events()))
+            await eventually(lambda: any(e["event"].startswith("models failed") for e in server.events()))
             for _ in range(2):
                 told = await refused(wire.edits.Edit(edit()))
                 assert (told.code, told.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_READY")

@@ -42,7 +42,7 @@ def test_a_users_checkpoint_is_described_and_proved(directory: Path, capsys: pyt
     out, err = capsys.readouterr()
     lines = said(out)
     assert lines["family"] == f"stable-diffusion, predicts {directory.name}"
-    assert lines["picture"].startswith("48 x 48 px")
+    assert lines["image"].startswith("48 x 48 px")
     assert lines["latents"] == "4 x 12 x 12, 4 px each"
     assert lines["text"].startswith("20 tokens")
     assert lines["parameters"].startswith("network ")
@@ -52,7 +52,7 @@ def test_a_users_checkpoint_is_described_and_proved(directory: Path, capsys: pyt
     for method in ("sdedit", "ddim", "edict", "diffedit"):
         assert f"{method} " in lines["an edit"]
     assert f"--models {directory.name}={directory}" in lines["serve it with"]
-    assert "the autoencoder alone comes back at" in err, "random weights must be warned of"
+    assert "the autoencoder alone has a PSNR of" in err, "random weights must be warned of"
 
 
 def test_a_path_that_no_setting_can_name_is_not_proposed(
@@ -70,7 +70,7 @@ def test_the_command_takes_the_servers_flags(directory: Path) -> None:
     lines = said(ended.stdout)
     assert lines["runs in"].startswith("bfloat16 on ")
     assert lines["exact jobs"] == "run in passes of 3 rows"
-    assert "EDICT, there and back" in ended.stderr, "long work must be seen to go on"
+    assert "EDICT round trip" in ended.stderr, "long work must be seen to go on"
 
 
 @pytest.mark.parametrize(("place", "family"), [("", "stable-diffusion"), ("toy:", "toy")])

@@ -1,6 +1,6 @@
-"""``underpaint-server``, or ``python -m underpaint_server``: flags, environment and defaults to a running server.
+"""Command line of the server: ``underpaint-server``, or ``python -m underpaint_server``.
 
-``underpaint-server check-model DIRECTORY`` tries a checkpoint instead, see ``check``.
+``underpaint-server check-model DIRECTORY`` tries a checkpoint instead, see :mod:`underpaint_server.check_model`.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ from underpaint_server.settings import CheckSettings, Settings
 
 
 def main() -> None:
-    """Read the settings, serve, and exit with the server's status; 2 for settings that make no sense."""
+    """Read the settings and serve; exits with the server's exit status, or with 2 for invalid settings."""
     try:
         if sys.argv[1:2] == ["check-model"]:
             sys.exit(_check(CheckSettings(_cli_parse_args=sys.argv[2:])))
         settings = Settings(_cli_parse_args=True)
     except ValidationError as error:
         sys.exit(_explain(error))
-    # Not above: the engine process, which is spawned and so imports this module again, has no use for sockets.
+    # Not at the top: the engine process is spawned, imports this module again, and must not load gRPC.
     from underpaint_server.server import serve
 
     sys.exit(asyncio.run(serve(settings)))
@@ -28,16 +28,16 @@ def main() -> None:
 
 def _check(settings: CheckSettings) -> int:
     spin_briefly()
-    from underpaint_server.check_model import main as check  # as below; and it loads torch
+    from underpaint_server.check_model import main as check  # not at the top: it loads torch and gRPC
 
     return check(settings)
 
 
 def _explain(error: ValidationError) -> int:
-    for wrong in error.errors():
-        place = ".".join(str(part) for part in wrong["loc"])
-        message = wrong["msg"].removeprefix("Value error, ")
-        print(f"underpaint-server: {place + ': ' if place else ''}{message}", file=sys.stderr)
+    for problem in error.errors():
+        setting = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        print(f"underpaint-server: {setting + ': ' if setting else ''}{message}", file=sys.stderr)
     return 2
 
 

@@ -1,7 +1,7 @@
-"""``underpaint-server check-model DIRECTORY``: whether a checkpoint can be served, what it is, and how fast.
+"""``underpaint-server check-model DIRECTORY``: whether a checkpoint can be served, what it is, and how fast it is.
 
-Loads it as the server does and runs the engine's own loop in this process, without a socket. Facts go to stdout,
-progress and errors to stderr.
+Loads the checkpoint as the server does and runs the engine's own loop in this process, without a socket. Facts go to
+stdout, progress and errors to stderr.
 """
 
 import queue
@@ -51,65 +51,66 @@ from underpaint_server.settings import EMBEDDED_MODEL, CheckSettings, Settings
 from underpaint_server.telemetry import configure_logging
 
 STEPS = 5
-"""Of the schedule that the proof inverts and runs back; all are used."""
+"""Steps of the EDICT round trip, at strength 1."""
 TIMED_STEPS = 3
-"""Passes of each size that are timed; the first is left out."""
+"""Passes of each size that are run for timing; the first is not counted."""
 ENOUGH_S = 60.0
-"""No larger passes are timed once one size has taken so long."""
+"""Larger passes are not timed after a size that took longer than this, in seconds."""
 EXACT = 1e-8
 """Largest latent error of a round trip that counts as exact."""
 FAITHFUL_DB = 20.0
-"""An autoencoder that comes back farther off than this deserves a warning."""
+"""PSNR of the autoencoder's reconstruction below which a warning is printed, in dB."""
 PROMPT = "a ball on a table"
+"""Prompt of the test image, see :func:`ball`."""
 
 
 def main(settings: CheckSettings) -> int:
-    """Run the check; the exit status."""
+    """Run the check; returns the exit status, 1 if the checkpoint cannot be served."""
     configure_logging(settings.log_level)
     try:
         check(settings)
     except UnderpaintError as error:
         return _refuse(error)
     except DeviceLost as error:
-        return _refuse(Bug(f"the device computes nothing any more: {error}"))
+        return _refuse(Bug(f"the device failed and needs a new process: {error}"))
     except Exception as error:
         return _refuse(Bug(f"{type(error).__name__}: {error}"))
     return 0
 
 
 def check(settings: CheckSettings) -> None:
-    """Load the checkpoint, say what it is, and prove it; raises :class:`UnderpaintError` where it cannot be served."""
+    """Load the checkpoint, print its facts, and test it; raises :class:`UnderpaintError` if it cannot be served."""
     name = re.sub(r"[^\w.-]+", "-", Path(settings.directory).name).strip("-") or EMBEDDED_MODEL
-    _tell(f"reading {settings.directory or EMBEDDED_MODEL} ...")
+    _print_note(f"reading {settings.directory or EMBEDDED_MODEL} ...")
     begin = time.monotonic()
     backend = load(settings.directory, name, settings)
-    _say("model", settings.directory or f"{EMBEDDED_MODEL}, embedded")
+    _print_fact("model", settings.directory or f"{EMBEDDED_MODEL}, embedded")
     for label, value in _facts(backend.facts):
-        _say(label, value)
-    _say("ready after", f"{time.monotonic() - begin:.1f} s")
-    for label, value in _proofs(backend, settings):
-        _say(label, value)
-    _say("serve it with", _command(name, settings))
+        _print_fact(label, value)
+    _print_fact("ready after", f"{time.monotonic() - begin:.1f} s")
+    for label, value in _tests(backend, settings):
+        _print_fact(label, value)
+    _print_fact("serve it with", _command(name, settings))
 
 
 def _command(name: str, settings: CheckSettings) -> str:
     if "," in settings.directory:
-        return "a path without a comma, which separates models: rename the directory"
+        return "a path without a comma, because commas separate models: rename the directory"
     model = f" --models {quote(f'{name}={settings.directory}')}" if settings.directory else ""
     return f"underpaint-server{model} --dtype {settings.dtype} --device {settings.device}"
 
 
-# --- what it is -------------------------------------------------------------------------------------------------
+# --- facts ------------------------------------------------------------------------------------------------------
 
 
 def _facts(facts: Facts) -> Iterator[tuple[str, str]]:
     info, about = facts.info, facts.about
     channels, height, width = facts.latent_shape(info.width, info.height)
     yield "family", f"{about.family}, predicts {about.prediction}"
-    yield "picture", f"{info.width} x {info.height} px; other sizes in multiples of {info.size_multiple}"
+    yield "image", f"{info.width} x {info.height} px; other sizes in multiples of {info.size_multiple}"
     yield "latents", f"{channels} x {height} x {width}, {facts.vae_scale} px each"
     yield "schedule", f"{len(facts.schedule.alphas_cumprod)} levels, {info.default_steps} steps by default"
-    yield "text", f"{info.prompt_tokens} tokens, markers included" if info.prompt_tokens else "none"
+    yield "text", f"{info.prompt_tokens} tokens, start and end included" if info.prompt_tokens else "none"
     if about.parameters:
         yield "parameters", ", ".join(f"{part} {_short(count)}" for part, count in about.parameters.items())
     yield "runs in", f"{info.dtype} on {facts.device}, {torch.get_num_threads()} CPU threads"
@@ -120,14 +121,14 @@ def _facts(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "fingerprint", info.fingerprint
 
 
-# --- whether it works -------------------------------------------------------------------------------------------
+# --- tests ------------------------------------------------------------------------------------------------------
 
 
-def _proofs(backend: Backend, settings: Settings) -> Iterator[tuple[str, str]]:
+def _tests(backend: Backend, settings: Settings) -> Iterator[tuple[str, str]]:
     info = backend.facts.info
     photo = Photo(ball(info.width, info.height))
     yield "encode, decode", _through_autoencoder(backend, photo)
-    yield "EDICT", _there_and_back(backend, settings, photo)
+    yield "EDICT", _round_trip(backend, settings, photo)
     pace = _pace(backend, settings, photo)
     yield "network row", ", ".join(f"{seconds:.2g} s in passes of {size}" for size, seconds in pace.items())
     yield "an edit", _edits(info, settings, alone_s=pace[min(pace)], busy_s=min(pace.values()))
@@ -135,34 +136,36 @@ def _proofs(backend: Backend, settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _through_autoencoder(backend: Backend, photo: Photo) -> str:
-    latents = _ask(backend, Encode(tensors.image(photo.pixels).to(backend.facts.device)))
+    latents = _predict(backend, Encode(tensors.image(photo.pixels).to(backend.facts.device)))
     tensors.check_finite(latents)
-    image = _ask(backend, Decode(latents))
+    image = _predict(backend, Decode(latents))
     ratio = tensors.psnr_db(tensors.picture(image), photo.pixels)
     if ratio < FAITHFUL_DB:
-        _tell(f"warning: the autoencoder alone comes back at {ratio:.1f} dB; is it the one of this network?")
+        _print_note(
+            f"warning: the autoencoder alone has a PSNR of {ratio:.1f} dB; check that it belongs to this network"
+        )
     return "the same pixels" if ratio == inf else f"PSNR {ratio:.1f} dB: no edit comes closer to its photo"
 
 
-def _there_and_back(backend: Backend, settings: Settings, photo: Photo) -> str:
+def _round_trip(backend: Backend, settings: Settings, photo: Photo) -> str:
     reads_text = backend.facts.info.prompt_tokens > 0
     guidance, prompt = (3.0, PROMPT) if reads_text else (1.0, "")
     options = InversionOptions(EdictInversion(), STEPS, 1.0, guidance, prompt)
     job = InvertJob(backend.facts.info.id, photo, options, verify=True)
-    (made,), passes = _run(backend, settings, [job], "EDICT, there and back")
-    error = made.reconstruction_max_abs_error
+    (inversion,), passes = _run(backend, settings, [job], "EDICT round trip")
+    error = inversion.reconstruction_max_abs_error
     assert error is not None
     if not error <= EXACT:
         raise ModelNotReady(
-            f"EDICT came back with a latent error of {error:.1e}: the network does not give equal bits twice here; "
-            "try --exact-batching pinned, or another --dtype"
+            f"the EDICT round trip has a latent error of {error:.1e}: the network does not give the same bits for the "
+            "same rows here; try --exact-batching pinned, or another --dtype"
         )
     seconds = sum(passed.duration_s for passed in passes)
-    return f"{STEPS} steps there and back at guidance {guidance:g}: latent error {error:.1e}, {seconds:.1f} s"
+    return f"round trip of {STEPS} steps at guidance {guidance:g}: latent error {error:.1e}, {seconds:.1f} s"
 
 
 def _pace(backend: Backend, settings: Settings, photo: Photo) -> dict[int, float]:
-    """Rows of a pass -> seconds a row, for passes of 2, 4, 8 ... rows."""
+    """Rows of a pass -> seconds per row, for passes of 2, 4, 8 ... rows up to ``settings.max_batch_size``."""
     info = backend.facts.info
     options = InversionOptions(DdimInversion(), TIMED_STEPS, 1.0, 1.0, "")
     job = InvertJob(info.id, photo, options, verify=False)
@@ -175,11 +178,15 @@ def _pace(backend: Backend, settings: Settings, photo: Photo) -> dict[int, float
         except OutOfMemory:
             if not pace:
                 raise
-            _tell(f"warning: passes of {size} rows do not fit the device; serve with --max-batch-size {size // 2}")
+            _print_note(
+                f"warning: passes of {size} rows do not fit the device; serve with --max-batch-size {size // 2}"
+            )
             break
         whole = [passed.duration_s for passed in passes if sum(passed.rows_by_method.values()) == size]
-        if len(whole) < 2:  # the device was full: the engine made smaller passes of it
-            _tell(f"warning: passes of {size} rows do not fit the device; serve with --max-batch-size {size // 2}")
+        if len(whole) < 2:  # out of memory: the engine split the passes
+            _print_note(
+                f"warning: passes of {size} rows do not fit the device; serve with --max-batch-size {size // 2}"
+            )
             break
         pace[size] = min(whole[1:]) / size
         if now() - begin > ENOUGH_S:
@@ -189,15 +196,15 @@ def _pace(backend: Backend, settings: Settings, photo: Photo) -> dict[int, float
 
 
 def _edits(info: ModelInfo, settings: Settings, *, alone_s: float, busy_s: float) -> str:
-    """Seconds of an edit of each method that needs no more than a picture and a text, at the server's defaults."""
-    costs = {name: job for name in info.methods if (job := _default_edit(name, info, settings)) is not None}
-    each = [f"{name} {_seconds(total_rows(job) * alone_s)}" for name, job in costs.items()]
+    """Estimated seconds of an edit by each method that needs only an image and a prompt, at the server's defaults."""
+    jobs = {name: job for name in info.methods if (job := _default_edit(name, info, settings)) is not None}
+    estimates = [f"{name} {_seconds(total_rows(job) * alone_s)}" for name, job in jobs.items()]
     gain = f"; up to {alone_s / busy_s:.1f} times as many when busy" if busy_s < alone_s else ""
-    return f"at {info.default_steps} steps, alone, about " + ", ".join(each) + gain
+    return f"at {info.default_steps} steps, alone, about " + ", ".join(estimates) + gain
 
 
 def _default_edit(name: str, info: ModelInfo, settings: Settings) -> EditJob | None:
-    """What the server makes of a request that says nothing but the method; None where it wants more than that."""
+    """The job of a request that sets only the method, with the server's defaults; None if the method needs more."""
     request = edit_service_pb2.EditRequest(target_prompt=PROMPT if info.prompt_tokens else "")
     request.image.SetInParent()
     request.inversion_parameters.SetInParent()
@@ -218,14 +225,14 @@ def _memory(backend: Backend) -> str:
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     on_device = backend.memory_bytes()
     parts = [f"{_short(on_device[kind])}B {kind}" for kind in ("peak", "total") if kind in on_device]
-    return f"{_short(process)}B of this process at most" + (f"; on the device {', '.join(parts)}" if parts else "")
+    return f"{_short(process)}B peak of this process" + (f"; on the device {', '.join(parts)}" if parts else "")
 
 
 # --- the engine -------------------------------------------------------------------------------------------------
 
 
-def _ask(backend: Backend, row: Encode | Decode) -> Any:
-    """The answer to one row that is not the network's."""
+def _predict(backend: Backend, row: Encode | Decode) -> Any:
+    """The answer to one row of the autoencoder, in a pass of its own."""
     shape = row.image.shape if isinstance(row, Encode) else row.latents.shape
     size = backend.batch_class(type(row), tuple(shape)) or backend.minimum(type(row))
     with torch.inference_mode():
@@ -233,8 +240,8 @@ def _ask(backend: Backend, row: Encode | Decode) -> Any:
 
 
 @dataclass(slots=True)
-class _Ear:
-    """Hears what the engine reports and stops it when all jobs have ended."""
+class _Collector:
+    """Collects the engine's reports and stops the engine when all jobs have ended."""
 
     jobs: int
     inbox: "queue.SimpleQueue[Order]"
@@ -252,27 +259,32 @@ class _Ear:
                 self.inbox.put(Stop())
 
 
-def _run(backend: Backend, settings: Settings, jobs: Sequence[Job], what: str) -> tuple[list[Inversion], list[Passed]]:
-    """Inversions of all jobs at once, and the network's passes; raises the error of the first job that failed."""
+def _run(
+    backend: Backend, settings: Settings, jobs: Sequence[Job], caption: str
+) -> tuple[list[Inversion], list[Passed]]:
+    """Run inversion jobs at the same time; their inversions and the network passes.
+
+    Raises the error of the first job that failed. ``caption`` labels the progress bar.
+    """
     inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
     for id_, job in enumerate(jobs):
         inbox.put(StartJob(id_, job, Priority.NORMAL, now(), None, 0))
     with _bar() as bar:
-        task = bar.add_task(what, total=sum(total_rows(job) for job in jobs))
-        ear = _Ear(len(jobs), inbox, lambda rows: bar.advance(task, rows), {}, [])
-        Engine({backend.facts.info.id: backend}, inbox, ear, settings.max_batch_size, settings.learn_share).run()
-    for outcome in ear.outcomes.values():
+        task = bar.add_task(caption, total=sum(total_rows(job) for job in jobs))
+        collector = _Collector(len(jobs), inbox, lambda rows: bar.advance(task, rows), {}, [])
+        Engine({backend.facts.info.id: backend}, inbox, collector, settings.max_batch_size, settings.learn_share).run()
+    for outcome in collector.outcomes.values():
         if isinstance(outcome, UnderpaintError):
             raise outcome
-    made = [outcome.inversion for outcome in ear.outcomes.values() if isinstance(outcome, Inverted)]
-    return made, ear.passes
+    inversions = [outcome.inversion for outcome in collector.outcomes.values() if isinstance(outcome, Inverted)]
+    return inversions, collector.passes
 
 
-# --- words and pictures -----------------------------------------------------------------------------------------
+# --- test image and output --------------------------------------------------------------------------------------
 
 
 def ball(width: int, height: int) -> Picture:
-    """A lit ball on a table in front of a wall, (height, width, 3): smooth shading, a sharp edge, a soft shadow."""
+    """The test image, (height, width, 3): a lit ball on a table, with smooth shading, a sharp edge, a soft shadow."""
     y, x = np.mgrid[:height, :width] + 0.5
     side, floor = min(width, height), 0.62 * height
     wall = np.array([0.62, 0.70, 0.80]) * (0.7 + 0.3 * y / height)[..., None]
@@ -294,17 +306,17 @@ def _bar() -> Progress:
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
 
 
-def _say(label: str, value: str) -> None:
+def _print_fact(label: str, value: str) -> None:
     print(f"{label:<15} {value}", flush=True)
 
 
-def _tell(line: str) -> None:
+def _print_note(line: str) -> None:
     print(f"underpaint-server: {line}", file=sys.stderr, flush=True)
 
 
 def _refuse(error: UnderpaintError) -> int:
-    _tell(f"{error.reason}: {error.message}")
-    _tell("this model cannot be served; what can be is in the README under 'Your own weights'")
+    _print_note(f"{error.reason}: {error.message}")
+    _print_note("this model cannot be served; the README lists under 'Your own weights' which models can")
     return 1
 
 

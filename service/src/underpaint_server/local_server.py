@@ -1,4 +1,4 @@
-"""A server in a process of its own on this machine, for demonstrations, benchmarks and tests."""
+"""Starts a server in a child process on this machine, for examples, benchmarks and tests."""
 
 import json
 import os
@@ -13,14 +13,18 @@ from types import TracebackType
 from typing import Any, Self
 
 _START_S = 240.0
+"""Longest wait for a log line, in seconds."""
 _STOP_S = 150.0
+"""Longest wait for the server's exit before it is killed, in seconds."""
 
 
 class LocalServer:
-    """``with LocalServer(dtype="bfloat16") as server: Client(server.target)``; free ports on loopback.
+    """A server on free loopback ports: ``with LocalServer(dtype="bfloat16") as server: Client(server.target)``.
 
-    Keyword arguments are settings by their Python names. Leaving the block sends SIGTERM and waits for the server to
-    drain; a server that ended with another status than 0 raises :class:`RuntimeError` with the end of its log.
+    Keyword arguments are settings by their Python names. Entering waits until the models are loaded, or with
+    ``wait_ready=False`` until the port is open; raises :class:`RuntimeError` with the end of the log if the server
+    fails first. Leaving sends SIGTERM and waits for the drain; raises :class:`RuntimeError` with the end of the log if
+    the exit status is not 0.
     """
 
     def __init__(self, *, wait_ready: bool = True, **settings: object) -> None:
@@ -29,9 +33,9 @@ class LocalServer:
         self._log = Path(tempfile.mkstemp(prefix="underpaint-", suffix=".log")[1])
         self._process: subprocess.Popen[bytes] | None = None
         self.target = ""
-        """host:port of the gRPC port."""
+        """Address of the gRPC port, HOST:PORT."""
         self.metrics_url = ""
-        """Of the Prometheus page."""
+        """URL of the Prometheus metrics."""
 
     def __enter__(self) -> Self:
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in self._settings.items()]
@@ -44,7 +48,7 @@ class LocalServer:
         try:
             self._wait()
         except BaseException:
-            self.stop(signal.SIGKILL)  # nobody else will: a block that is not entered is not left
+            self.stop(signal.SIGKILL)  # __exit__ is not called when __enter__ raises
             self._log.unlink(missing_ok=True)
             raise
         return self
@@ -56,7 +60,7 @@ class LocalServer:
         tail = self.tail()
         self._log.unlink(missing_ok=True)
         if code != 0 and error is None:
-            raise RuntimeError(f"the server ended with status {code}:\n{tail}")
+            raise RuntimeError(f"the server exited with status {code}; its last log lines:\n{tail}")
 
     def _wait(self) -> None:
         listening = self.wait_for("listening")
@@ -67,12 +71,12 @@ class LocalServer:
 
     @property
     def pid(self) -> int:
-        """Of the front process."""
+        """Process id of the front process."""
         assert self._process is not None
         return self._process.pid
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Signal the server and wait for its end; its exit status."""
+        """Send signal ``number`` and wait for the server's exit; returns the exit status."""
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(number)
@@ -83,7 +87,7 @@ class LocalServer:
             return self._process.wait()
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The log so far, one dictionary a line; lines that are no JSON (a crash's traceback) are left out."""
+        """The log lines so far, as dictionaries; lines that are not JSON, such as a traceback, are skipped."""
         for line in self._log.read_text(errors="replace").splitlines():
             try:
                 parsed = json.loads(line)
@@ -93,36 +97,40 @@ class LocalServer:
                 yield parsed
 
     def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
-        """The ``count``-th log line of that event, when it is there; raises :class:`RuntimeError` if it never comes."""
+        """Wait for the ``count``-th log line of ``event`` and return it.
+
+        Raises :class:`RuntimeError` if the server ends first, its models fail to load, or it takes over 240 s.
+        """
         assert self._process is not None
         end = time.monotonic() + _START_S
         while time.monotonic() < end:
             ended = self._process.poll() is not None
             lines = list(self.events())
-            found = [line for line in lines if line.get("event") == event]
-            if len(found) >= count:
-                return found[count - 1]
+            matches = [line for line in lines if line.get("event") == event]
+            if len(matches) >= count:
+                return matches[count - 1]
             if ended or (event == "ready" and any(line.get("event") == "engine failed" for line in lines)):
                 break
             time.sleep(0.02)
-        raise RuntimeError(f"the server did not say '{event}':\n{self.tail()}")
+        raise RuntimeError(f"the server did not log '{event}'; its last log lines:\n{self.tail()}")
 
     def tail(self, lines: int = 30) -> str:
-        """The end of the log, for messages."""
+        """The last ``lines`` lines of the log."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def main() -> int:
-    """``python -m underpaint_server.local_server COMMAND...``: run a command beside a fresh server.
+    """``python -m underpaint_server.local_server COMMAND...``: run a command while a new server runs.
 
-    The command finds the address in ``UNDERPAINT_TARGET``. The server takes its settings from ``UNDERPAINT_*`` too.
+    ``UNDERPAINT_TARGET`` gives the command the server's address. Settings are read from the ``UNDERPAINT_*`` variables.
+    Returns the command's exit status.
     """
     if len(sys.argv) < 2:
         print("usage: python -m underpaint_server.local_server COMMAND...", file=sys.stderr)
         return 2
     print("starting a server with the embedded model ...", file=sys.stderr)
     with LocalServer() as server:
-        print(f"it listens on {server.target}", file=sys.stderr)
+        print(f"the server listens on {server.target}", file=sys.stderr)
         return subprocess.call(sys.argv[1:], env={**os.environ, "UNDERPAINT_TARGET": server.target})
 
 

@@ -1,4 +1,4 @@
-"""The composition root: builds the parts from the settings, starts them, drains and stops them."""
+"""The composition root: builds the server's parts from the settings, starts, drains and stops them."""
 
 import asyncio
 import signal
@@ -26,14 +26,14 @@ _log = structlog.get_logger()
 Signals: TypeAlias = "asyncio.Queue[signal.Signals]"
 
 _FLUSH_S = 5.0
-"""Answers of work that has ended may still be on their way; streams of health watchers never end by themselves."""
+"""Seconds for responses that are still being sent; health watchers' streams do not end on their own."""
 
 
 async def serve(settings: Settings) -> int:
-    """Run one server until SIGTERM or SIGINT; the exit status.
+    """Run one server until SIGTERM or SIGINT; returns the exit status, 1 if it cannot open its store or ports.
 
-    The first signal drains: new work is refused with Draining, present work gets ``settings.drain_s`` seconds. A second
-    one cuts that short.
+    The first signal drains: new calls are refused with :class:`Draining` and running jobs get ``settings.drain_s``
+    seconds. A second signal ends them at once.
     """
     configure_logging(settings.log_level)
     metrics = Metrics()
@@ -134,7 +134,7 @@ async def _drain(context: ServerContext, signals: Signals) -> None:
     second = asyncio.create_task(signals.get())
     await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
     if not drain.done():
-        _log.info("draining is cut short", signal=second.result().name)
+        _log.info("draining ended by a second signal", signal=second.result().name)
         await context.engine.drain(0)
     for task in (drain, second):
         task.cancel()
@@ -146,6 +146,6 @@ async def _report_ready(context: ServerContext) -> None:
     try:
         await context.engine.wait_ready()
     except ModelNotReady as error:
-        _log.error("the models failed to load; every call is refused until a restart", error=error.message)
+        _log.error("models failed to load; calls that need a model are refused until a restart", error=error.message)
     else:
         _log.info("ready", models={info.id: info.digest for info in context.engine.models.values()})

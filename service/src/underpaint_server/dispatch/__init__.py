@@ -1,1 +1,1 @@
-"""The front's side of the engine: admission, the queue, and the engine process, started, watched and restarted."""
+"""The front process's side of the engine: admission, the queue, and starting and restarting the engine process."""

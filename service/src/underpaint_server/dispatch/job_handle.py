@@ -1,4 +1,4 @@
-"""A submitted job as its callers hold it: progress on the way, one result at the end, any number of readers."""
+"""A submitted job as its callers hold it: progress and previews while it runs, then one result; for many readers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,12 +9,12 @@ from underpaint_server.jobs import Job, Phase, Preview, Priority, Progress, Resu
 from underpaint_server.plans import total_rows
 
 HEARTBEAT_S = 5.0
-"""Longest silence of :meth:`JobHandle.events`; proxies close quiet streams."""
+"""Longest time between two events of :meth:`JobHandle.events`, in seconds; proxies close idle streams."""
 
 
 @dataclass(slots=True)
-class _Slot:
-    """The newest of its kind; a slow reader skips to it."""
+class _Latest:
+    """The newest value of one kind; a slow reader misses those in between."""
 
     value: Progress | Preview | None = None
     version: int = 0
@@ -24,7 +24,11 @@ class _Slot:
 
 
 class JobHandle:
-    """Returned by ``Dispatcher.submit``; lives on the front's loop."""
+    """A job in the queue or in the engine, returned by ``Dispatcher.submit``. To be used on the front's event loop.
+
+    ``submitted`` and ``deadline`` are readings of ``time.monotonic``; ``deadline`` None is no deadline. ``rows_left``
+    counts the network rows still to be computed.
+    """
 
     def __init__(
         self,
@@ -47,8 +51,8 @@ class JobHandle:
         self.cancelled_at: float | None = None
         self._on_cancel = on_cancel
         self._on_extend = on_extend
-        self._progress = _Slot(Progress(Phase.QUEUED, 0, 0, 0.0), 1)
-        self._preview = _Slot()
+        self._progress = _Latest(Progress(Phase.QUEUED, 0, 0, 0.0), 1)
+        self._preview = _Latest()
         self._position = 0
         self._outcome: Result | UnderpaintError | None = None
         self._changed = asyncio.Event()
@@ -57,12 +61,12 @@ class JobHandle:
 
     @property
     def queue_position(self) -> int:
-        """Jobs ahead of this one in the queue; 0 once it runs."""
+        """Position in the queue, 1 for its head; 0 once the job runs."""
         return self._position
 
     @property
     def progress(self) -> Progress:
-        """The newest snapshot."""
+        """The newest progress."""
         assert isinstance(self._progress.value, Progress)
         return self._progress.value
 
@@ -72,28 +76,29 @@ class JobHandle:
         return self._outcome is not None
 
     async def events(self) -> AsyncIterator[Progress | Preview]:
-        """The newest progress and the newest preview whenever there is one, and at least one event in 5 s.
+        """Yield progress and previews as they change, until the job ends.
 
-        Ends when the job ended. Every reader has its own place; what a slow one misses is gone.
+        After :data:`HEARTBEAT_S` without a change, yields the newest progress again. Readers are independent of each
+        other; a slow one gets the newest value and misses those in between.
         """
-        seen_progress = seen_preview = 0
+        progress_version = preview_version = 0
         while not self.done:
             changed = self._changed
-            if self._preview.version > seen_preview and self._preview.value is not None:
-                seen_preview = self._preview.version
+            if self._preview.version > preview_version and self._preview.value is not None:
+                preview_version = self._preview.version
                 yield self._preview.value
-            elif self._progress.version > seen_progress and self._progress.value is not None:
-                seen_progress = self._progress.version
+            elif self._progress.version > progress_version and self._progress.value is not None:
+                progress_version = self._progress.version
                 yield self._progress.value
             else:
                 try:
                     async with asyncio.timeout(HEARTBEAT_S):  # wait_for may lose a cancel that comes with the event
                         await changed.wait()
                 except TimeoutError:
-                    seen_progress = 0
+                    progress_version = 0
 
     async def result(self) -> Result:
-        """The result; raises what ended the job instead, an :class:`UnderpaintError`."""
+        """Wait for the result; raises the :class:`UnderpaintError` that ended the job."""
         while self._outcome is None:
             await self._changed.wait()
         if isinstance(self._outcome, UnderpaintError):
@@ -101,9 +106,9 @@ class JobHandle:
         return self._outcome
 
     def extend(self, deadline: float | None) -> None:
-        """Somebody with another deadline waits for this too: the later of the two counts, None for none at all.
+        """Move the deadline to ``deadline`` if that is later, because another caller waits for the same job.
 
-        ``deadline`` is a reading of ``time.monotonic``.
+        ``deadline`` is a reading of ``time.monotonic``; None removes the deadline.
         """
         if self.done or self.deadline is None or (deadline is not None and deadline <= self.deadline):
             return
@@ -111,20 +116,20 @@ class JobHandle:
         self._on_extend(self)
 
     def cancel(self) -> None:
-        """Give the job up; its rows are free before the next pass. Nothing happens if it has ended."""
+        """Cancel the job: the next pass no longer contains its rows. Does nothing if the job has ended."""
         if not self.done:
             self._on_cancel(self)
 
-    # --- for the engine handle -----------------------------------------------------------------------------------
+    # --- for the dispatcher --------------------------------------------------------------------------------------
 
     def move(self, position: int) -> None:
-        """The queue moved: so many jobs are ahead now."""
+        """Set the position in the queue, 1 for its head; 0 when the job goes to the engine."""
         if position != self._position or self._progress.version == 1:
             self._position = position
             self._put(self._progress, Progress(Phase.QUEUED, 0, 0, 0.0, queue_position=position))
 
     def advance(self, progress: Progress, rows: int) -> None:
-        """The engine got further: ``rows`` network rows in all."""
+        """Set the progress; ``rows`` network rows of the job are done. The fraction never decreases."""
         self._position = 0
         self.rows_left = max(0, total_rows(self.job) - rows)
         before = self._progress.value
@@ -132,19 +137,19 @@ class JobHandle:
         self._put(self._progress, replace(progress, fraction=max(floor, progress.fraction)))
 
     def show(self, preview: Preview) -> None:
-        """The engine sent a look."""
+        """Set the newest preview."""
         self._put(self._preview, preview)
 
     def end(self, outcome: Result | UnderpaintError) -> bool:
-        """Settle the job; False if it was settled before (the first outcome stands)."""
+        """Set the job's outcome; False if it had one already, which then stays."""
         if self.done:
             return False
         self._outcome = outcome
         self._wake()
         return True
 
-    def _put(self, slot: _Slot, value: Progress | Preview) -> None:
-        slot.put(value)
+    def _put(self, latest: _Latest, value: Progress | Preview) -> None:
+        latest.put(value)
         self._wake()
 
     def _wake(self) -> None:

@@ -1,49 +1,49 @@
-"""How fast the engine is, from what it reports."""
+"""The engine's speed, measured from its reports of forward passes."""
 
 import time
 from collections import deque
 
 _WEIGHT = 0.1
-"""Share of a new value in the running mean."""
+"""Weight of a new value in the exponential moving average."""
 _RECENT = 32
-"""Network passes that ``fast_row_s`` looks back on."""
+"""Network passes that :meth:`Pace.fast_row_s` takes the minimum of."""
 _STALE_S = 10.0
-"""After so long without a pass, nothing is known of the pace any more."""
+"""Seconds without a pass after which :meth:`Pace.fast_row_s` is unknown (0)."""
 
 
 class Pace:
-    """Running means over forward passes; zeros until there was one."""
+    """Seconds per network row over recent forward passes; 0 before the first."""
 
     def __init__(self) -> None:
         self.row_s = 0.0
-        """Seconds of one network row, at the sizes that passes lately had."""
-        self._row_s_of: deque[float] = deque(maxlen=_RECENT)
+        """Moving average of the seconds of one network row, at the pass sizes that occurred."""
+        self._recent_row_s: deque[float] = deque(maxlen=_RECENT)
         self.last_pass_at: float | None = None
-        """Unix time of the last pass."""
-        self._heard = time.monotonic()
+        """Unix time of the last network pass; None before the first."""
+        self._last_activity = time.monotonic()
 
     def add(self, rows: int, duration_s: float, now: float) -> None:
-        """A pass of ``rows`` network rows (0 for the side stages) was reported; ``now`` is monotonic."""
-        self._heard = now
+        """Count a pass of ``rows`` network rows (0 for any other kind) that was reported at ``now``, monotonic."""
+        self._last_activity = now
         if rows:
             self.last_pass_at = time.time()
             self.row_s = _blend(self.row_s, duration_s / rows)
-            self._row_s_of.append(duration_s / rows)
+            self._recent_row_s.append(duration_s / rows)
 
     def rest(self, now: float) -> None:
-        """There was nothing to do until now: silence counts from here."""
-        self._heard = now
+        """The engine was idle until ``now``, monotonic: :meth:`silent_s` counts from here."""
+        self._last_activity = now
 
     def fast_row_s(self, now: float) -> float:
-        """Seconds of one row in the fastest of the recent passes; 0 when there was none lately.
+        """Seconds of one row in the fastest of the recent network passes; 0 if there was no pass for 10 s.
 
-        For refusals: one slow pass must not lock callers out, and an idle engine must be tried to be known.
+        For refusals by deadline: they must not follow from one slow pass, nor from what is known of an idle engine.
         """
-        return min(self._row_s_of, default=0.0) if self.silent_s(now) < _STALE_S else 0.0
+        return min(self._recent_row_s, default=0.0) if self.silent_s(now) < _STALE_S else 0.0
 
     def silent_s(self, now: float) -> float:
-        """Seconds since the last pass, or since there was something to do."""
-        return now - self._heard
+        """Seconds from the last pass, or from the end of the last idle time, to ``now``, monotonic."""
+        return now - self._last_activity
 
 
 def _blend(mean: float, value: float) -> float:

@@ -1,7 +1,7 @@
-"""The front's side of the engine: admission, the one queue, and what the engine process last said.
+"""Admission, the queue, and the handling of the engine's reports, in the front process.
 
-The queue lives here and not in the engine, so that callers hear their place at once, a cancelled or late job never
-reaches the device, and a crash of the engine costs the jobs inside it and no others.
+The queue is here and not in the engine process, so that callers get their queue position at once, a job that is
+cancelled or late while it waits never reaches the device, and a crash of the engine ends only the jobs inside it.
 """
 
 import asyncio
@@ -45,15 +45,16 @@ from underpaint_server.telemetry import Metrics
 log = structlog.get_logger(__name__)
 
 WATCH_S = 0.25
-"""How often deadlines of waiting jobs and the engine's pulse are looked at."""
+"""Seconds between two checks of waiting jobs' deadlines and of the engine's stall time."""
 STALL_S = 60.0
-"""An engine that has work and makes no pass for this long, and for 10 times a full pass, is ended and restarted."""
+"""Stall limit in seconds: an engine with running jobs and no pass for this long, and for at least 10 times the
+estimated duration of a full pass, is killed and restarted."""
 FIRST_PASS_S = 600.0
-"""The same before its first pass, when nothing is known of it yet."""
+"""Stall limit in seconds before the first network pass, when no duration of a pass is known."""
 
 
 class Dispatcher:
-    """Owns the engine and the queue before it. Every method is called on one asyncio loop and never blocks."""
+    """Owns the queue and the engine process. All methods are to be called on one event loop; none blocks it."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
@@ -71,27 +72,27 @@ class Dispatcher:
 
     @property
     def state(self) -> EngineState:
-        """Of the engine process."""
+        """State of the engine process."""
         return self._engine.state
 
     @property
     def error(self) -> str:
-        """Why the state is FAILED, else empty."""
+        """Why the state is FAILED; empty in any other state."""
         return self._engine.error
 
     @property
     def configured(self) -> tuple[str, ...]:
-        """Ids of the models from the settings, the default first."""
+        """Ids of the configured models, the default first."""
         return tuple(name for name, _ in self._settings.model_locations)
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
-        """What the engine said of its models, in that order; empty until it was ready once."""
+        """Id -> description of the loaded models, the default first; empty until the engine was ready once."""
         return self._infos
 
     @property
     def stalled(self) -> bool:
-        """Whether the engine has work and makes no passes."""
+        """Whether the engine has running jobs but made no pass within its stall limit."""
         if self._pace.row_s == 0:
             limit_s = FIRST_PASS_S
         else:
@@ -105,59 +106,63 @@ class Dispatcher:
 
     @property
     def queue_capacity(self) -> int:
-        """Jobs that may wait."""
+        """Most jobs that may wait in the queue."""
         return self._settings.queue_capacity
 
     @property
     def backlog_s(self) -> float:
-        """Seconds of network rows waiting and running, at the present pace."""
+        """Estimated seconds of device time for the rows of all waiting and running jobs."""
         return self._pace.row_s * sum(job.rows_left for job in [*self._waiting, *self._running.values()])
 
     @property
     def last_pass_at(self) -> float | None:
-        """Unix time of the last forward pass."""
+        """Unix time of the last network pass; None before the first."""
         return self._pace.last_pass_at
 
     def num_waiting(self, priority: Priority) -> int:
-        """Jobs of a priority in the queue."""
+        """Jobs of ``priority`` in the queue."""
         return sum(job.priority is priority for job in self._waiting)
 
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Spawn the engine process; READY comes later."""
+        """Spawn the engine process, without waiting until it is ready."""
         self._engine.start()
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def wait_ready(self) -> None:
-        """Until the engine is ready; raises :class:`ModelNotReady` if it never will be."""
+        """Wait until the engine is ready; raises :class:`ModelNotReady` if it failed for good or is closed."""
         await self._engine.wait_ready()
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new work, let the present work finish for ``timeout_s`` seconds, cancel what is left."""
+        """Refuse new jobs, wait up to ``timeout_s`` seconds for the others, then end those that are left."""
         self._draining = True
         end = time.monotonic() + timeout_s
         while (self._waiting or self._running) and time.monotonic() < end:
             await asyncio.sleep(0.02)
         for job in [*self._waiting, *self._running.values()]:
-            self._settle(job, Draining("the server stopped before this work was done", retry_after_s=1.0))
+            self._settle(job, Draining("the server stopped before the job was done; send it again", retry_after_s=1.0))
 
     async def close(self) -> None:
-        """End the engine process and everything that waits for it."""
+        """End all jobs with :class:`Draining`, then the engine process."""
         self._draining = True
         if self._watching is not None:
             self._watching.cancel()
         for job in [*self._waiting, *self._running.values()]:
-            self._settle(job, Draining("the server stopped", retry_after_s=1.0))
+            self._settle(job, Draining("the server stopped; send the request again", retry_after_s=1.0))
         await self._engine.stop()
 
     # --- admission -----------------------------------------------------------------------------------------------
 
     def submit(self, job: Job, *, priority: Priority, deadline_s: float | None, preview_every: int = 0) -> JobHandle:
-        """Give a job a place, or raise why it gets none. ``deadline_s`` is in seconds from now.
+        """Put a job into the queue.
+
+        ``deadline_s`` is in seconds from now, None for no deadline. ``preview_every`` is the number of denoising steps
+        from one preview to the next, 0 for no previews. Jobs of one priority start in the order of submission; LEARNING
+        jobs are never refused for a full queue and need no running slot.
 
         Raises :class:`Draining`, :class:`ModelLoading`, :class:`WorkerRestarted`, :class:`ModelNotReady`,
-        :class:`QueueFull` or :class:`DeadlineUnattainable`; then nothing was enqueued.
+        :class:`QueueFull` or :class:`DeadlineUnattainable`; then the job was not enqueued.
         """
         self._check_open()
         now = time.monotonic()
@@ -167,7 +172,7 @@ class Dispatcher:
         self._check_deadline(handle, ahead, deadline_s)
         if self._is_full() and priority is not Priority.LEARNING and len(self._waiting) >= self.queue_capacity:
             raise QueueFull(
-                f"{len(self._waiting)} jobs wait already; come back in a while", retry_after_s=self._retry_after_s()
+                f"the queue is full: {len(self._waiting)} jobs wait; retry later", retry_after_s=self._retry_after_s()
             )
         self._waiting.insert(len(ahead), handle)
         self._dispatch()
@@ -175,38 +180,40 @@ class Dispatcher:
 
     def _check_open(self) -> None:
         if self._draining:
-            raise Draining("this server is about to stop; another one takes the call", retry_after_s=1.0)
+            raise Draining("this server is stopping; retry, another replica may take the call", retry_after_s=1.0)
         match self.state:
             case EngineState.STARTING:
-                raise ModelLoading("the model is being loaded", retry_after_s=RESTART_S)
+                raise ModelLoading("the models are being loaded; retry later", retry_after_s=RESTART_S)
             case EngineState.RESTARTING:
-                raise WorkerRestarted("the engine is being restarted", retry_after_s=self._engine.restart_s)
+                raise WorkerRestarted(
+                    "the engine process is being restarted; retry later", retry_after_s=self._engine.restart_s
+                )
             case EngineState.FAILED:
                 raise ModelNotReady(self.error)
             case _:
                 return
 
     def _check_deadline(self, handle: JobHandle, ahead: list[JobHandle], deadline_s: float | None) -> None:
-        """Refuse what cannot finish in time even at the best recent pace and if running jobs cost nothing."""
+        """Refuse a job that cannot meet its deadline at the fastest recent pace, even if running jobs took no time."""
         busy = self._is_full()
         rows = handle.rows_left + (sum(job.rows_left for job in ahead) if busy else 0)
         estimate_s = rows * self._pace.fast_row_s(time.monotonic())
         if deadline_s is not None and estimate_s > deadline_s:
             self._metrics.on_deadline_missed(method=job_name(handle.job), stage="at_admission")
             raise DeadlineUnattainable(
-                f"this needs about {estimate_s:.1f} s, the deadline is in {deadline_s:.1f} s; allow more time, or ask "
-                "for fewer steps",
+                f"the job needs about {estimate_s:.1f} s and the deadline is in {deadline_s:.1f} s; set a later "
+                "deadline or ask for fewer steps",
                 metadata={"estimate_s": f"{estimate_s:.3f}"},
             )
 
     def _retry_after_s(self) -> float:
-        """About the time until one place is free."""
+        """Estimated seconds until one queue slot is free, 0.2 to 30."""
         return min(30.0, max(0.2, self.backlog_s / max(1, len(self._waiting) + len(self._running))))
 
     # --- queue ---------------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Fill the engine's places from the head of the queue, and tell the rest where they stand."""
+        """Send jobs from the head of the queue to the engine while it has free slots; update the others' positions."""
         while (job := self._next()) is not None:
             self._waiting.remove(job)
             if not self._running:
@@ -218,34 +225,34 @@ class Dispatcher:
             job.move(position + 1)
 
     def _next(self) -> JobHandle | None:
-        """The first in the queue that may go to the engine, if any."""
+        """The first waiting job that may go to the engine now, or None."""
         if self.state is not EngineState.READY:
             return None
         full = self._is_full()
         return next((job for job in self._waiting if not full or job.priority is Priority.LEARNING), None)
 
     def _is_full(self) -> bool:
-        """Whether all places are taken. Learning takes none: it lasts, and its share of the passes is its measure."""
-        placed = sum(job.priority is not Priority.LEARNING for job in self._running.values())
-        return placed >= self._settings.max_running
+        """Whether all running slots are taken. Learning needs none: it runs long and is limited by ``learn_share``."""
+        taken = sum(job.priority is not Priority.LEARNING for job in self._running.values())
+        return taken >= self._settings.max_running
 
     def _cancel(self, job: JobHandle) -> None:
-        """The callers are told at once; the engine's place is free when the engine says so."""
+        """End the job for its callers at once; its running slot is free when the engine reports its end."""
         if job in self._waiting:
             self._metrics.on_cancelled(method=job_name(job.job), stage="queued")
-            self._settle(job, Cancelled("cancelled while queued"))
+            self._settle(job, Cancelled("the job was cancelled while it was queued"))
         elif job.id in self._running:
             self._metrics.on_cancelled(method=job_name(job.job), stage="running")
             job.cancelled_at = time.monotonic()
             self._engine.send(CancelJob(job.id))
-            job.end(Cancelled("cancelled while running"))
+            job.end(Cancelled("the job was cancelled while it was running"))
 
     def _extend(self, job: JobHandle) -> None:
         if job.id in self._running:
             self._engine.send(ExtendJob(job.id, job.deadline))
 
     def _settle(self, job: JobHandle, outcome: UnderpaintError) -> None:
-        """End a job from the front's side and forget it."""
+        """End a job with ``outcome`` and remove it from the queue and from the engine."""
         if job in self._waiting:
             self._waiting.remove(job)
         elif self._running.pop(job.id, None) is not None:
@@ -253,10 +260,10 @@ class Dispatcher:
         job.end(outcome)
         self._dispatch()
 
-    # --- what the engine says ------------------------------------------------------------------------------------
+    # --- reports of the engine -----------------------------------------------------------------------------------
 
     def on_report(self, report: Report) -> None:
-        """See :class:`Listener`."""
+        """See :class:`underpaint_server.dispatch.supervisor.Listener`."""
         match report:
             case Ready(models=models):
                 self._on_ready(models)
@@ -322,25 +329,23 @@ class Dispatcher:
             self._metrics.on_phase(phase=phase, method=method, seconds=seconds)
 
     def on_crash(self) -> None:
-        """See :class:`Listener`: the jobs inside are lost, those in the queue are not."""
+        """See :class:`underpaint_server.dispatch.supervisor.Listener`; jobs in the queue are kept."""
         lost, self._running = list(self._running.values()), {}
         for job in lost:
-            job.end(
-                WorkerRestarted("the engine ended with this work in it; it is being restarted", retry_after_s=RESTART_S)
-            )
+            job.end(WorkerRestarted("the engine process ended while the job ran in it; retry", retry_after_s=RESTART_S))
 
     def on_failed(self, message: str) -> None:
-        """See :class:`Listener`."""
+        """See :class:`underpaint_server.dispatch.supervisor.Listener`."""
         for job in [*self._waiting, *self._running.values()]:
             self._settle(job, ModelNotReady(message))
 
     async def _watch(self) -> None:
-        """Drop waiting jobs whose deadline passed; end an engine that stopped making passes."""
+        """End waiting jobs whose deadline passed; kill a stalled engine."""
         while True:
             await asyncio.sleep(WATCH_S)
             now = time.monotonic()
             for job in [job for job in self._waiting if job.deadline is not None and job.deadline < now]:
                 self._metrics.on_deadline_missed(method=job_name(job.job), stage="queued")
-                self._settle(job, DeadlinePassed("the deadline passed while the work was queued"))
+                self._settle(job, DeadlinePassed("the deadline passed while the job was queued; set a later deadline"))
             if self.stalled:
                 self._engine.end_stalled()

@@ -1,4 +1,4 @@
-"""Keeps one engine process alive: starts it, notices its end, starts it again, gives up when that does not help."""
+"""Starts the engine process and restarts it after a crash or a stall, until it crashed too often in a row."""
 
 import asyncio
 import time
@@ -16,45 +16,48 @@ from underpaint_server.telemetry import Metrics
 log = structlog.get_logger(__name__)
 
 MAX_CRASHES = 5
-"""Crashes in a row, without a job that ended well in between, after which the engine counts as failed."""
+"""Restarts in a row, without a successful job in between; the next crash makes the state FAILED."""
 FIRST_DELAY_S = 0.2
-"""Before the first restart; twice that before the next, and so on."""
+"""Backoff in seconds before the first restart; doubled for each further one in a row."""
 RESTART_S = 2.0
-"""What callers are told to wait at first; another replica may take the call."""
+"""Smallest ``retry_after_s``, in seconds, of calls that are refused during a restart."""
 MAX_RESTART_S = 30.0
-"""What they are told to wait at most."""
+"""Largest ``retry_after_s``, in seconds, of calls that are refused during a restart."""
 
 
 class EngineState(Enum):
-    """Of the engine process."""
+    """State of the engine process."""
 
     STARTING = "starting"
+    """Loading the models for the first time."""
     READY = "ready"
     RESTARTING = "restarting"
+    """The process ended; its successor is not ready yet."""
     FAILED = "failed"
+    """A model cannot be loaded, or too many crashes in a row; only a restart of the server helps."""
     CLOSED = "closed"
 
 
 class Listener(Protocol):
-    """Who wants to know. Called on the loop that started the engine."""
+    """Receives the engine's reports and state changes, on the event loop that started the engine."""
 
     def on_report(self, report: Report) -> None:
-        """The engine said something; a Ready comes after the state became READY."""
+        """The engine sent ``report``; the state is READY before its :class:`Ready` is passed on."""
 
     def on_crash(self) -> None:
-        """The process ended, and everything inside it is lost; the state is RESTARTING."""
+        """The process ended and the jobs inside it are lost; the state is RESTARTING."""
 
     def on_failed(self, message: str) -> None:
-        """It will not come back; the state is FAILED."""
+        """The engine will not be restarted, because of ``message``; the state is FAILED."""
 
 
 class Supervisor:
-    """Owns the process. What a process says after its successor was started is not heard."""
+    """Owns the engine process. Reports of a process whose successor was started are ignored."""
 
     def __init__(self, settings: Settings, metrics: Metrics, listener: Listener) -> None:
         self.state = EngineState.STARTING
         self.error = ""
-        """Why the state is FAILED, else empty."""
+        """Why the state is FAILED; empty in any other state."""
         self._settings = settings
         self._metrics = metrics
         self._listener = listener
@@ -66,40 +69,41 @@ class Supervisor:
         self._changed = asyncio.Event()
 
     def start(self) -> None:
-        """Spawn the process; READY comes later."""
+        """Spawn the process, without waiting until it is ready."""
         self._spawned = time.monotonic()
         self._process = EngineProcess(self._settings, self._on_report, self._on_exit)
 
     @property
     def restart_s(self) -> float:
-        """What a caller who comes during a restart is told to wait: of a client's three retries, the last comes after
-        the end of a start as long as the last one, however long this model takes to load."""
+        """``retry_after_s`` of calls during a restart, in seconds: two thirds of the last start's duration, within
+        :data:`RESTART_S` and :data:`MAX_RESTART_S`. The last of a client's three retries then comes after a restart
+        that takes as long, whatever the size of the model."""
         return min(MAX_RESTART_S, max(RESTART_S, self._start_s * 2 / 3))
 
     def send(self, order: Order) -> None:
-        """Send an order; one that the process no longer reads is lost with it, and a crash follows."""
+        """Send an order to the process; dropped if the process has ended, in which case a crash is reported."""
         if self._process is not None:
             self._process.send(order)
 
     def end_stalled(self) -> None:
-        """End a process that makes no progress; it is restarted."""
+        """Kill a process that makes no passes, so that it is restarted."""
         if self._process is not None and self.state is EngineState.READY:
             self._reason = "stall"
             self._process.kill()
 
     def reset_crashes(self) -> None:
-        """A job ended well: the crashes before it do not count any more."""
+        """Reset the count of crashes in a row, after a job that succeeded."""
         self._crashes = 0
 
     async def wait_ready(self) -> None:
-        """Until the state is READY; raises :class:`ModelNotReady` if it never will be."""
+        """Wait until the state is READY; raises :class:`ModelNotReady` if it is FAILED or CLOSED."""
         while self.state in (EngineState.STARTING, EngineState.RESTARTING):
             await self._changed.wait()
         if self.state is not EngineState.READY:
             raise ModelNotReady(self.error or "the engine is closed")
 
     async def stop(self) -> None:
-        """End the process for good."""
+        """End the process without a restart."""
         self._set(EngineState.CLOSED)
         if self._restart is not None:
             self._restart.cancel()

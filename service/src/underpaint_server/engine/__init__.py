@@ -1,1 +1,1 @@
-"""Who may have the device, and when: jobs become generators, their rows share forward passes."""
+"""The engine process: each job is a generator of rows, and rows of several jobs share forward passes."""

@@ -1,4 +1,4 @@
-"""The loop that owns the device: admit, schedule, predict, advance."""
+"""The loop of the engine process: admit jobs, schedule rows, run one forward pass, advance the jobs."""
 
 import queue
 from collections import Counter as Tally
@@ -34,7 +34,12 @@ log = structlog.get_logger(__name__)
 
 
 class Engine:
-    """Runs every job of one device in one thread. Orders come in through a queue, reports go out through ``report``."""
+    """Runs all jobs of one device in one thread.
+
+    Orders are read from ``inbox``; ``report`` is called with every report, in the thread of :meth:`run`. A pass has at
+    most ``max_batch_size`` rows. ``learn_share``, (0, 1], is the share of device time that learning may use while
+    other jobs wait.
+    """
 
     def __init__(
         self,
@@ -55,7 +60,10 @@ class Engine:
         self._stopping = False
 
     def run(self) -> None:
-        """Until told to stop. Between two passes nothing waits but for the next pass."""
+        """Run passes until a :class:`Stop` order arrives; orders are read between two passes.
+
+        Raises :class:`DeviceLost` when the device fails for good.
+        """
         while not self._stopping:
             self._admit()
             self._drop_late()
@@ -66,7 +74,7 @@ class Engine:
     # --- admit ---------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Take every order that is there; with nothing to do, wait for one."""
+        """Handle all orders in the inbox; without a running job, block until there is one."""
         while True:
             try:
                 order = self._inbox.get(block=not self._runs)
@@ -88,7 +96,7 @@ class Engine:
         backend = self._backends.get(order.job.model)
         try:
             if backend is None:
-                raise ModelNotFound(f"no model '{order.job.model}' in this engine")  # noqa: TRY301
+                raise ModelNotFound(f"the engine has no model '{order.job.model}'")  # noqa: TRY301
             self._runs[order.id] = JobRun(order, backend)
         except Exception as error:
             self._report(Ended(order.id, _as_known(error)))
@@ -96,7 +104,7 @@ class Engine:
     def _drop_late(self) -> None:
         late = [id_ for id_, run in self._runs.items() if run.deadline is not None and run.deadline < now()]
         for id_ in late:
-            self._end(id_, DeadlinePassed("the deadline passed while the work was running"))
+            self._end(id_, DeadlinePassed("the deadline passed while the job was running; set a later one"))
 
     def _end(self, job: int, outcome: UnderpaintError) -> None:
         run = self._runs.pop(job, None)
@@ -107,12 +115,15 @@ class Engine:
     # --- schedule ------------------------------------------------------------------------------------------------
 
     def _candidates(self) -> list[WaitingRow]:
-        """All waiting rows; where learning meets other work, its own while its share is open, and else the others."""
+        """The rows to choose from: all, or only learning's, or only the others'.
+
+        Where both kinds wait, learning's rows are chosen from while its share is open, and the others' otherwise.
+        """
         rows = [row for run in self._runs.values() for row in run.waiting_rows()]
         if not self._is_contested(rows):
             return rows
-        learns = self._share.is_open
-        return [row for row in rows if (row.priority == Priority.LEARNING) is learns]
+        learning_runs = self._share.is_open
+        return [row for row in rows if (row.priority == Priority.LEARNING) is learning_runs]
 
     def _is_contested(self, rows: Sequence[WaitingRow]) -> bool:
         return len({row.priority == Priority.LEARNING for row in rows}) == 2
@@ -126,7 +137,7 @@ class Engine:
     # --- predict -------------------------------------------------------------------------------------------------
 
     def _predict(self, chosen: Selection) -> tuple[list[Any], float, float]:
-        """An answer or an error for every row, when the pass began and how long it took."""
+        """An answer or an exception for every row, the start of the pass (monotonic) and its duration in seconds."""
         begin = now()
         answers = self._attempt(chosen)
         duration_s = now() - begin
@@ -150,13 +161,13 @@ class Engine:
         return answers, begin, duration_s
 
     def _account(self, chosen: Selection, duration_s: float) -> None:
-        """Time counts against learning's share only while others are there."""
+        """Charge a pass to learning's share; passes while only learning runs are not charged."""
         if any(run.start.priority != Priority.LEARNING for run in self._runs.values()):
             learning = sum(row.priority == Priority.LEARNING for row in chosen.rows)
             self._share.spend(duration_s, learning / len(chosen.rows))
 
     def _attempt(self, chosen: Selection) -> list[Any]:
-        """One forward pass; when it fails, smaller ones, so that only the jobs at fault are hit."""
+        """Run one forward pass; if it fails, smaller ones, so that only the jobs at fault fail."""
         key = chosen.rows[0].key
         rows = [self._runs[row.job].row(row.index) for row in chosen.rows]
         try:
@@ -172,7 +183,10 @@ class Engine:
             return [self._attempt(replace(chosen, rows=(row,)))[0] for row in chosen.rows]
 
     def _attempt_smaller(self, chosen: Selection, error: OutOfMemory) -> list[Any]:
-        """The device cannot hold the pass. Rows of a batch class cannot have a smaller one; all others can."""
+        """Split a pass that the device's memory cannot hold.
+
+        Rows of a batch class need a pass of exactly that size, so they fail; all others are run in smaller passes.
+        """
         pinned = [row for row in chosen.rows if row.key.batch_class is not None]
         free = chosen.rows[len(pinned) :]
         if not free or (len(free) == 1 and not pinned):
@@ -189,7 +203,7 @@ class Engine:
     # --- advance -------------------------------------------------------------------------------------------------
 
     def _advance(self, chosen: Selection, answers: list[Any], begin: float, duration_s: float) -> None:
-        """Hand every answer to its job; a job that fails ends alone."""
+        """Hand every answer to its job; a job that fails does not affect the others."""
         jobs = Tally(row.job for row in chosen.rows)
         is_network = is_network_row(chosen.rows[0].key.kind)
         for job, rows in jobs.items():
@@ -218,16 +232,16 @@ class Engine:
     def _report_progress(self, run: JobRun, moved: bool) -> None:
         if run.progress.due(now()):
             self._report(Advanced(run.start.id, run.progress.snapshot(now()), run.progress.rows))
-        guess = run.take_preview() if moved else None
-        if guess is not None:
-            self._report_preview(run, guess)
+        preview_row = run.take_preview() if moved else None
+        if preview_row is not None:
+            self._report_preview(run, preview_row)
 
-    def _report_preview(self, run: JobRun, guess: Decode) -> None:
-        """A preview, decoded on the spot. One that fails is left out: it is no part of the answer."""
+    def _report_preview(self, run: JobRun, row: Decode) -> None:
+        """Decode and report a preview in a pass of its own; skip it if that fails, since no result depends on it."""
         backend = self._backends[run.start.job.model]
-        size = backend.batch_class(Decode, tuple(guess.latents.shape)) or backend.minimum(Decode)
+        size = backend.batch_class(Decode, tuple(row.latents.shape)) or backend.minimum(Decode)
         try:
-            (image,) = backend.predict(Batch([guess], size))
+            (image,) = backend.predict(Batch([row], size))
         except DeviceLost:
             raise
         except Exception as error:

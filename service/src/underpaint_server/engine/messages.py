@@ -1,4 +1,4 @@
-"""What the front process and the engine process tell each other."""
+"""Messages between the front process and the engine process: orders one way, reports the other. All are picklable."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,34 +11,37 @@ from underpaint_server.jobs import Job, ModelInfo, Preview, Priority, Progress, 
 
 @dataclass(frozen=True, slots=True)
 class StartJob:
-    """Run a job. ``deadline`` and ``submitted`` are readings of ``time.monotonic``, one clock for both processes."""
+    """Run a job. Times are readings of ``time.monotonic``, which both processes share."""
 
     id: int
     job: Job
     priority: Priority
     submitted: float
     deadline: float | None
+    """None for no deadline."""
     preview_every: int
+    """Denoising steps from one preview to the next; 0 for no previews."""
 
 
 @dataclass(frozen=True, slots=True)
 class CancelJob:
-    """Drop a job; its rows are gone before the next pass."""
+    """End a job; the next pass no longer contains its rows."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True)
 class ExtendJob:
-    """Somebody who can wait longer waits for this job too; None is no deadline."""
+    """Move a job's deadline: another caller, with more time, waits for the same job."""
 
     id: int
     deadline: float | None
+    """The later deadline, a reading of ``time.monotonic``; None for no deadline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave the loop."""
+    """Leave the loop; jobs that run get no result."""
 
 
 Order = StartJob | CancelJob | ExtendJob | Stop
@@ -48,9 +51,10 @@ Order = StartJob | CancelJob | ExtendJob | Stop
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """All models are in memory, in the configured order; seconds each took."""
+    """All models are loaded."""
 
     models: tuple[tuple[ModelInfo, float], ...]
+    """Each model and the seconds that loading it took, in the configured order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,39 +66,44 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """One forward pass was made."""
+    """One forward pass ended."""
 
     model: str
     kind: str
-    """Of its rows, in small letters: denoise, encode, decode, embed, pullback, ..."""
+    """Class of its rows in lower case: denoise, pullback, encode, decode, pullbackdecode, score, embed."""
     is_network: bool
     """Whether its rows are network rows, see :func:`underpaint_server.rows.is_network_row`."""
     rows_by_method: Mapping[str, int]
+    """Method -> rows of its jobs; padding is not counted."""
     padding: int
+    """Rows that belong to no job and only fill the pass."""
     duration_s: float
     memory_bytes: Mapping[str, int]
+    """Device memory by kind, see :meth:`underpaint_server.backends.protocol.Backend.memory_bytes`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A batch came out smaller than it could have been: ``oom`` or ``error``."""
+    """A pass failed and was replaced by smaller ones."""
 
     model: str
     reason: str
+    """``oom``: out of device memory; ``error``: any other exception."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """A job got further, by ``rows`` network rows in all."""
+    """A job's progress."""
 
     id: int
     progress: Progress
     rows: int
+    """Network rows of the job that are done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Previewed:
-    """A look at a job's present guess."""
+    """A preview of a job: its current prediction of the final image."""
 
     id: int
     preview: Preview
@@ -102,7 +111,7 @@ class Previewed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job is over and holds nothing any more. A cancelled one ends with :class:`Cancelled`."""
+    """A job ended and its memory is free. A cancelled job ends with :class:`Cancelled`."""
 
     id: int
     outcome: Result | UnderpaintError

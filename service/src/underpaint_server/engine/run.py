@@ -1,4 +1,4 @@
-"""One job inside the engine: its generator, the group it waits for, and the count of what it has had."""
+"""One job inside the engine: its generator, the group of rows it waits for, and its progress and usage."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -29,13 +29,14 @@ from underpaint_server.programs import program
 from underpaint_server.rows import Captured, Decode, Denoise, Encode, Key, PullBack, PullBackDecode, Row, Score
 
 PROGRESS_EVERY_S = 0.05
+"""Shortest time between two progress reports of a job, in seconds."""
 
 
 class JobRun:
-    """Feeds answers into a job's generator and knows which rows it waits for."""
+    """Runs a job's generator: offers the rows it waits for and sends it their answers."""
 
     def __init__(self, start: StartJob, backend: Backend) -> None:
-        """Starts the generator up to its first group; whatever that raises is the job's own error."""
+        """Run the generator up to its first group of rows; raises whatever the generator raises."""
         self.start = start
         self.deadline = start.deadline
         self.method = job_name(start.job)
@@ -50,22 +51,25 @@ class JobRun:
         self._preview: Decode | None = None
 
     def waiting_rows(self) -> Iterator[WaitingRow]:
-        """One for each row that has no answer yet."""
+        """The rows of the current group that have no answer yet."""
         for index, row in enumerate(self._group):
             if index not in self._answers:
                 yield WaitingRow(self.start.id, index, self._key(row), self.start.priority, self.served)
 
     def row(self, index: int) -> Row:
-        """The row of that place in the group."""
+        """The row at ``index`` of the current group."""
         return self._group[index]
 
     def answer(self, index: int, value: Any) -> bool:
-        """Take one answer; True when that completed the group and the job went on (or ended, see ``result``)."""
+        """Store the answer to row ``index``; True if it completed the group and the generator went on.
+
+        When the generator ends, ``result`` is set. Raises whatever the generator raises.
+        """
         self._answers[index] = value
         if len(self._answers) < len(self._group):
             return False
         answers = [self._answers[i] for i in range(len(self._group))]
-        self._remember_guess(self._group[-1], answers[-1])
+        self._keep_preview(self._group[-1], answers[-1])
         self._answers = {}
         try:
             self._group = self._generator.send(answers)
@@ -74,18 +78,18 @@ class JobRun:
         return True
 
     def take_preview(self) -> Decode | None:
-        """The present guess at the picture, when a preview is due; asked for once a step at most."""
+        """The row that decodes the current prediction of x_0, if a preview is due; at most once a step, else None."""
         every, step = self.start.preview_every, self.progress.step
         due = every > 0 and step > 0 and step % every == 0 and self.progress.phase is Phase.DENOISING
-        guess, self._preview = (self._preview if due else None), None
-        return guess if self.progress.is_new_step() else None
+        row, self._preview = (self._preview if due else None), None
+        return row if self.progress.is_new_step() else None
 
     def close(self) -> None:
-        """End the generator; its rows are gone."""
+        """Close the generator and drop its rows."""
         self._group = ()
         self._generator.close()
 
-    def _remember_guess(self, row: Row, answer: Any) -> None:
+    def _keep_preview(self, row: Row, answer: Any) -> None:
         if self.start.preview_every > 0 and isinstance(row, Denoise):
             noise_pred = answer.noise_pred if isinstance(answer, Captured) else answer
             self._preview = Decode(pred_x0(row.latents, noise_pred, row.alpha_bar))
@@ -107,7 +111,7 @@ class JobRun:
 
 
 class ProgressCounter:
-    """Counts a job's rows against its plan: the one place that progress, usage and phases come from."""
+    """Counts a job's network rows against its plan and derives progress, phases and usage from the count."""
 
     def __init__(self, start: StartJob, stages: tuple[Stage, ...]) -> None:
         self.rows = 0
@@ -120,10 +124,13 @@ class ProgressCounter:
         self._jobs_beside = 0
         self._phases: dict[Phase, list[float]] = {}
         self._reported = 0.0
-        self._step_seen = (Phase.ENCODING, 0)
+        self._last_step = (Phase.ENCODING, 0)
 
     def add(self, rows: int, jobs: int, begin: float, duration_s: float) -> None:
-        """``rows`` network rows were answered by a pass that ``jobs`` jobs shared; 0 for the side stages."""
+        """Count a pass of ``duration_s`` seconds that began at ``begin`` (monotonic) and that ``jobs`` jobs shared.
+
+        ``rows`` is the number of this job's network rows in it; 0 for encoding, decoding and text.
+        """
         phase = self._stages[0].phase if rows and not self.rows else self.phase
         span = self._phases.setdefault(phase, [begin, begin])
         span[1] = begin + duration_s
@@ -136,36 +143,36 @@ class ProgressCounter:
 
     @property
     def phase(self) -> Phase:
-        """What the next row belongs to."""
+        """The phase that the next row belongs to."""
         return self._position()[0]
 
     @property
     def step(self) -> int:
-        """Steps finished in this phase."""
+        """Finished steps of this phase."""
         return self._position()[1]
 
     def is_new_step(self) -> bool:
-        """Whether the step is another one than at the last such question."""
-        now, before = (self.phase, self.step), self._step_seen
-        self._step_seen = now
-        return now != before
+        """Whether phase or step changed since the last call of this method."""
+        current, previous = (self.phase, self.step), self._last_step
+        self._last_step = current
+        return current != previous
 
     def due(self, now: float) -> bool:
-        """Whether it is time for another report; reports are for people, not for every pass."""
+        """Whether the last report is at least :data:`PROGRESS_EVERY_S` old; True counts as a report."""
         if now - self._reported < PROGRESS_EVERY_S:
             return False
         self._reported = now
         return True
 
     def snapshot(self, now: float) -> Progress:
-        """Where the job is, with the time that is left at its own pace so far."""
+        """The job's progress, with the remaining time estimated from its mean seconds per row so far."""
         phase, step, steps = self._position()
         pace = (now - self._first) / self.rows if self._first is not None and self.rows else 0.0
         fraction = self.rows / self._total if self._total else 0.0
         return Progress(phase, step, steps, min(1.0, fraction), eta_s=pace * (self._total - self.rows))
 
     def usage(self) -> Usage:
-        """What the job has cost."""
+        """Queue time, compute time and network rows of the job so far."""
         return Usage(
             queue_time_s=max(0.0, (self._first or self._submitted) - self._submitted),
             compute_time_s=self._compute_s,
@@ -186,14 +193,18 @@ class ProgressCounter:
 
 
 def _batch_class(job: Job, backend: Backend) -> int | None:
-    """The class an exact job is pinned to: its inversion's where there is one, so that tomorrow's edit replays it."""
+    """Batch class of an exact job, None for all others.
+
+    A job that starts from a stored inversion takes the inversion's batch class: only then does the network give the
+    same bits as when the inversion was made.
+    """
     if not is_exact(job):
         return None
-    made = job.inversion if isinstance(job, InvertJob) else None
+    inversion = job.inversion if isinstance(job, InvertJob) else None
     if isinstance(job, EditJob) and isinstance(job.source, Stored):
-        made = job.source.inversion
-    if made is not None and made.batch_class is not None:
-        return made.batch_class
+        inversion = job.source.inversion
+    if inversion is not None and inversion.batch_class is not None:
+        return inversion.batch_class
     assert not isinstance(job, LearnJob)
     return backend.batch_class(Denoise, _latent_shape(job, backend.facts))
 
@@ -209,5 +220,5 @@ def _latent_shape(job: InvertJob | EditJob | MaskJob, facts: Facts) -> tuple[int
 
 
 def now() -> float:
-    """The clock that both processes read."""
+    """Seconds of the monotonic clock, which both processes share."""
     return time.monotonic()

@@ -1,8 +1,8 @@
-"""Which waiting rows share the next forward pass. Plain Python on keys and numbers; knows no tensor and no clock.
+"""Chooses the waiting rows that share the next forward pass: one pure function of keys and numbers, without a clock.
 
-The most urgent row chooses the key; then every waiting row of that key rides along, most urgent first, up to the cap.
-Urgent means: higher priority, then an encoder or decoder before the network (it is short, and starts or ends a job),
-then the job served longest ago. So nobody of a priority waits more than one round for the others of that priority.
+The most urgent row decides the key; rows with that key join in order of urgency, up to the cap. Urgency is: higher
+priority first, then rows of other kinds before :class:`Denoise` rows (they are short, and start or end a job), then
+the job whose last pass is longest ago. So a job waits for at most one round of the other jobs of its priority.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,15 +13,17 @@ from underpaint_server.rows import Denoise, Key
 
 @dataclass(frozen=True, slots=True)
 class WaitingRow:
-    """One waiting row."""
+    """A row that has no answer yet."""
 
     job: int
+    """Id of its job."""
     index: int
-    """Position in its group."""
+    """Position in the job's current group."""
     key: Key
     priority: int
+    """Larger is more urgent, see :class:`underpaint_server.jobs.Priority`."""
     served: int
-    """Number of the pass the job last had a part in."""
+    """Number of the last pass that had a row of the job; 0 before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +32,27 @@ class Selection:
 
     rows: tuple[WaitingRow, ...]
     size: int
-    """Rows of the pass, padding counted."""
+    """Rows of the pass, padding included."""
 
 
 def choose(rows: Sequence[WaitingRow], cap: Callable[[Key], int], minimum: Callable[[Key], int]) -> Selection | None:
-    """The next pass, or None when nothing waits.
+    """The next pass, or None if no row waits.
 
-    A key with a batch class gets a pass of exactly that many rows. Places it cannot fill itself go to rows of the same
-    shape without a class, which may run at any size.
+    ``cap`` and ``minimum`` give the most and the fewest rows of a pass with that key. A key with a batch class gets a
+    pass of exactly that many rows; if it has fewer rows waiting, rows of the same shape without a batch class, which
+    may run in a pass of any size, fill the pass before padding does.
     """
     if not rows:
         return None
     ordered = sorted(rows, key=_urgency)
     key = ordered[0].key
-    riders = [row for row in ordered if row.key == key]
+    members = [row for row in ordered if row.key == key]
     if key.batch_class is None:
-        taken = riders[: cap(key)]
-        return Selection(tuple(taken), max(len(taken), minimum(key)))
-    free = replace(key, batch_class=None)
-    riders += [row for row in ordered if row.key == free]
-    return Selection(tuple(riders[: key.batch_class]), key.batch_class)
+        members = members[: cap(key)]
+        return Selection(tuple(members), max(len(members), minimum(key)))
+    unpinned = replace(key, batch_class=None)
+    members += [row for row in ordered if row.key == unpinned]
+    return Selection(tuple(members[: key.batch_class]), key.batch_class)
 
 
 def _urgency(row: WaitingRow) -> tuple[int, bool, int, int, int]:

@@ -1,11 +1,11 @@
-"""How much of the device learning gets while other work waits. Plain numbers, no clock of its own."""
+"""The share of device time that learning may use while other jobs wait. Works on durations; reads no clock."""
 
 MEMORY_S = 20.0
-"""Time that has passed counts the less the longer ago it was: to a third after so many busy seconds."""
+"""Time constant of the decaying sums, in busy seconds: device time this long ago counts about a third (1/e)."""
 
 
 class Share:
-    """Keeps learning's part of the time in which others waited below ``limit``."""
+    """Keeps learning's share of the device time below ``limit``, (0, 1], while other jobs wait."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -14,11 +14,14 @@ class Share:
 
     @property
     def is_open(self) -> bool:
-        """Whether learning may have a part in the next pass although others wait."""
+        """Whether the next pass may go to learning although other jobs wait."""
         return self._learning_s <= self._limit * self._total_s
 
     def spend(self, duration_s: float, learning: float) -> None:
-        """A pass took ``duration_s`` while others waited; ``learning`` of it, 0 to 1, was for learning."""
+        """Count a pass of ``duration_s`` seconds; ``learning``, 0 to 1, is the share of its rows that were learning's.
+
+        To be called only for passes while other jobs are present.
+        """
         kept = max(0.0, 1 - duration_s / MEMORY_S)
         self._learning_s = kept * self._learning_s + learning * duration_s
         self._total_s = kept * self._total_s + duration_s

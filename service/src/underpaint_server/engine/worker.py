@@ -1,6 +1,7 @@
-"""The engine process: loads the models, then runs the loop until the front says stop or is gone.
+"""Entry point of the engine process: load the models, then run the loop until the front process stops it or ends.
 
-Imported by the front to be named as the target of a spawned process, so nothing heavy may be imported at the top.
+The front process imports this module to name :func:`main` as the target of the child, so no module-level import may
+load torch.
 """
 
 import os
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 
 
 def main(pipe: Connection, settings: Settings) -> None:
-    """Serve the configured models over ``pipe``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the front decides when work ends
+    """Load the configured models and serve orders from ``pipe``; reports go back through it.
+
+    If a model cannot be loaded, sends :class:`LoadFailed` and returns; errors outside the error tree are raised too.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a signal to the process group drains: the front process ends us
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_logging(settings.log_level)
     spin_briefly()
@@ -44,10 +48,10 @@ def main(pipe: Connection, settings: Settings) -> None:
 
 
 def spin_briefly() -> None:
-    """Say how this process's threads wait for each other; the OpenMP library reads it when torch loads it.
+    """Limit how long OpenMP threads of this process spin before they sleep; to be called before torch is imported.
 
-    Threads that spin starve each other as soon as anything else wants the cores; threads that never spin lose as much
-    to being woken.
+    Sets ``GOMP_SPINCOUNT`` unless it or ``OMP_WAIT_POLICY`` is set. Threads that spin long slow each other down when
+    the cores are shared; threads that never spin lose as much time to wake-ups.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -57,9 +61,9 @@ def _load(settings: Settings) -> tuple[dict[str, "Backend"], dict[str, float]]:
     from underpaint_server.backends import load
 
     backends, seconds = {}, {}
-    for name, place in settings.model_locations:
+    for name, location in settings.model_locations:
         begin = time.monotonic()
-        backends[name] = load(place, name, settings)
+        backends[name] = load(location, name, settings)
         seconds[name] = time.monotonic() - begin
     return backends, seconds
 
@@ -68,5 +72,5 @@ def _receive(pipe: Connection, inbox: "queue.SimpleQueue[Order]") -> None:
     try:
         while True:
             inbox.put(pipe.recv())
-    except (EOFError, OSError):  # the front is gone: so is everyone who waits
+    except (EOFError, OSError):  # the front process ended, so nobody waits for a result
         inbox.put(Stop())

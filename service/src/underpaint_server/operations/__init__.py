@@ -1,1 +1,1 @@
-"""Work that outlives its call: learning directions, taken by one server of a store at a time."""
+"""Operations (google.longrunning): learning a direction, run by one server of a store at a time under a lease."""

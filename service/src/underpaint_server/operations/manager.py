@@ -1,12 +1,12 @@
-"""Takes operations and runs them: learning, a few optimiser steps a job, with the state stored between two jobs.
+"""Finds unfinished operations in the store, claims them and runs them on this server.
 
-An operation is nobody's until it is claimed, and anybody's again when its owner releases the claim or falls silent. The
-rules that make this safe are in :mod:`underpaint_server.stores.operations`: whatever two owners do at the same moment,
-each step is kept once, and the end is written once.
+An operation is learning, in jobs of a few optimiser steps each, with the state stored after every job. To run one, a
+server claims it. A claim is a lease: the owner renews it before its ``ttl_s`` is over, by writing the claim of the next
+number, and another server may take the operation over when the claim is released or was not renewed in time. The
+objects in the store and why two owners at one moment do no harm: :mod:`underpaint_server.stores.operations`.
 
-A claim is void when the next one has not come for its ``ttl_s``. Everybody measures that on a clock of their own: the
-owner from before it wrote the claim, the others from when they first saw it, which is later. So clocks of different
-servers are never compared, and an owner that runs gives up before anybody else takes over.
+Clocks of different servers are never compared. The owner measures ``ttl_s`` from before it wrote the claim, the others
+from when they first read it, which is later: an owner gives the operation up before another server takes it over.
 """
 
 import asyncio
@@ -36,25 +36,26 @@ from underpaint_server.settings import Settings
 from underpaint_server.stores.directions import DirectionStore
 from underpaint_server.stores.operations import Claim, OperationStore, OperationSummary
 
-_LOOK_S: Final = 5.0
-"""Time between two looks at the whole place, at most."""
+_SCAN_S: Final = 5.0
+"""Longest time between two scans of the store's operations, in seconds."""
 _FLUSH_S: Final = 5.0
+"""Seconds that running operations have to end on their own when the server stops."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class _ObservedClaim:
-    """A claim, as first seen."""
+    """Another server's newest claim of an operation."""
 
     number: int
     claim: Claim
     at: float
-    """A reading of ``time.monotonic``."""
+    """When this server first read it, a reading of ``time.monotonic``."""
 
 
 class OperationManager:
-    """Lives on the front's loop."""
+    """Runs operations on this server, at most ``settings.max_learning`` at a time. To be used on the front's loop."""
 
     def __init__(
         self,
@@ -71,23 +72,26 @@ class OperationManager:
         self._woken, self._ended = asyncio.Event(), asyncio.Event()
         self._scanning: asyncio.Task[None] | None = None
         self.taking = True
-        """Whether operations are taken; False once the server is about to stop."""
+        """Whether operations are claimed; False while the server stops."""
         self.closed = False
-        """Whether nothing ends here any more."""
+        """Whether :meth:`close` is done: no operation runs on this server any more."""
         self.waiting = self.done = 0
-        """Operations that nobody runs, and that have ended, at the last look."""
+        """Operations that no server runs, and operations that have ended, at the last scan."""
 
     @property
     def running(self) -> int:
-        """Operations that run here."""
+        """Operations that run on this server."""
         return len(self._runs)
 
     def start(self) -> None:
-        """Look for operations from now on."""
+        """Start to scan for operations."""
         self._scanning = asyncio.create_task(self._scan_repeatedly())
 
     async def close(self) -> None:
-        """Release what runs: its state is stored, and others go on from there. The engine takes no job any more."""
+        """Release the operations that run, so that other servers continue from the stored states.
+
+        To be called when the engine takes no jobs any more.
+        """
         self.taking = False
         if self._scanning is not None:
             self._scanning.cancel()
@@ -100,20 +104,20 @@ class OperationManager:
         self._ended.set()
 
     def wake(self) -> None:
-        """There is a new operation."""
+        """Scan now, because there is a new operation."""
         self._woken.set()
 
     def progress(self, name: str) -> tuple[Progress, float | None] | None:
-        """How far an operation is that runs here, and its last loss; None for any other."""
+        """Progress and last loss of an operation that runs on this server; None for any other."""
         run = self._runs.get(name)
         return None if run is None else run.progress()
 
     async def wait_for_end(self, timeout_s: float) -> None:
-        """Until some operation has ended here, or so many seconds."""
+        """Wait until any operation ends on this server, ``timeout_s`` seconds at most."""
         await _wait(self._ended, timeout_s)
 
     async def cancel(self, summary: OperationSummary) -> None:
-        """End an operation wherever it runs; nothing of what was learned is kept. One that has ended stays as it is."""
+        """End an operation on whichever server it runs, and remove its states; does nothing if it has ended."""
         error = Cancelled("the operation was cancelled")
         if summary.done_at is not None or not await finish(self._parts, summary.name, error):
             return
@@ -123,36 +127,36 @@ class OperationManager:
             await remove_direction(self._parts, summary.name)
         await remove_leftovers(self._parts, summary.name)
 
-    # --- looking ----------------------------------------------------------------------------------------------------
+    # --- scan -------------------------------------------------------------------------------------------------------
 
     async def _scan_repeatedly(self) -> None:
-        pause_s = min(_LOOK_S, self._parts.settings.claim_ttl_s / 4)
+        pause_s = min(_SCAN_S, self._parts.settings.claim_ttl_s / 4)
         while True:
             self._woken.clear()
             try:
                 await self._scan()
             except StoreUnavailable:
-                pass  # the log has it, and the next look is soon
+                pass  # logged by the store; the next scan tries again
             except Exception:
-                _log.exception("looking for operations failed")
+                _log.exception("scan of operations failed")
             await _wait(self._woken, pause_s)
 
     async def _scan(self) -> None:
-        found = await self._parts.operations.scan()
-        self._observed = {name: observed for name, observed in self._observed.items() if name in found}
-        unfinished = sorted((s for s in found.values() if s.done_at is None), key=lambda s: (s.created_at, s.name))
-        free = [
+        summaries = await self._parts.operations.scan()
+        self._observed = {name: observed for name, observed in self._observed.items() if name in summaries}
+        unfinished = sorted((s for s in summaries.values() if s.done_at is None), key=lambda s: (s.created_at, s.name))
+        unclaimed = [
             summary for summary in unfinished if summary.name not in self._runs and await self._is_unclaimed(summary)
         ]
-        self.waiting, self.done = len(free), len(found) - len(unfinished)
-        for summary in free:
+        self.waiting, self.done = len(unclaimed), len(summaries) - len(unfinished)
+        for summary in unclaimed:
             if await self._may_run(summary):
                 await self._take(summary)
-        for summary in found.values():
+        for summary in summaries.values():
             await self._sweep(summary)
 
     async def _is_unclaimed(self, summary: OperationSummary) -> bool:
-        """Whether nobody runs it, as far as this server can see."""
+        """Whether the operation has no claim, or its newest claim is released or expired."""
         if summary.claim == 0:
             return True
         observed = self._observed.get(summary.name)
@@ -163,14 +167,14 @@ class OperationManager:
                 await finish(self._parts, summary.name, error)
                 return False
             if claim is None:
-                return False  # it has just ended
+                return False  # it ended after the scan
             observed = self._observed[summary.name] = _ObservedClaim(summary.claim, claim, time.monotonic())
         return observed.claim.released or time.monotonic() > observed.at + observed.claim.ttl_s
 
     async def _may_run(self, summary: OperationSummary) -> bool:
-        """Whether it can be run here and now."""
-        engine, most = self._parts.engine, self._parts.settings.max_learning
-        if not self.taking or self.running >= most or engine.state is not EngineState.READY:
+        """Whether this server has a free learning slot and a loaded model that can run the operation."""
+        engine, slots = self._parts.engine, self._parts.settings.max_learning
+        if not self.taking or self.running >= slots or engine.state is not EngineState.READY:
             return False
         try:
             task = await self._parts.operations.task(summary.name)
@@ -189,16 +193,16 @@ class OperationManager:
             attempts = observed.claim.attempts + 1
         claim, before = Claim(self._owner, ttl_s, attempts, summary.iteration), time.monotonic()
         if not await self._parts.operations.claim(summary.name, summary.claim + 1, claim):
-            return  # somebody else was faster
+            return  # another server claimed it first
         if attempts >= MAX_LOST:
-            error = Bug(f"{attempts} servers ended with this work in them; it is given up")
+            error = Bug(f"{attempts} servers in a row ended while they ran the operation; it is not tried again")
             await finish(self._parts, summary.name, error)
             return
         held = HeldClaim(summary.claim + 1, claim, before + ttl_s)
         self._runs[summary.name] = OperationRun(self._parts, summary.name, held, self._on_end)
 
     async def _sweep(self, summary: OperationSummary) -> None:
-        """What is left of an operation that has ended: its parts at once, itself after its time."""
+        """Of an operation that has ended, remove the leftovers at once and the rest after ``operation_ttl_s``."""
         if summary.done_at is None or summary.name in self._runs:
             return
         if summary.done_at + self._parts.settings.operation_ttl_s < time.time():
@@ -214,7 +218,7 @@ class OperationManager:
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    """Until the event, or so many seconds."""
+    """Wait for the event, ``timeout_s`` seconds at most."""
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):  # wait_for would lose a cancel that comes together with the event
             await event.wait()

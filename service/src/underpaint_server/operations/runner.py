@@ -1,6 +1,6 @@
-"""One operation while this server has it: chunks of learning in the engine, and the state kept after each.
+"""Runs one claimed operation: learning in chunks, each one job of the engine, with the state stored after each.
 
-How this server's claim works, and why two owners do no harm: see :mod:`underpaint_server.operations.manager`.
+Claims and their renewal are explained in :mod:`underpaint_server.operations.manager`.
 """
 
 import asyncio
@@ -38,32 +38,35 @@ from underpaint_server.stores.operations import Claim, OperationStore, Task
 T = TypeVar("T")
 
 MAX_LOST: Final = 3
-"""Engines, or servers, that may end with an operation in them, one after another and without a step done."""
+"""Engine processes, or servers, in a row that may end while they run an operation and before they store a new state;
+then the operation fails."""
 
 _WATCH_S: Final = 1.0
-"""Time between two looks at whether the operation was ended elsewhere, at most."""
+"""Longest time between two checks whether another server ended the operation, in seconds."""
 _RETRY_S: Final = 1.0
+"""Seconds before a retry whose error names no time."""
 _PUBLISH_S: Final = 5.0
+"""Seconds that storing a direction has to end when the server stops."""
 
 _log = structlog.get_logger()
 
 
 class Encoder(Protocol):
-    """How the end of an operation is written; what the bytes mean is the caller's."""
+    """Encodes the outcome of an operation as the bytes that are stored."""
 
     def succeeded(self, name: str, entry: DirectionEntry) -> bytes:
-        """The operation has learned this direction."""
+        """The outcome of operation ``name``, which learned and stored ``entry``."""
 
     def failed(self, name: str, error: UnderpaintError, request_id: str) -> bytes:
-        """The operation ended with this error, or was cancelled."""
+        """The outcome of operation ``name``, which failed or was cancelled with ``error``."""
 
     def is_error(self, data: bytes) -> bool:
-        """Whether :meth:`failed` wrote this; raises StoreCorrupt for bytes that neither wrote."""
+        """Whether :meth:`failed` wrote ``data``; raises :class:`StoreCorrupt` if neither method did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What operations are run with."""
+    """The parts of the server that running an operation needs."""
 
     settings: Settings
     engine: Dispatcher
@@ -74,20 +77,23 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class HeldClaim:
-    """A claim of this server."""
+    """A claim that this server holds."""
 
     number: int
     claim: Claim
     until: float
-    """When it is void, a reading of ``time.monotonic``."""
+    """When it expires, a reading of ``time.monotonic``."""
 
 
 class _ClaimLost(Exception):
-    """Somebody else has the operation, or has ended it."""
+    """The claim expired, or another server claimed or ended the operation."""
 
 
 class OperationRun:
-    """Runs one operation from where its newest state is. ``task`` ends when this server has it no longer."""
+    """Runs one operation from its newest stored state on.
+
+    ``task`` ends when the operation ends or this server gives it up; then ``on_end`` is called.
+    """
 
     def __init__(self, parts: Parts, name: str, held: HeldClaim, on_end: Callable[["OperationRun"], None]) -> None:
         self.name = name
@@ -97,14 +103,17 @@ class OperationRun:
         self._handle: JobHandle | None = None
         self._total = 0
         self._reached = 0.0
-        """Steps done at the furthest; an engine that ends takes some of them with it."""
+        """Most optimiser steps ever done: progress must not fall when the engine ends and a chunk is repeated."""
         self._publishing = False
         self._began = (time.monotonic(), 0)
         self.task = asyncio.create_task(self._run())
         self.task.add_done_callback(lambda _: on_end(self))
 
     async def stop(self, *, release: bool) -> None:
-        """Give the operation up; ``release`` it for others to go on. A direction that is being stored is stored."""
+        """Stop to run the operation, after storing its direction if that has begun.
+
+        With ``release``, the claim is released, so that another server can continue at once.
+        """
         if self._publishing:
             await asyncio.wait((self.task,), timeout=_PUBLISH_S)
         ended = self.task.done()
@@ -114,18 +123,18 @@ class OperationRun:
             await self._release("DRAINING")
 
     def progress(self) -> tuple[Progress, float | None]:
-        """How far it is, and its last loss."""
+        """Progress in optimiser steps, and the last loss; None before the first."""
         state, handle = self._state, self._handle
         done = state.iteration if state else 0
         loss = state.losses[-1] if state and state.losses else None
-        now = handle.progress if handle is not None and not handle.done else None
-        if now is None or now.phase is Phase.QUEUED:
+        job = handle.progress if handle is not None and not handle.done else None
+        if job is None or job.phase is Phase.QUEUED:
             phase = Phase.OPTIMIZING if done else Phase.QUEUED
-            position = now.queue_position if now else 0
+            position = job.queue_position if job else 0
             return Progress(phase, done, self._total, self._fraction(done), position, self._left_s(done)), loss
         chunk = min(self._parts.settings.learn_checkpoint_every, self._total - done)
-        step = {Phase.OPTIMIZING: now.step, Phase.DENOISING: chunk, Phase.DECODING: chunk}.get(now.phase, 0)
-        reached = done + now.fraction * chunk
+        step = {Phase.OPTIMIZING: job.step, Phase.DENOISING: chunk, Phase.DECODING: chunk}.get(job.phase, 0)
+        reached = done + job.fraction * chunk
         fraction = self._fraction(reached)
         return Progress(Phase.OPTIMIZING, done + step, self._total, fraction, 0, self._left_s(reached)), loss
 
@@ -146,7 +155,7 @@ class OperationRun:
         await retry_store(lambda: remove_leftovers(self._parts, self.name))
 
     async def _outcome(self) -> DirectionEntry | UnderpaintError | None:
-        """How the operation ends; None where it goes on elsewhere, or ended there."""
+        """The outcome of the operation; None if another server has it, or this server released it."""
         try:
             return await self._until_lost(self._work())
         except _ClaimLost:
@@ -158,11 +167,11 @@ class OperationRun:
         except UnderpaintError as error:
             return error
         except Exception:
-            _log.exception("an operation failed unforeseen", operation=self.name)
-            return Bug("an error nobody foresaw; the log has it")
+            _log.exception("operation failed", operation=self.name)
+            return Bug(f"internal error; the server log has operation {self.name}")
 
     async def _until_lost(self, work: Awaitable[T]) -> T:
-        """What the work gives; it is given up when the claim is lost."""
+        """Run ``work`` and return its result; raises :class:`_ClaimLost` when the claim is lost first."""
         working, watching = asyncio.ensure_future(work), asyncio.ensure_future(self._watch())
         try:
             await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -170,12 +179,12 @@ class OperationRun:
                 raise _ClaimLost
             return working.result()
         finally:
-            for each in (working, watching):
-                each.cancel()
+            for task in (working, watching):
+                task.cancel()
             await asyncio.gather(working, watching, return_exceptions=True)
 
     async def _watch(self) -> None:
-        """Renew the claim; ends when it is lost, or the operation has ended elsewhere."""
+        """Renew the claim; returns when the operation has ended, raises :class:`_ClaimLost` when the claim is lost."""
         ttl_s = self._held.claim.ttl_s
         while True:
             await asyncio.sleep(min(_WATCH_S, ttl_s / 4))
@@ -196,7 +205,7 @@ class OperationRun:
 
     async def _release(self, reason: str) -> None:
         _log.info("operation released", operation=self.name, reason=reason)
-        with suppress(_ClaimLost, StoreUnavailable):  # then it is free, or soon is
+        with suppress(_ClaimLost, StoreUnavailable):  # then another server has it, or the claim expires
             await self._claim_again(replace(self._held.claim, released=True))
 
     def _check_held(self) -> None:
@@ -207,7 +216,7 @@ class OperationRun:
 
     async def _work(self) -> DirectionEntry:
         operations = self._parts.operations
-        # After the claim, not before: the owner before this one may have come farther meanwhile.
+        # After claiming, not before: the previous owner may have stored a newer state until then.
         summary = await retry_store(lambda: operations.summary(self.name))
         self._state = await retry_store(lambda: operations.state_of(summary))
         task = await retry_store(lambda: operations.task(self.name))
@@ -228,7 +237,10 @@ class OperationRun:
         return await self._publish(task, learned.state)
 
     async def _chunk(self, task: Task, examples: tuple[Photo | Generated, ...]) -> Learned:
-        """The next few optimiser steps; again, where the engine ended in the midst of them."""
+        """Run the next few optimiser steps as one job; repeat it when the engine process ended meanwhile.
+
+        Raises :class:`Bug` after :data:`MAX_LOST` engine processes.
+        """
         engine = self._parts.engine
         job = LearnJob(task.model, task.options, examples, self._state, self._parts.settings.learn_checkpoint_every)
         lost = 0
@@ -240,7 +252,7 @@ class OperationRun:
             except (WorkerRestarted, ModelLoading):
                 lost += handle is not None
                 if lost >= MAX_LOST:
-                    raise Bug(f"the engine ended {lost} times with this work in it; it is given up") from None
+                    raise Bug(f"the engine process ended {lost} times while it ran this operation") from None
                 await engine.wait_ready()
             except QueueFull as error:
                 await asyncio.sleep(error.retry_after_s or _RETRY_S)
@@ -252,7 +264,7 @@ class OperationRun:
                     handle.cancel()
 
     async def _publish(self, task: Task, state: LearnState) -> DirectionEntry:
-        """Store the direction. Whoever ended with it stored, and no more, has stored this one."""
+        """Store the direction; if an earlier owner of this operation stored it before it ended, return that one."""
         info, directions = self._parts.engine.models[task.model], self._parts.directions
         direction = Direction(
             display_name=task.display_name,
@@ -270,17 +282,17 @@ class OperationRun:
         try:
             return await retry_store(lambda: directions.create(task.direction, direction))
         except DirectionExists:
-            there = await retry_store(lambda: directions.get(task.direction))
-            if there.direction.operation != self.name:
+            entry = await retry_store(lambda: directions.get(task.direction))
+            if entry.direction.operation != self.name:
                 raise
-            return there
+            return entry
 
 
-# --- ends -------------------------------------------------------------------------------------------------------------
+# --- outcomes and leftovers -------------------------------------------------------------------------------------------
 
 
 async def retry_store(call: Callable[[], Awaitable[T]]) -> T:
-    """The answer of the store, asked again until it gives one."""
+    """The result of ``call``, which is repeated for as long as it raises :class:`StoreUnavailable`."""
     while True:
         try:
             return await call()
@@ -289,7 +301,7 @@ async def retry_store(call: Callable[[], Awaitable[T]]) -> T:
 
 
 async def finish(parts: Parts, name: str, outcome: DirectionEntry | UnderpaintError) -> bool:
-    """Write how an operation ended; False if it had ended before."""
+    """Store the outcome of an operation; False if it had ended before. After an error, its direction is removed."""
     if not await parts.operations.finish(name, await _encoded(parts, name, outcome)):
         return False
     _log.info("operation ended", operation=name, reason=outcome.reason if isinstance(outcome, UnderpaintError) else "")
@@ -299,10 +311,10 @@ async def finish(parts: Parts, name: str, outcome: DirectionEntry | UnderpaintEr
 
 
 async def remove_direction(parts: Parts, name: str) -> None:
-    """An operation that failed leaves no direction, not even one that was stored a moment before its end."""
+    """Remove the direction of an operation that ended with an error; it may have been stored just before that."""
     with suppress(DirectionNotFound, StoreCorrupt):
-        ended, task = await parts.operations.outcome(name), await parts.operations.task(name)
-        if ended is None or task is None or not parts.encoder.is_error(ended):
+        outcome, task = await parts.operations.outcome(name), await parts.operations.task(name)
+        if outcome is None or task is None or not parts.encoder.is_error(outcome):
             return
         entry = await parts.directions.get(task.direction)
         if entry.direction.operation == name:
@@ -310,7 +322,7 @@ async def remove_direction(parts: Parts, name: str) -> None:
 
 
 async def remove_leftovers(parts: Parts, name: str) -> None:
-    """Remove what an operation needs no more, if it has ended."""
+    """Remove examples, claims and states of an operation if it has ended."""
     with suppress(OperationNotFound):
         summary = await parts.operations.summary(name)
         if summary.done_at is not None:

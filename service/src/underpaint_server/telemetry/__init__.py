@@ -1,4 +1,4 @@
-"""What an operator sees: Prometheus metrics and JSON log lines."""
+"""Telemetry for operators: Prometheus metrics and JSON log lines."""
 
 from underpaint_server.telemetry.logs import configure_logging
 from underpaint_server.telemetry.metrics import Metrics

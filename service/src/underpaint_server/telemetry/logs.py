@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each, on stderr, whoever writes them."""
+"""Logging of a process: every log line, also of libraries, is one JSON object on stderr."""
 
 import logging
 import sys
@@ -7,12 +7,13 @@ import structlog
 from structlog.typing import Processor
 
 LEVELS = ("debug", "info", "warning", "error")
+"""Log levels that can be configured, in increasing severity."""
 
 
 def configure_logging(level: str) -> None:
-    """Write every log line of this process, those of libraries included, as one JSON object on stderr.
+    """Configure structlog and the standard library's logging of this process; times are UTC in ISO 8601.
 
-    ``level`` is debug, info, warning or error; raises ValueError for anything else. Times are UTC in ISO 8601.
+    Lines below ``level``, one of :data:`LEVELS`, are dropped. Raises ValueError for any other level.
     """
     if level not in LEVELS:
         raise ValueError(f"log level '{level}' is none of {', '.join(LEVELS)}")

@@ -1,9 +1,9 @@
-"""Every metric the server exports, by name, and the events that move them.
+"""All metrics that the server exports, and the events that change them.
 
-:class:`Metrics` is the only place that knows metric names. Everything else calls one of its ``on_...`` methods when
-something happened; what has a present value (queue, backlog, store) is read from its owner at scrape, never counted up
-and down, so that no lost event can make a gauge lie. Every label takes values from a closed set: what a caller may
-write freely (a model's name) is replaced by ``""`` unless it is known.
+Metric names are defined only here and in ``scrape``. Other code calls an ``on_...`` method of :class:`Metrics` when
+something happens. Current values (queue, backlog, store) are read from their owners at each scrape instead of being
+counted up and down, so a missed event cannot leave a gauge wrong. Every label has a closed set of values: text that a
+caller may choose, such as a model's name, becomes ``""`` unless it is known.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ _PIXELS = tuple(65536 * 2**power for power in range(9))
 class Metrics:
     """All metrics of one server process.
 
-    ``registry`` None makes a registry of its own with the stock process, garbage-collector and platform collectors.
+    Without a ``registry``, makes one that also has the library's process, garbage-collector and platform collectors.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -46,7 +46,7 @@ class Metrics:
         if registry is None:
             for stock in (ProcessCollector, PlatformCollector, GCCollector):
                 stock(registry=self.registry)
-        # A series with the birth time of every other series, of use to no dashboard.
+        # Drops the _created series that the library would add for every other series; no rule or dashboard uses them.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation here
         self._at_scrape = AtScrape()
         self._models: set[str] = set()
@@ -57,7 +57,7 @@ class Metrics:
         self._start_at_zero()
         self.registry.register(self._at_scrape)
 
-    # --- calls over the wire ------------------------------------------------------------------------------------
+    # --- calls --------------------------------------------------------------------------------------------------
 
     def on_request_started(self, *, service: str, rpc: str, grpc_type: str) -> None:
         """A call arrived. ``service`` as ``underpaint.v1.EditService``, ``grpc_type`` as ``unary``, ``server_stream``,
@@ -76,9 +76,10 @@ class Metrics:
         method: str = "",
         model: str = "",
     ) -> None:
-        """A call ended with that gRPC code (``OK``, ``NOT_FOUND`` ...) and reason of the error tree, ``""`` if none.
+        """A call ended after ``seconds``.
 
-        ``method`` and ``model`` (an id) stay ``""`` where the call has none; unknown ones become ``""``.
+        ``code`` is its gRPC code (``OK``, ``NOT_FOUND`` ...), ``reason`` the reason of its error, ``""`` for none.
+        ``method`` and ``model`` (an id) are ``""`` for calls that have none; unknown ones become ``""``.
         """
         method, model = _known(method, JOB_NAMES), _known(model, self._models)
         self._handled.labels(grpc_type, service, rpc, code).inc()
@@ -88,41 +89,44 @@ class Metrics:
             self._e2e.labels(rpc, method, model).observe(seconds)
 
     def on_first_event(self, *, method: str, seconds: float) -> None:
-        """A stream sent its first message so many seconds after the call arrived."""
+        """A stream sent its first message ``seconds`` after the call arrived."""
         self._first_event.labels(_known(method, JOB_NAMES)).observe(seconds)
 
     def on_request_message(self, *, rpc: str, bytes: int) -> None:
-        """Serialized size of one message received."""
+        """A message was received; ``bytes`` is its serialized size."""
         self._request_bytes.labels(rpc).observe(bytes)
 
     def on_response_message(self, *, rpc: str, bytes: int) -> None:
-        """Serialized size of one message sent."""
+        """A message was sent; ``bytes`` is its serialized size."""
         self._response_bytes.labels(rpc).observe(bytes)
 
     def on_image(self, *, pixels: int) -> None:
-        """An image was received; pixels as in its header."""
+        """An image was received; ``pixels`` is width times height from its header."""
         self._image_pixels.observe(pixels)
 
     def on_replay(self, *, result: str) -> None:
-        """A repeated request id ``joined`` the running request, or had its answer ``replayed``."""
+        """A request repeated a request id: it ``joined`` the call that runs, or its response was ``replayed``."""
         self._replays.labels(result).inc()
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 
     def on_queue_time(self, *, method: str, priority: Priority, seconds: float) -> None:
-        """A job left the queue."""
+        """A job had its first pass ``seconds`` after its submission."""
         self._queue_time.labels(method, priority.name.lower()).observe(seconds)
 
     def on_phase(self, *, phase: Phase, method: str, seconds: float) -> None:
-        """A job finished one of its phases."""
+        """A job spent ``seconds`` in one of its phases."""
         self._phase.labels(phase.value, method).observe(seconds)
 
     def on_cancelled(self, *, method: str, stage: str) -> None:
-        """A job was cancelled while ``queued``, ``running`` or already ``finished``."""
+        """A job was cancelled; ``stage`` is ``queued``, ``running`` or ``finished``."""
         self._cancellations.labels(method, stage).inc()
 
     def on_deadline_missed(self, *, method: str, stage: str) -> None:
-        """A deadline could not be met: refused ``at_admission``, or passed while ``queued`` or ``running``."""
+        """A job was refused ``at_admission`` for its deadline, or its deadline passed while ``queued`` or ``running``.
+
+        ``stage`` is one of these three.
+        """
         self._deadline_misses.labels(method, stage).inc()
 
     # --- engine -------------------------------------------------------------------------------------------------
@@ -137,9 +141,9 @@ class Metrics:
         padding: int,
         duration_s: float,
     ) -> None:
-        """One pass of rows of one ``kind`` ended, such as ``denoise`` or ``decode``.
+        """A pass of rows of one ``kind``, such as ``denoise`` or ``decode``, ended after ``duration_s``.
 
-        Only a pass of network rows counts as a step; ``padding`` rows of it belong to no job.
+        Only passes of network rows count as denoising steps. ``padding`` rows of the pass belong to no job.
         """
         self._passes.labels(model, kind).observe(duration_s)
         if not is_network:
@@ -153,49 +157,52 @@ class Metrics:
         self._step_seconds.labels(model, _rows_bucket(rows + padding)).observe(duration_s)
 
     def on_batch_split(self, *, model: str, reason: str) -> None:
-        """A pass was split into smaller ones: after an ``error``, or for want of memory (``oom``)."""
+        """A pass failed and was split into smaller ones; ``reason`` is ``oom`` (out of memory) or ``error``."""
         self._splits.labels(model, reason).inc()
 
     def on_cancel_latency(self, *, model: str, seconds: float) -> None:
-        """Time from seeing a cancel to its rows being free."""
+        """A cancelled job left the engine ``seconds`` after the cancellation."""
         self._cancel_latency.labels(model).observe(seconds)
 
     def on_engine_restart(self, *, reason: str) -> None:
-        """The engine process was replaced after a ``crash`` or a ``stall``."""
+        """The engine process ended and is replaced; ``reason`` is ``crash`` or ``stall``."""
         self._restarts.labels(reason).inc()
 
     def on_model_loaded(self, *, info: ModelInfo, seconds: float) -> None:
-        """A model is ready, so many seconds after its loading began. Its id is a known label value from now on."""
+        """A model was loaded in ``seconds``. From now on its id is a known label value."""
         self._models.add(info.id)
         self._model_info.labels(info.id, info.digest, info.dtype).set(1)
         self._model_load.labels(info.id).observe(seconds)
 
     def on_memory(self, *, device: str, kind: str, bytes: int) -> None:
-        """Device memory as the engine last reported it: ``allocated``, ``reserved``, ``total`` or ``peak``."""
+        """Device memory reported by the engine; ``kind`` is ``allocated``, ``reserved``, ``total`` or ``peak``."""
         self._memory.labels(device, kind).set(bytes)
 
     # --- store --------------------------------------------------------------------------------------------------
 
     def on_store_request(self, *, result: str) -> None:
-        """An inversion was asked for: ``hit``, ``miss``, ``joined`` (another was making it) or ``expired``."""
+        """A request needed an inversion; ``result`` is ``hit``, ``miss``, ``joined`` or ``expired``.
+
+        ``joined``: another job was computing the same inversion.
+        """
         self._store_requests.labels(result).inc()
 
     def on_eviction(self, *, reason: str) -> None:
-        """An inversion was removed by ``ttl`` or for ``bytes``."""
+        """The store removed an inversion; ``reason`` is ``ttl`` (age) or ``bytes`` (total size)."""
         self._evictions.labels(reason).inc()
 
-    # --- present values -----------------------------------------------------------------------------------------
+    # --- current values -----------------------------------------------------------------------------------------
 
     def watch_engine(self, engine: EngineView) -> None:
-        """Read the engine's gauges from here at every scrape."""
+        """Read the engine's gauges from ``engine`` at every scrape."""
         self._at_scrape.engine = engine
 
     def watch_store(self, store: StoreView) -> None:
-        """Read the store's gauges from here at every scrape."""
+        """Read the store's gauges from ``store`` at every scrape."""
         self._at_scrape.store = store
 
     def watch_operations(self, operations: OperationsView) -> None:
-        """Read the gauge of operations from here at every scrape."""
+        """Read the gauge of operations from ``operations`` at every scrape."""
         self._at_scrape.operations = operations
 
     # --- definitions --------------------------------------------------------------------------------------------
@@ -209,29 +216,33 @@ class Metrics:
     def _define_requests(self) -> None:
         count, spread = self._counter, self._histogram
         grpc = ("grpc_type", "grpc_service", "grpc_method")
-        self._started = count("grpc_server_started_total", "RPCs started.", *grpc)
-        self._handled = count("grpc_server_handled_total", "RPCs completed, by code.", *grpc, "grpc_code")
-        self._handling = spread("grpc_server_handling_seconds", "Time from arrival to completion.", _RPC_S, *grpc)
-        self._requests = count("underpaint_requests_total", "Requests by outcome.", "rpc", "method", "code", "reason")
+        self._started = count("grpc_server_started_total", "Calls started.", *grpc)
+        self._handled = count("grpc_server_handled_total", "Calls ended, by code.", *grpc, "grpc_code")
+        self._handling = spread("grpc_server_handling_seconds", "Arrival to end of a call.", _RPC_S, *grpc)
+        self._requests = count(
+            "underpaint_requests_total", "Calls ended, by outcome.", "rpc", "method", "code", "reason"
+        )
         self._e2e = spread(
-            "underpaint_e2e_request_latency_seconds", "Arrival to answer.", _LATENCY_S, "rpc", "method", "model"
+            "underpaint_e2e_request_latency_seconds", "Arrival to end of a call.", _LATENCY_S, "rpc", "method", "model"
         )
         self._first_event = spread(
             "underpaint_time_to_first_event_seconds", "Arrival to the first message of a stream.", _QUEUE_S, "method"
         )
         self._request_bytes = spread("underpaint_request_message_bytes", "Messages received.", _BYTES, "rpc")
         self._response_bytes = spread("underpaint_response_message_bytes", "Messages sent.", _BYTES, "rpc")
-        self._image_pixels = spread("underpaint_image_pixels", "Pixels of the images received.", _PIXELS)
-        self._replays = count("underpaint_idempotent_replays_total", "Repeats of a request id.", "result")
+        self._image_pixels = spread("underpaint_image_pixels", "Pixels of images received.", _PIXELS)
+        self._replays = count("underpaint_idempotent_replays_total", "Repeated request ids.", "result")
 
     def _define_jobs(self) -> None:
         count, spread = self._counter, self._histogram
         self._queue_time = spread(
-            "underpaint_request_queue_time_seconds", "Admission to the first pass.", _QUEUE_S, "method", "priority"
+            "underpaint_request_queue_time_seconds", "Submission to first pass.", _QUEUE_S, "method", "priority"
         )
-        self._phase = spread("underpaint_request_phase_seconds", "Time in one phase.", _LATENCY_S, "phase", "method")
+        self._phase = spread(
+            "underpaint_request_phase_seconds", "Time of a job's phase.", _LATENCY_S, "phase", "method"
+        )
         self._cancellations = count("underpaint_cancellations_total", "Jobs cancelled.", "method", "stage")
-        self._deadline_misses = count("underpaint_deadline_misses_total", "Deadlines not met.", "method", "stage")
+        self._deadline_misses = count("underpaint_deadline_misses_total", "Deadlines missed.", "method", "stage")
 
     def _define_engine(self) -> None:
         count, spread = self._counter, self._histogram
@@ -240,12 +251,12 @@ class Metrics:
             "underpaint_denoising_step_seconds", "Passes of the denoising network.", _STEP_S, "model", "rows_bucket"
         )
         self._steps = count("underpaint_denoising_steps_total", "Passes of the denoising network.", "model")
-        self._network_rows = count("underpaint_network_rows_total", "Rows that jobs asked for.", "model", "method")
-        self._padding_rows = count("underpaint_padding_rows_total", "Rows that only fill a pass.", "model")
-        self._batch_rows = spread("underpaint_batch_rows", "Useful rows of one pass.", _ROWS, "model")
-        self._splits = count("underpaint_batch_splits_total", "Passes that had to be split.", "model", "reason")
+        self._network_rows = count("underpaint_network_rows_total", "Network rows of jobs.", "model", "method")
+        self._padding_rows = count("underpaint_padding_rows_total", "Rows that belong to no job.", "model")
+        self._batch_rows = spread("underpaint_batch_rows", "Rows of jobs in one pass.", _ROWS, "model")
+        self._splits = count("underpaint_batch_splits_total", "Passes split after a failure.", "model", "reason")
         self._cancel_latency = spread(
-            "underpaint_cancel_latency_seconds", "Cancel seen to rows free.", _CANCEL_S, "model"
+            "underpaint_cancel_latency_seconds", "Cancellation to end in the engine.", _CANCEL_S, "model"
         )
         self._restarts = count("underpaint_engine_restarts_total", "Engine processes replaced.", "reason")
         self._model_load = spread("underpaint_model_load_seconds", "Time to load a model.", _LOAD_S, "model")
@@ -253,20 +264,20 @@ class Metrics:
             "underpaint_model_info", "Loaded models.", ("model", "digest", "dtype"), registry=self.registry
         )
         self._memory = Gauge(
-            "underpaint_gpu_memory_bytes", "Memory of the device.", ("device", "kind"), registry=self.registry
+            "underpaint_gpu_memory_bytes", "Device memory.", ("device", "kind"), registry=self.registry
         )
 
     def _define_store(self) -> None:
         self._store_requests = self._counter(
-            "underpaint_inversion_store_requests_total", "Inversions asked for.", "result"
+            "underpaint_inversion_store_requests_total", "Look-ups of an inversion.", "result"
         )
         self._evictions = self._counter(
-            "underpaint_inversion_store_evictions_total", "Inversions removed by the store itself.", "reason"
+            "underpaint_inversion_store_evictions_total", "Inversions removed for age or size.", "reason"
         )
 
     def _start_at_zero(self) -> None:
-        # A counter that appears with its first event hides that event from rate(); where the label values are few
-        # and fixed, all are there from the start.
+        # rate() misses the first event of a counter that appears with it. So counters with few and fixed label values
+        # start at 0.
         for counter, values in (
             (self._replays, ("joined", "replayed")),
             (self._restarts, ("crash", "stall")),

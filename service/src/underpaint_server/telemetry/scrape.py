@@ -1,4 +1,4 @@
-"""What is read at the moment of a scrape, and from whom."""
+"""Gauges that are read from their owners at each scrape, and what the owners provide."""
 
 import platform
 from collections.abc import Iterator
@@ -13,58 +13,58 @@ from underpaint_server.jobs import Priority
 
 
 class EngineView(Protocol):
-    """What is read from the engine's front at scrape, from another thread: plain attribute reads that never block."""
+    """The dispatcher's current values. Read from the thread that serves the scrape, so reading must not block."""
 
     @property
     def num_running(self) -> int:
-        """Jobs that take part in passes."""
+        """Jobs in the engine."""
 
     @property
     def queue_capacity(self) -> int:
-        """Jobs that may wait."""
+        """Most jobs that may wait in the queue."""
 
     @property
     def backlog_s(self) -> float:
-        """Estimated seconds of work waiting and running."""
+        """Estimated seconds of device time for all waiting and running jobs."""
 
     @property
     def last_pass_at(self) -> float | None:
-        """Unix time of the last forward pass; None before the first."""
+        """Unix time of the last network pass; None before the first."""
 
     def num_waiting(self, priority: Priority) -> int:
-        """Jobs that wait at that priority."""
+        """Jobs of ``priority`` in the queue."""
 
 
 class StoreView(Protocol):
-    """What is read from the inversion store at scrape."""
+    """The inversion store's current values."""
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all entries."""
+        """Bytes of all stored inversions."""
 
     @property
     def entries(self) -> int:
-        """Number of entries."""
+        """Number of stored inversions."""
 
 
 class OperationsView(Protocol):
-    """What is read of operations at scrape."""
+    """Current numbers of operations."""
 
     @property
     def running(self) -> int:
-        """Those that run on this server."""
+        """Operations that run on this server."""
 
     @property
     def waiting(self) -> int:
-        """Those in the store that no server runs, as last seen."""
+        """Unfinished operations that no server runs, at the last scan."""
 
     @property
     def done(self) -> int:
-        """Those in the store that have ended and are remembered, as last seen."""
+        """Operations that have ended and are not removed yet, at the last scan."""
 
 
 class AtScrape(Collector):
-    """Gauges computed when they are asked for, on the thread that serves the scrape."""
+    """Computes the gauges at each scrape, on the thread that serves it; None for an owner leaves its gauges out."""
 
     def __init__(self) -> None:
         self.engine: EngineView | None = None
@@ -72,7 +72,7 @@ class AtScrape(Collector):
         self.operations: OperationsView | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """The build, and whatever is watched, as of now."""
+        """The build information and the gauges of all owners that are set."""
         yield _build_info()
         if self.engine is not None:
             yield from _engine_gauges(self.engine)
@@ -83,18 +83,18 @@ class AtScrape(Collector):
 
 
 def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
-    yield _gauge("underpaint_num_requests_running", "Jobs that take part in passes.", engine.num_running)
+    yield _gauge("underpaint_num_requests_running", "Jobs in the engine.", engine.num_running)
     waiting = GaugeMetricFamily("underpaint_num_requests_waiting", "Jobs in the queue.", labels=("priority",))
     for priority in Priority:
         waiting.add_metric((priority.name.lower(),), engine.num_waiting(priority))
     yield waiting
-    yield _gauge("underpaint_queue_capacity", "Jobs that may wait.", engine.queue_capacity)
+    yield _gauge("underpaint_queue_capacity", "Most jobs that may wait.", engine.queue_capacity)
     yield _gauge(
-        "underpaint_estimated_backlog_seconds", "Estimated time of the work waiting and running.", engine.backlog_s
+        "underpaint_estimated_backlog_seconds", "Estimated time of waiting and running jobs.", engine.backlog_s
     )
     last = engine.last_pass_at
     if last is not None:
-        yield _gauge("underpaint_engine_last_step_timestamp_seconds", "Unix time of the last pass.", last)
+        yield _gauge("underpaint_engine_last_step_timestamp_seconds", "Unix time of the last network pass.", last)
 
 
 def _store_gauges(store: StoreView) -> Iterator[Metric]:
@@ -104,7 +104,7 @@ def _store_gauges(store: StoreView) -> Iterator[Metric]:
 
 def _operations_gauge(operations: OperationsView) -> Metric:
     gauge = GaugeMetricFamily(
-        "underpaint_operations", "Operations that run here, that nobody runs, and that have ended.", labels=("state",)
+        "underpaint_operations", "Operations: run by this server, run by none, ended.", labels=("state",)
     )
     for state in ("running", "waiting", "done"):
         gauge.add_metric((state,), getattr(operations, state))
@@ -116,13 +116,13 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def _build_info() -> Metric:
-    info = GaugeMetricFamily("underpaint_build_info", "What runs here.", labels=("version", "python", "torch"))
+    info = GaugeMetricFamily("underpaint_build_info", "Versions.", labels=("version", "python", "torch"))
     info.add_metric((__version__, platform.python_version(), _torch_version()), 1)
     return info
 
 
 def _torch_version() -> str:
-    # From the package's metadata: the front process must not import torch.
+    # From the package metadata, because the front process must not import torch.
     try:
         return version("torch")
     except PackageNotFoundError:
