@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from underpaint_server.errors import UnderpaintError
 from underpaint_server.jobs import Job, Phase, Preview, Priority, Progress, Result
+from underpaint_server.methods import job_name
 from underpaint_server.plans import total_rows
 
 HEARTBEAT_S = 5.0
@@ -47,7 +48,9 @@ class JobHandle:
         self.submitted = submitted
         self.deadline = deadline
         self.preview_every = preview_every
-        self.rows_left = total_rows(job)
+        self.name = job_name(job)
+        """What the job is called in metrics, see :func:`underpaint_server.methods.job_name`."""
+        self._rows = self.rows_left = total_rows(job)
         self.cancelled_at: float | None = None
         self._on_cancel = on_cancel
         self._on_extend = on_extend
@@ -131,7 +134,7 @@ class JobHandle:
     def advance(self, progress: Progress, rows: int) -> None:
         """Set the progress; ``rows`` network rows of the job are done. The fraction never decreases."""
         self._position = 0
-        self.rows_left = max(0, total_rows(self.job) - rows)
+        self.rows_left = max(0, self._rows - rows)
         before = self._progress.value
         floor = before.fraction if isinstance(before, Progress) else 0.0
         self._put(self._progress, replace(progress, fraction=max(floor, progress.fraction)))

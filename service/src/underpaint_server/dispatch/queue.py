@@ -38,7 +38,6 @@ from underpaint_server.errors import (
     WorkerRestarted,
 )
 from underpaint_server.jobs import Job, ModelInfo, Priority, Usage
-from underpaint_server.methods import job_name
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics
 
@@ -57,6 +56,8 @@ class Dispatcher:
     """Owns the queue and the engine process. All methods are to be called on one event loop; none blocks it."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.configured = tuple(name for name, _ in settings.model_locations)
+        """Ids of the configured models, the default first."""
         self._settings = settings
         self._metrics = metrics
         self._infos: dict[str, ModelInfo] = {}
@@ -79,11 +80,6 @@ class Dispatcher:
     def error(self) -> str:
         """Why the state is FAILED; empty in any other state."""
         return self._engine.error
-
-    @property
-    def configured(self) -> tuple[str, ...]:
-        """Ids of the configured models, the default first."""
-        return tuple(name for name, _ in self._settings.model_locations)
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
@@ -199,7 +195,7 @@ class Dispatcher:
         rows = handle.rows_left + (sum(job.rows_left for job in ahead) if busy else 0)
         estimate_s = rows * self._pace.fast_row_s(time.monotonic())
         if deadline_s is not None and estimate_s > deadline_s:
-            self._metrics.on_deadline_missed(method=job_name(handle.job), stage="at_admission")
+            self._metrics.on_deadline_missed(method=handle.name, stage="at_admission")
             raise DeadlineUnattainable(
                 f"the job needs about {estimate_s:.1f} s and the deadline is in {deadline_s:.1f} s; set a later "
                 "deadline or ask for fewer steps",
@@ -239,10 +235,10 @@ class Dispatcher:
     def _cancel(self, job: JobHandle) -> None:
         """End the job for its callers at once; its running slot is free when the engine reports its end."""
         if job in self._waiting:
-            self._metrics.on_cancelled(method=job_name(job.job), stage="queued")
+            self._metrics.on_cancelled(method=job.name, stage="queued")
             self._settle(job, Cancelled("the job was cancelled while it was queued"))
         elif job.id in self._running:
-            self._metrics.on_cancelled(method=job_name(job.job), stage="running")
+            self._metrics.on_cancelled(method=job.name, stage="running")
             job.cancelled_at = time.monotonic()
             self._engine.send(CancelJob(job.id))
             job.end(Cancelled("the job was cancelled while it was running"))
@@ -312,7 +308,7 @@ class Dispatcher:
         job = self._running.pop(report.id, None)
         if job is None:
             return
-        method = job_name(job.job)
+        method = job.name
         if job.cancelled_at is not None:
             self._metrics.on_cancel_latency(model=job.job.model, seconds=time.monotonic() - job.cancelled_at)
         elif isinstance(report.outcome, DeadlinePassed):
@@ -345,7 +341,7 @@ class Dispatcher:
             await asyncio.sleep(WATCH_S)
             now = time.monotonic()
             for job in [job for job in self._waiting if job.deadline is not None and job.deadline < now]:
-                self._metrics.on_deadline_missed(method=job_name(job.job), stage="queued")
+                self._metrics.on_deadline_missed(method=job.name, stage="queued")
                 self._settle(job, DeadlinePassed("the deadline passed while the job was queued; set a later deadline"))
             if self.stalled:
                 self._engine.end_stalled()
