@@ -26,7 +26,7 @@ from underpaint_server.rpc.requests.invert import invert_draft
 from underpaint_server.rpc.responses.edit import resolved as resolve
 from underpaint_server.stores import inversion_digest
 from underpaint_server.wire import fitting, images
-from underpaint_server.wire.drafts import EditCompanion, EditDraft, EditSource, Named
+from underpaint_server.wire.drafts import EditCompanion, EditDraft, EditSource, StoredSource
 
 NAME = "0123456789abcdef" * 4
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
@@ -108,7 +108,7 @@ def job_of(draft: EditDraft, request: edit_service_pb2.EditRequest) -> tuple[Edi
     match draft.source:
         case Generated() as drawn:
             start = EditSource(drawn, draft.inversion, fitting.untouched((drawn.width, drawn.height)))
-        case Named():
+        case StoredSource():
             inversion = Inversion("mini", MINI.digest, options, 64, 48, None, {})
             start = EditSource(Stored(inversion), options, fitting.untouched((64, 48)), NAME)
         case _:

@@ -76,7 +76,7 @@ class Reading:
     request: EditRequest
     reader: Reader
     """Checks fields and collects what is wrong with them."""
-    found: Any
+    looked_up: Any
     """What the method's ``lookup`` returned; None if it has none."""
     source: DraftSource
     inversion: InversionOptions | None

@@ -16,14 +16,14 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class StoredSource:
     """A stored inversion named by the request."""
 
     inversion: str
     """64 hexadecimal digits."""
 
 
-DraftSource = Upload | Named | Generated
+DraftSource = Upload | StoredSource | Generated
 """What an edit starts from, before anything is fetched or decoded."""
 
 

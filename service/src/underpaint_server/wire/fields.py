@@ -25,11 +25,11 @@ class Fields:
     def __init__(self) -> None:
         self._violations: list[FieldViolation] = []
 
-    def wrong(self, path: str, description: str) -> None:
+    def report(self, path: str, description: str) -> None:
         """Report the field at ``path``; ``description`` says what is wrong and what to send."""
         self._violations.append(FieldViolation(path, description))
 
-    def wrong_as(self, error: FieldInvalid) -> None:
+    def report_all(self, error: FieldInvalid) -> None:
         """Report the violations that another check raised."""
         self._violations.extend(error.violations)
 
@@ -38,18 +38,18 @@ class Fields:
         if self._violations:
             raise FieldInvalid(*self._violations)
 
-    def share(self, path: str, value: float, *, below_one: bool = False) -> float:
+    def fraction(self, path: str, value: float, *, below_one: bool = False) -> float:
         """A number in (0, 1], or in (0, 1) if ``below_one``, as :func:`float32`."""
         number = float32(value)
         if not (0 < number < 1 or (number == 1 and not below_one)):
-            self.wrong(path, f"{value:.7g} is outside (0, 1{')' if below_one else ']'}")
+            self.report(path, f"{value:.7g} is outside (0, 1{')' if below_one else ']'}")
         return number
 
     def between(self, path: str, value: float, low: float, high: float) -> float:
         """A number in [low, high], as :func:`float32`."""
         number = float32(value)
         if not low <= number <= high:
-            self.wrong(path, f"{value:.7g} is outside [{low:g}, {high:g}]")
+            self.report(path, f"{value:.7g} is outside [{low:g}, {high:g}]")
         return number
 
     def count(self, path: str, value: int, default: int, limit: int) -> int:
@@ -58,29 +58,29 @@ class Fields:
         An invalid value is reported and replaced by ``default``, because later fields are sized by it.
         """
         if not 0 <= value <= limit:
-            self.wrong(path, f"{value} is outside 1..{limit} (0 means {default})")
+            self.report(path, f"{value} is outside 1..{limit} (0 means {default})")
             return default
         return value or default
 
     def index(self, path: str, value: int, limit: int) -> int:
         """An integer in 0..limit; an invalid value is replaced by 0."""
         if not 0 <= value <= limit:
-            self.wrong(path, f"{value} is outside 0..{limit}")
+            self.report(path, f"{value} is outside 0..{limit}")
             return 0
         return value
 
     def text(self, path: str, value: str, limit: int, *, required: bool = False) -> str:
         """A text of at most ``limit`` characters; if ``required``, not only white space."""
         if len(value) > limit:
-            self.wrong(path, f"has {len(value)} characters, more than the limit of {limit}")
+            self.report(path, f"has {len(value)} characters, more than the limit of {limit}")
         if required and not value.strip():
-            self.wrong(path, "must not be empty")
+            self.report(path, "must not be empty")
         return value
 
     def known(self, path: str, value: int, enum: EnumDescriptor) -> int:
         """A value that the enum defines."""
         if value not in enum.values_by_number:
-            self.wrong(path, f"{value} is not a value of the enum {enum.full_name}")
+            self.report(path, f"{value} is not a value of the enum {enum.full_name}")
         return value
 
 
@@ -100,7 +100,7 @@ def float32(value: float) -> float:
     return float(f"{value:.7g}") if math.isfinite(value) else value
 
 
-def single(value: float) -> float:
+def nearest_float32(value: float) -> float:
     """The nearest 32-bit float."""
     nearest: float = struct.unpack("<f", struct.pack("<f", value))[0]
     return nearest

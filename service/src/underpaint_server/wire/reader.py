@@ -33,14 +33,14 @@ class Reader:
         """A prompt; must be empty for a model without a text encoder."""
         if not self.model.prompt_tokens:
             if value:
-                self.fields.wrong(path, f"must be empty: models/{self.model.id} reads no text")
+                self.fields.report(path, f"must be empty: models/{self.model.id} reads no text")
             return value
         return self.fields.text(path, value, self.limits.max_prompt_chars, required=required)
 
     def guidance(self, path: str, value: float) -> float:
         """A guidance scale in [0, MAX_GUIDANCE_SCALE]; must be 1 for a model without a text encoder."""
         if not self.model.prompt_tokens and value != 1:
-            self.fields.wrong(path, f"must be 1, not {value:.7g}: models/{self.model.id} reads no text")
+            self.fields.report(path, f"must be 1, not {value:.7g}: models/{self.model.id} reads no text")
         return self.fields.between(path, value, 0, MAX_GUIDANCE_SCALE)
 
     def default_guidance(self, scale: float) -> float:
@@ -58,9 +58,11 @@ class Reader:
         names = names[: len(model.feature_sites) + 1]
         unknown = sorted(set(names) - set(model.feature_sites))
         if unknown:
-            self.fields.wrong(path, f"models/{model.id} has {', '.join(model.feature_sites)}, not {', '.join(unknown)}")
+            self.fields.report(
+                path, f"models/{model.id} has {', '.join(model.feature_sites)}, not {', '.join(unknown)}"
+            )
         if len(set(names)) < len(names):
-            self.fields.wrong(path, "a site is named twice")
+            self.fields.report(path, "a site is named twice")
         return tuple(site for site in model.feature_sites if site in names)
 
     def image(self, path: str, image: types_pb2.Image) -> types_pb2.Image:

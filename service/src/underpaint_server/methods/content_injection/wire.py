@@ -57,9 +57,9 @@ def _read_content(reading: Reading) -> None:
         try:
             inversion_id(message.inversion, f"{_PATH}.inversion")
         except FieldInvalid as error:
-            fields.wrong_as(error)
+            fields.report_all(error)
     if message.WhichOneof("content") is None:
-        fields.wrong(f"{_PATH}.content", "not set; choose one of image, inversion")
+        fields.report(f"{_PATH}.content", "not set; choose one of image, inversion")
     reading.reader.image(f"{_PATH}.image", message.image)
 
 

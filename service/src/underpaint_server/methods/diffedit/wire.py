@@ -21,14 +21,14 @@ def _read(reading: Reading) -> DiffEdit:
     if message.HasField("mask"):
         for descriptor, _ in message.ListFields():
             if descriptor.name != "mask":
-                fields.wrong(f"diffedit.{descriptor.name}", "must be unset, because diffedit.mask is set")
+                fields.report(f"diffedit.{descriptor.name}", "must be unset, because diffedit.mask is set")
     threshold = message.threshold if message.HasField("threshold") else _THRESHOLD
     mask_strength = message.mask_strength if message.HasField("mask_strength") else _MASK_STRENGTH
     return DiffEdit(
         mask=None,
-        threshold=fields.share("diffedit.threshold", threshold, below_one=True),
+        threshold=fields.fraction("diffedit.threshold", threshold, below_one=True),
         samples=fields.count("diffedit.samples", message.samples, _MASK_SAMPLES, reader.limits.max_mask_samples),
-        mask_strength=fields.share("diffedit.mask_strength", mask_strength, below_one=True),
+        mask_strength=fields.fraction("diffedit.mask_strength", mask_strength, below_one=True),
         reference_prompt=reader.prompt("diffedit.reference_prompt", message.reference_prompt),
     )
 

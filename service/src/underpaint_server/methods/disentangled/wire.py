@@ -11,7 +11,7 @@ from underpaint_server.jobs import MAX_MIXING_WEIGHT, Direction, Generated, Samp
 from underpaint_server.methods.disentangled.options import DisentangledEdit
 from underpaint_server.methods.message import Completing, Defaults, Fetch, Message, Reading
 from underpaint_server.wire.drafts import EditSource
-from underpaint_server.wire.fields import float32, single
+from underpaint_server.wire.fields import float32, nearest_float32
 from underpaint_server.wire.names import direction_id, model_name
 from underpaint_server.wire.reader import SAMPLERS, Reader, sampler_of
 
@@ -38,18 +38,18 @@ def _read(reading: Reading) -> DisentangledEdit:
     source_prompt = _source_prompt(reading)
     weights = _weights(reading, _steps(reading))
     scale = fields.between("disentangled.scale", message.scale if message.HasField("scale") else 1.0, *_SCALES)
-    default = reading.found.options.sampler if reading.found is not None else Sampler.DDIM
+    default = reading.looked_up.options.sampler if reading.looked_up is not None else Sampler.DDIM
     sampler = sampler_of(fields, "disentangled.sampler", message.sampler, default)
     if scale != 1:
         weights = tuple(1 - scale * (1 - weight) for weight in weights)
         if not all(abs(weight) <= MAX_MIXING_WEIGHT for weight in weights):
-            fields.wrong(
+            fields.report(
                 "disentangled.scale",
                 f"{scale:g} brings a weight outside [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]; use one near 1",
             )
             weights = ()
     # Rounded to float32 as in a message, so that ``resolved`` has exactly these weights.
-    return DisentangledEdit(source_prompt, tuple(float32(single(weight)) for weight in weights), sampler)
+    return DisentangledEdit(source_prompt, tuple(float32(nearest_float32(weight)) for weight in weights), sampler)
 
 
 def _source_prompt(reading: Reading) -> str:
@@ -57,7 +57,7 @@ def _source_prompt(reading: Reading) -> str:
     if isinstance(reading.source, Generated):
         for name, other in (("source_prompt", "generated.prompt"), ("steps", "generated.steps")):
             if getattr(message, name):
-                reading.reader.fields.wrong(f"disentangled.{name}", f"must be unset: {other} is used instead")
+                reading.reader.fields.report(f"disentangled.{name}", f"must be unset: {other} is used instead")
         return reading.source.prompt
     return reading.reader.prompt("disentangled.source_prompt", message.source_prompt or reading.defaults.source_prompt)
 
@@ -75,10 +75,10 @@ def _weights(reading: Reading, steps: int) -> tuple[float, ...]:
     reader, fields = reading.reader, reading.reader.fields
     match message.WhichOneof("weights"):
         case "direction":
-            direction: Direction = reading.found
+            direction: Direction = reading.looked_up
             weights, limit = direction.weights, reader.limits.max_steps
             if len(weights) > limit:
-                fields.wrong("disentangled.direction", f"has {len(weights)} steps, more than this server's {limit}")
+                fields.report("disentangled.direction", f"has {len(weights)} steps, more than this server's {limit}")
             return weights
         case "switch_step":
             switch_step = fields.index("disentangled.switch_step", message.switch_step, steps)
@@ -86,7 +86,7 @@ def _weights(reading: Reading, steps: int) -> tuple[float, ...]:
         case "given":
             return _given(reader, message.given, steps)
         case _:
-            fields.wrong("disentangled.weights", "not set; choose one of direction, switch_step, given")
+            fields.report("disentangled.weights", "not set; choose one of direction, switch_step, given")
             return ()
 
 
@@ -94,19 +94,19 @@ def _given(reader: Reader, given: MixingWeights, steps: int) -> tuple[float, ...
     path, fields, limit = "disentangled.given.values", reader.fields, reader.limits.max_steps
     weights = tuple(float32(value) for value in given.values[: limit + 1])
     if len(weights) > limit:
-        fields.wrong(path, f"{len(given.values)} weights, more than {limit} steps")
+        fields.report(path, f"{len(given.values)} weights, more than {limit} steps")
         return ()
     if len(weights) != steps:
-        fields.wrong(path, f"{len(weights)} weights for {steps} steps; give one per step")
+        fields.report(path, f"{len(weights)} weights for {steps} steps; give one per step")
     elif not all(-MAX_MIXING_WEIGHT <= weight <= MAX_MIXING_WEIGHT for weight in weights):  # also refuses NaN
-        fields.wrong(path, f"a weight is outside [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]")
+        fields.report(path, f"a weight is outside [-{MAX_MIXING_WEIGHT:g}, {MAX_MIXING_WEIGHT:g}]")
         return ()
     return weights
 
 
 def _check(reading: Reading, _options: DisentangledEdit) -> None:
     """Raises DirectionModelMismatch and DirectionStepsMismatch."""
-    direction, model = reading.found, reading.reader.model
+    direction, model = reading.looked_up, reading.reader.model
     if direction is None:
         return
     metadata = {"resource_name": reading.request.disentangled.direction}

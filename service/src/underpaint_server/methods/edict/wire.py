@@ -24,7 +24,7 @@ def _read_inversion(reader: Reader, parameters: InversionParameters, path: str) 
     message = parameters.edict
     if not message.HasField("mixing_coefficient"):
         return EdictInversion()
-    return EdictInversion(reader.fields.share(f"{path}.edict.mixing_coefficient", message.mixing_coefficient))
+    return EdictInversion(reader.fields.fraction(f"{path}.edict.mixing_coefficient", message.mixing_coefficient))
 
 
 def _write_inversion(parameters: InversionParameters, options: EdictInversion) -> None:

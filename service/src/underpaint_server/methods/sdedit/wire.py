@@ -11,7 +11,7 @@ def _read(reading: Reading) -> SdEdit:
     message, reader = reading.request.sdedit, reading.reader
     strength = message.strength if message.HasField("strength") else DEFAULT_STRENGTH
     return SdEdit(
-        strength=reader.fields.share("sdedit.strength", strength),
+        strength=reader.fields.fraction("sdedit.strength", strength),
         num_inference_steps=reader.steps("sdedit.steps", message.steps),
     )
 

@@ -29,7 +29,7 @@ from underpaint_server.rpc.context import ServerContext
 from underpaint_server.stores import Entry, inversion_digest
 from underpaint_server.wire import fitting as fittings
 from underpaint_server.wire import images
-from underpaint_server.wire.drafts import EditDraft, EditSource, Named, Upload
+from underpaint_server.wire.drafts import EditDraft, EditSource, StoredSource, Upload
 from underpaint_server.wire.fitting import Fitting
 from underpaint_server.wire.names import inversion_name
 
@@ -94,7 +94,7 @@ async def fetch_source(server: ServerContext, draft: EditDraft, *, use_store: bo
     match draft.source:
         case Upload(image=image):
             return await _from_image(server, draft, image, use_store)
-        case Named(inversion=name):
+        case StoredSource(inversion=name):
             return await _from_store(server, draft, name)
         case Generated() as generated:
             size = (generated.width, generated.height)

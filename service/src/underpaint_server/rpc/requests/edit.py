@@ -15,7 +15,7 @@ from underpaint_server.methods import METHODS
 from underpaint_server.methods.message import DEFAULT_STRENGTH, Defaults, Reading, message_of
 from underpaint_server.rpc.requests.inversion import inversion_options
 from underpaint_server.settings import Settings
-from underpaint_server.wire.drafts import DraftSource, EditDraft, Named, Upload
+from underpaint_server.wire.drafts import DraftSource, EditDraft, StoredSource, Upload
 from underpaint_server.wire.images import MEDIA_TYPES, PNG
 from underpaint_server.wire.names import inversion_id
 from underpaint_server.wire.reader import Reader
@@ -25,24 +25,24 @@ _MAX_GENERATED_AREA: Final = 4
 
 
 def edit_draft(
-    request: edit_service_pb2.EditRequest, model: ModelInfo, settings: Settings, found: object = None
+    request: edit_service_pb2.EditRequest, model: ModelInfo, settings: Settings, looked_up: object = None
 ) -> EditDraft:
-    """Read an EditRequest; ``found`` is what the method's ``lookup`` returned.
+    """Read an EditRequest; ``looked_up`` is what the method's ``lookup`` returned.
 
     Raises FieldInvalid with all invalid fields, and what the method's ``check`` raises.
     """
-    return _Edit(request, Reader(model, settings), found).draft()
+    return _Edit(request, Reader(model, settings), looked_up).draft()
 
 
 class _Edit:
     """Reads one EditRequest."""
 
-    def __init__(self, request: edit_service_pb2.EditRequest, reader: Reader, found: object) -> None:
+    def __init__(self, request: edit_service_pb2.EditRequest, reader: Reader, looked_up: object) -> None:
         self._request = request
         self._reader = reader
         self._fields = reader.fields
         self._model = reader.model
-        self._found = found
+        self._looked_up = looked_up
         self._name = self._method_name()
         self._method = METHODS[self._name]
         self._message = message_of(self._name)
@@ -52,7 +52,7 @@ class _Edit:
         request, reader, message = self._request, self._reader, self._message
         source = self._source()
         inversion = self._source_inversion(source)
-        reading = Reading(request, reader, self._found, source, inversion, self._defaults)
+        reading = Reading(request, reader, self._looked_up, source, inversion, self._defaults)
         options = message.read(reading)
         draft = EditDraft(
             model=self._model,
@@ -74,24 +74,24 @@ class _Edit:
     def _method_name(self) -> str:
         name = self._request.WhichOneof("method")
         if name is None:
-            self._fields.wrong("method", f"not set; choose one of {', '.join(self._model.methods)}")
+            self._fields.report("method", f"not set; choose one of {', '.join(self._model.methods)}")
         elif name not in self._model.methods:
-            self._fields.wrong("method", f"{self._model.id} has only {', '.join(self._model.methods)}")
+            self._fields.report("method", f"{self._model.id} has only {', '.join(self._model.methods)}")
         return name or next(iter(METHODS))
 
     def _method_defaults(self) -> Defaults:
         if self._message.defaults is None:
             return Defaults(self._model.default_steps)
-        return self._message.defaults(self._request, self._reader, self._found)
+        return self._message.defaults(self._request, self._reader, self._looked_up)
 
     def _source(self) -> DraftSource:
         kind = self._request.WhichOneof("source")
         if kind == "inversion":
-            return Named(inversion_id(self._request.inversion, "inversion"))
+            return StoredSource(inversion_id(self._request.inversion, "inversion"))
         if kind == "generated":
             return self._generated()
         if kind is None:
-            self._fields.wrong("source", "not set; choose one of image, inversion, generated")
+            self._fields.report("source", "not set; choose one of image, inversion, generated")
         return Upload(self._reader.image("image", self._request.image))
 
     def _generated(self) -> Generated:
@@ -100,7 +100,7 @@ class _Edit:
         height = self._side("generated.height", message.height, model.height)
         area = _MAX_GENERATED_AREA * model.width * model.height
         if width * height > area:
-            self._fields.wrong(
+            self._fields.report(
                 "generated",
                 f"{width}x{height} pixels are more than the limit of {area}; choose a smaller width or height",
             )
@@ -115,7 +115,7 @@ class _Edit:
     def _side(self, path: str, value: int, default: int) -> int:
         unit = self._model.size_multiple
         if value < 0 or value % unit:
-            self._fields.wrong(path, f"{value} is not a positive multiple of {unit} (0 means {default})")
+            self._fields.report(path, f"{value} is not a positive multiple of {unit} (0 means {default})")
         return value or default
 
     def _source_inversion(self, source: DraftSource) -> InversionOptions | None:
@@ -127,13 +127,13 @@ class _Edit:
                 else "must be empty: only `image` is inverted"
             )
             if parameters.ByteSize():
-                self._fields.wrong("inversion_parameters", reason)
+                self._fields.report("inversion_parameters", reason)
             if method is None or not isinstance(source, Generated):
                 return None
             return self._generated_inversion(source, method)
         if parameters.WhichOneof("method") not in (None, method.name):
             description = f"{self._name} starts from an inversion by {method.name}; set that one, or none"
-            self._fields.wrong("inversion_parameters.method", description)
+            self._fields.report("inversion_parameters.method", description)
         strength = self._message.inversion_strength
         return inversion_options(self._reader, parameters, method, "inversion_parameters", strength)
 
@@ -166,5 +166,5 @@ class _Edit:
     def _media_type(self) -> str:
         media_type = self._request.output_media_type or PNG
         if media_type not in MEDIA_TYPES:
-            self._fields.wrong("output_media_type", f"choose one of {', '.join(MEDIA_TYPES)}")
+            self._fields.report("output_media_type", f"choose one of {', '.join(MEDIA_TYPES)}")
         return media_type

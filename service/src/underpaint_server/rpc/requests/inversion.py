@@ -22,7 +22,7 @@ def inversion_options(
     return InversionOptions(
         method=inversion_message_of(method.name).read(reader, parameters, path),
         num_inference_steps=reader.steps(f"{path}.steps", parameters.steps),
-        strength=reader.fields.share(f"{path}.strength", strength),
+        strength=reader.fields.fraction(f"{path}.strength", strength),
         guidance_scale=guidance_scale,
         source_prompt=reader.prompt(f"{path}.source_prompt", parameters.source_prompt),
     )

@@ -16,9 +16,9 @@ def invert_draft(request: inversion_service_pb2.InvertRequest, model: ModelInfo,
     reader = Reader(model, settings)
     name = request.parameters.WhichOneof("method")
     if name is None:
-        reader.fields.wrong("parameters.method", f"not set; choose {' or '.join(INVERSIONS)}")
+        reader.fields.report("parameters.method", f"not set; choose {' or '.join(INVERSIONS)}")
     if not request.HasField("image"):
-        reader.fields.wrong("image", "not set")
+        reader.fields.report("image", "not set")
     image = reader.image("image", request.image)
     method = INVERSIONS[name] if name is not None else next(iter(INVERSIONS.values()))
     options = inversion_options(reader, request.parameters, method, "parameters", DEFAULT_STRENGTH)

@@ -95,19 +95,19 @@ class _Learn:
     def _check_ids(self) -> None:
         request, fields = self._request, self._fields
         if request.request_id and not is_request_id(request.request_id):
-            fields.wrong("request_id", "not a UUID of version 4; send one, or leave it empty")
+            fields.report("request_id", "not a UUID of version 4; send one, or leave it empty")
         if request.direction_id and not NAME.fullmatch(request.direction_id):
-            fields.wrong("direction_id", "must have 1 to 63 characters of a-z, 0-9 and -")
+            fields.report("direction_id", "must have 1 to 63 characters of a-z, 0-9 and -")
         for field, _ in request.direction.ListFields():
             if field.name not in _CALLERS:
-                fields.wrong(f"direction.{field.name}", "must be empty: the server sets it")
+                fields.report(f"direction.{field.name}", "must be empty: the server sets it")
 
     def _options(self) -> LearnOptions:
         request, fields, direction = self._request, self._fields, self._request.direction
         limit = self._settings.max_prompt_chars
         method = self._method()
         if direction.source_prompt.strip() and direction.source_prompt == direction.target_prompt:
-            fields.wrong("direction.target_prompt", "must differ from direction.source_prompt")
+            fields.report("direction.target_prompt", "must differ from direction.source_prompt")
         content = request.content_weight if request.HasField("content_weight") else _CONTENT_WEIGHT
         guidance = direction.guidance_scale if direction.HasField("guidance_scale") else _GUIDANCE
         late = request.late_weight if request.HasField("late_weight") else 0.0
@@ -136,20 +136,20 @@ class _Learn:
             reason = "" if request.method else f", and {self._model.id} has no gradients here"
             for field, _ in request.ListFields():
                 if field.name in _ONLY_GRADIENT:
-                    fields.wrong(field.name, f"must be empty: a search does not use it{reason}")
+                    fields.report(field.name, f"must be empty: a search does not use it{reason}")
             return self._search()
         if not self._model.gradients:
-            fields.wrong(
+            fields.report(
                 "method", f"{self._model.id} has no gradients here; leave it unset, or choose LEARN_METHOD_SEARCH"
             )
         if request.HasField("candidates"):
-            fields.wrong("candidates", "must be empty: only LEARN_METHOD_SEARCH uses candidates")
+            fields.report("candidates", "must be empty: only LEARN_METHOD_SEARCH uses candidates")
         rate = request.learning_rate if request.HasField("learning_rate") else _LEARNING_RATE
         return Descent(
             optimization_steps=fields.count(
                 "optimization_steps", request.optimization_steps, _OPTIMIZATION_STEPS, MAX_OPTIMIZATION_STEPS
             ),
-            learning_rate=fields.share("learning_rate", rate),
+            learning_rate=fields.fraction("learning_rate", rate),
         )
 
     def _search(self) -> Search:
@@ -159,21 +159,21 @@ class _Learn:
             len(candidates.late_weights) or len(_CANDIDATE_WEIGHTS)
         )
         if count > MAX_CANDIDATES:
-            fields.wrong("candidates", f"has {count} pairs, more than the limit of {MAX_CANDIDATES}")
+            fields.report("candidates", f"has {count} pairs, more than the limit of {MAX_CANDIDATES}")
             return Search((), ())
         switch_steps = tuple(candidates.switch_steps) or default_switches
         late_weights = tuple(map(float32, candidates.late_weights)) or _CANDIDATE_WEIGHTS
         if not all(0 <= step <= self._steps for step in switch_steps):
-            fields.wrong("candidates.switch_steps", f"a value is outside 0..{self._steps}")
+            fields.report("candidates.switch_steps", f"a value is outside 0..{self._steps}")
         low, high = _LATE_WEIGHTS
         if not all(low <= weight <= high for weight in late_weights):
-            fields.wrong("candidates.late_weights", f"a value is outside [{low:g}, {high:g}]")
+            fields.report("candidates.late_weights", f"a value is outside [{low:g}, {high:g}]")
         return Search(switch_steps, late_weights)
 
     def _examples(self, source_prompt: str) -> tuple[types_pb2.Image | Generated, ...]:
         examples, fields = self._request.examples, self._fields
         if not 1 <= len(examples) <= MAX_EXAMPLES:
-            fields.wrong("examples", f"has {len(examples)} entries, must have 1..{MAX_EXAMPLES}")
+            fields.report("examples", f"has {len(examples)} entries, must have 1..{MAX_EXAMPLES}")
         sources: list[types_pb2.Image | Generated] = []
         for index, example in enumerate(examples[:MAX_EXAMPLES]):
             if example.WhichOneof("source") == "image":
@@ -183,7 +183,7 @@ class _Learn:
                 size = self._model.width, self._model.height
                 sources.append(Generated(source_prompt, example.seed, *size, self._steps))
             else:
-                fields.wrong(f"examples[{index}].source", "not set; choose image or seed")
+                fields.report(f"examples[{index}].source", "not set; choose image or seed")
         return tuple(sources)
 
 

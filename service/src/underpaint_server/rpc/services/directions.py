@@ -113,12 +113,12 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         """Raises FieldInvalid for a direction beyond this server's limits, which could not be used here."""
         settings, options, fields = self._server.settings, direction.options, Fields()
         if options.num_inference_steps > settings.max_steps:
-            fields.wrong(
+            fields.report(
                 "chunk",
                 f"the file has {options.num_inference_steps} steps, more than the limit of {settings.max_steps}",
             )
         if max(len(options.source_prompt), len(options.target_prompt)) > settings.max_prompt_chars:
-            fields.wrong(
+            fields.report(
                 "chunk", f"the file has a prompt of more than {settings.max_prompt_chars} characters, the limit"
             )
         fields.check()
@@ -215,10 +215,10 @@ async def _received(parts: AsyncIterator[messages.ImportDirectionRequest]) -> tu
 def _header(part: messages.ImportDirectionRequest) -> messages.Direction:
     fields = Fields()
     if part.WhichOneof("part") != "header":
-        fields.wrong("header", "missing: the first message must be the header")
+        fields.report("header", "missing: the first message must be the header")
     for field, _ in part.header.ListFields():
         if field.name not in ("name", "display_name"):
-            fields.wrong(f"header.{field.name}", "must be empty: the value is in the file")
+            fields.report(f"header.{field.name}", "must be empty: the value is in the file")
     fields.text("header.display_name", part.header.display_name, MAX_DISPLAY_CHARS)
     fields.check()
     return part.header

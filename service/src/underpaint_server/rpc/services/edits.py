@@ -94,7 +94,7 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
 def _check_stream(request: messages.StreamEditRequest) -> int:
     fields = Fields()
     if request.preview_every < 0:
-        fields.wrong("preview_every", f"must not be negative, is {request.preview_every}")
+        fields.report("preview_every", f"must not be negative, is {request.preview_every}")
     longest_px = fields.count("preview_size", request.preview_size, _PREVIEW_PX, _MAX_PREVIEW_PX)
     fields.check()
     return longest_px
