@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-CODE = "import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+CODE = "import sys; import {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
 NETWORKS = {"torch", "diffusers", "transformers", "accelerate", "onnxruntime"}
 
 
@@ -24,6 +24,13 @@ def test_the_front_never_loads_a_network(module: str) -> None:
     loaded = loaded_by(module)
     assert "underpaint_server" in loaded
     assert not loaded & NETWORKS
+
+
+def test_nor_do_the_messages_of_the_methods() -> None:
+    """They are loaded by name, when the first request of a method comes."""
+    names = "[m.message_of(n) for n in METHODS], [m.inversion_message_of(n) for n in INVERSIONS]"
+    code = f"underpaint_server.server; from underpaint_server.methods import METHODS, INVERSIONS, message as m; {names}"
+    assert not loaded_by(code) & NETWORKS
 
 
 def test_the_entry_point_of_the_engine_s_process_loads_no_sockets() -> None:

@@ -75,6 +75,7 @@ def test_a_folder_holds_all_that_is_a_methods_own(name: str) -> None:
     if name in INVERSIONS:
         assert issubclass(INVERSIONS[name], InversionMethod)
         assert callable(steps.invert)
+        assert callable(steps.from_noise)
         assert isinstance(wire.INVERSION, InversionMessage)
 
 

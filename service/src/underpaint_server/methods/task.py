@@ -115,6 +115,11 @@ def inverter(method: InversionMethod) -> Callable[[Inverting], Steps[dict[str, T
     return cast("Callable[[Inverting], Steps[dict[str, Tensor]]]", part(method.name, "steps").invert)
 
 
+def noise_arrays(method: type[InversionMethod], noise: Tensor) -> dict[str, Tensor]:
+    """The arrays of an inversion that ends at this noise (c, h, w), float64: what a generated source starts from."""
+    return cast("dict[str, Tensor]", part(method.name, "steps").from_noise(noise))
+
+
 def reconstructor(method: InversionMethod) -> Callable[[Editing[None, None]], Steps[Outcome]]:
     """The generator function that reconstructs the source from an inversion: ``edit`` in its ``steps.py``."""
     return cast("Callable[[Editing[None, None]], Steps[Outcome]]", part(method.name, "steps").edit)

@@ -8,7 +8,15 @@ from underpaint_server.diffusion.sampling import Guidance, together
 from underpaint_server.diffusion.schedule import Grid
 from underpaint_server.jobs import Companion, Edited, EditJob, Generated, Inversion, Photo, Result, Stored, Usage
 from underpaint_server.methods import METHODS
-from underpaint_server.methods.task import Context, Editing, Preparation, editor, inversion_grid, preparation
+from underpaint_server.methods.task import (
+    Context,
+    Editing,
+    Preparation,
+    editor,
+    inversion_grid,
+    noise_arrays,
+    preparation,
+)
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
 from underpaint_server.programs import parts
@@ -76,7 +84,8 @@ def _source(job: EditJob, texts: Texts, model: Facts, batch_class: int | None) -
             return tensors.arrays(inversion, model), None
         case Generated() if METHODS[job.method.name].starts_from_noise:
             noise = parts.start(source, model)  # needs no inversion: the source is generated from this noise
-            return {"source": noise, "trajectory": noise[None], "x": noise, "y": noise}, None
+            inverts_by = METHODS[job.method.name].inversion
+            return {"source": noise, **(noise_arrays(inverts_by, noise) if inverts_by is not None else {})}, None
         case Generated():
             latents = yield from parts.draw(source, job.guidance_scale, texts, model)
         case Photo():

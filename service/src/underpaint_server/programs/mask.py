@@ -15,9 +15,9 @@ def compute_mask(job: MaskJob, model: Facts) -> Steps[Result]:
     """The program of a MaskJob."""
     prepare = preparation(job.method)
     assert prepare.mask is not None, "a MaskJob has a method that computes a mask"
-    prompts = {"target_prompt": job.target_prompt, "source_prompt": parts.source_prompt(job)}
     method_prompts = prepare.texts(job.method) if prepare.texts is not None else {}
-    texts = yield from parts.embed(**{**prompts, **method_prompts, "empty": ""})
+    prompts = {"target_prompt": job.target_prompt, **method_prompts, "source_prompt": parts.source_prompt(job)}
+    texts = yield from parts.embed(**prompts, empty="")
     match job.source:
         case Stored(inversion=inversion):
             source = tensors.arrays(inversion, model)["source"]

@@ -37,6 +37,11 @@ def invert(task: Inverting) -> Steps[dict[str, Tensor]]:
     return {"source": task.source, "trajectory": torch.stack(trajectory), **features}
 
 
+def from_noise(noise: Tensor) -> dict[str, Tensor]:
+    """The trajectory of a generated source: only its noisy end, the noise (c, h, w) that it is generated from."""
+    return {"trajectory": noise[None]}
+
+
 def edit(task: Editing[object, None]) -> Steps[Outcome]:
     """Denoise the noisiest latents of the trajectory with the target prompt."""
     return Outcome((yield from denoise(task.arrays["trajectory"][-1], task.grid, task.guidance)))

@@ -38,6 +38,11 @@ def invert(task: Inverting) -> Steps[dict[str, Tensor]]:
     return {"source": task.source, "x": x, "y": y}
 
 
+def from_noise(noise: Tensor) -> dict[str, Tensor]:
+    """The pair of a generated source: both are the noise (c, h, w) that it is generated from."""
+    return {"x": noise, "y": noise}
+
+
 def edit(task: Editing[object, None]) -> Steps[Outcome]:
     """Denoise the coupled latents with the target prompt; the result is x.
 

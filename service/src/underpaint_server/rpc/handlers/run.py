@@ -90,11 +90,12 @@ async def compute_mask(
 ) -> edit_service_pb2.ComputeMaskResponse:
     """The answer to ComputeMask."""
     draft = await _draft(server, request)
-    check_mask = message_of(draft.method.name).check_mask
-    if check_mask is None:
+    if METHODS[draft.method.name].mask_cost is None:
         names = ", ".join(name for name, method in METHODS.items() if method.mask_cost is not None)
         raise FieldInvalid(FieldViolation("method", f"{draft.method.name} computes no mask; choose {names}"))
-    check_mask(request)
+    check_mask = message_of(draft.method.name).check_mask
+    if check_mask is not None:
+        check_mask(request)
     source = await fetch_source(server, draft, use_store=False)
     assert source.inversion is not None
     job = MaskJob(
