@@ -15,6 +15,7 @@ from underpaint_server.errors import StoreCorrupt
 from underpaint_server.jobs import DdimConvention, Inversion, InversionOptions
 from underpaint_server.methods.ddim.options import DdimInversion
 from underpaint_server.methods.edict.options import EdictInversion
+from underpaint_server.stores import codec
 from underpaint_server.stores.codec import header_bytes
 from underpaint_server.stores.inversions.record import decode, decode_record, encode
 
@@ -120,6 +121,13 @@ def test_another_version_of_the_format_is_refused() -> None:
     text = json.dumps({"format": 2})
     with pytest.raises(StoreCorrupt, match="format 2 is not 1"):
         decode(save({"x": np.zeros(1)}, metadata={"underpaint": text}))
+
+
+@pytest.mark.parametrize("method", ["edict", None, {}, {"kind": "unheard"}, {"kind": []}])
+def test_a_record_whose_method_is_no_method_is_refused(method: object) -> None:
+    file = codec.decode(encode(small(), {}, WHEN))
+    with pytest.raises(StoreCorrupt, match="header cannot be read"):
+        decode(codec.encode(file.record | {"method": method}, file.arrays))
 
 
 def test_arrays_need_not_be_contiguous() -> None:

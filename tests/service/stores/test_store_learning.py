@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from obstore.store import LocalStore
+from safetensors.numpy import save
+from safetensors.torch import save as save_torch
 from support.jobs import disc
 from underpaint_server.errors import (
     DirectionExists,
@@ -28,6 +31,7 @@ DIRECTION = Direction("Joy", "toy", "d" * 64, OPTIONS, (1.0, 0.5, -0.25), (0.3, 
 TASK = Task("toy", "d" * 64, "joy", "Joy", OPTIONS, (None, Generated("a dog", 3, 8, 8, 3), None), "", "")
 NAME = "0123456789abcdef" * 2
 THIRD = 1 / 3
+ETAG = "a2898347fa3c8da675ff141fd0edbd0376c2e0f0535ec7ef050715ef1e830a9e"
 STATE = LearnState(2, (1.0, THIRD, 5e-324), (0.1, 0.2, -0.0), (1e300, 0.2, 0.3), (0.7, THIRD), (1.0, 2.0, 3.0))
 
 
@@ -91,6 +95,23 @@ async def test_a_damaged_direction_is_told_passed_over_and_can_be_deleted(tmp_pa
         await store.get("bad")
 
 
+def test_a_direction_of_format_1_is_still_read() -> None:
+    """Its checksum leaves the tensor's name out. The file was written by a server of that time."""
+    data = (Path(__file__).parents[2] / "data" / "direction-format-1.safetensors").read_bytes()
+    entry = decode("ripe", data)
+    assert entry.direction.weights == (1.0, 0.5, -0.25)
+    assert entry.direction.options.target_prompt == "a green apple"
+    assert entry.etag == ETAG
+    with pytest.raises(StoreCorrupt, match="checksum"):
+        decode("ripe", data[:-1] + b"\x01")
+
+
+def test_a_file_of_a_type_that_numpy_lacks_is_refused() -> None:
+    data = save_torch({"weights": torch.ones(3, dtype=torch.bfloat16)}, metadata={"underpaint": "{}"})
+    with pytest.raises(StoreCorrupt, match="BF16"):
+        decode("x", data)
+
+
 BAD = {
     "a weight short": replace(DIRECTION, weights=(1.0, 0.0)),
     "no weights": replace(DIRECTION, weights=()),
@@ -129,6 +150,19 @@ async def test_an_operation_comes_back_to_the_bit(blobs: Blobs) -> None:
     seen = await other.summary(NAME)
     assert (seen.claim, seen.iteration, seen.done_at) == (0, 2, None)
     assert repr(await other.state_of(seen)) == repr(STATE)
+
+
+async def test_examples_without_a_record_are_read(blobs: Blobs) -> None:
+    """Earlier servers wrote the pixels alone, as a plain safetensors file."""
+    store = OperationStore(blobs)
+    assert await store.create(NAME, TASK, [])
+    pixels = {f"{i:02d}": np.full((2, 3, 3), i, np.uint8) for i in range(2)}
+    await blobs.create(f"operations/{NAME}/examples", sealed(save(pixels)))
+    first, drawn, second = await store.examples(NAME, TASK)
+    assert isinstance(first, Photo)
+    assert isinstance(second, Photo)
+    assert np.array_equal([first.pixels, second.pixels], list(pixels.values()))
+    assert drawn == TASK.examples[1]
 
 
 async def test_everything_of_an_operation_is_created_once(blobs: Blobs) -> None:

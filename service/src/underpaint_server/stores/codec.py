@@ -48,16 +48,23 @@ def decode(data: bytes, *, named: bool = True) -> File:
 
     ``named`` False is for files whose checksum does not cover the names of the tensors.
     """
-    try:
-        arrays = load(data)  # first, since it validates the header that read_record parses
-    except (SafetensorError, ValueError) as error:
-        raise StoreCorrupt(f"not a safetensors file: {error}") from error
+    arrays = read_arrays(data)  # first, since it validates the header that read_record parses
     record = read_record(data)
     expected = record.pop(_DIGEST, None)
     actual = digest(record, arrays, named=named)
     if expected != actual:
         raise StoreCorrupt("the file fails its checksum")
     return File(record, arrays, actual)
+
+
+def read_arrays(data: bytes) -> dict[str, Array]:
+    """The arrays alone, of any safetensors file; nothing else is verified. Raises StoreCorrupt."""
+    try:
+        return load(data)
+    except (SafetensorError, ValueError) as error:
+        raise StoreCorrupt(f"not a safetensors file: {error}") from error
+    except KeyError as error:
+        raise StoreCorrupt(f"a tensor has the type {error}, which is not supported") from error
 
 
 def read_record(head: bytes) -> Record:

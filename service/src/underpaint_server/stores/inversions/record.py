@@ -109,8 +109,8 @@ def _method_to_json(method: InversionMethod) -> dict[str, Any]:
 
 
 def _method_from_json(values: dict[str, Any]) -> InversionMethod:
-    options = {name: value for name, value in values.items() if name != "kind"}
-    return _adapter(values["kind"]).validate_python(options)
+    adapter = _adapter(values["kind"])
+    return adapter.validate_python({name: value for name, value in values.items() if name != "kind"})
 
 
 def _number_to_json(number: float | None) -> float | str | None:
