@@ -118,7 +118,7 @@ def without_folder(directory: Path, name: str) -> Path:
         (truncated, "incomplete metadata"),
         (lambda d: without_folder(d, "tokenizer"), "tokenizer' is missing"),
         (lambda d: without_folder(d, "text_encoder"), "text_encoder' is missing"),
-        (lambda d: (d.joinpath("model_index.json").write_text("[]"), d)[1], "no JSON object"),
+        (lambda d: (d.joinpath("model_index.json").write_text("[]"), d)[1], "not a JSON object"),
         (lambda d: checkpoints.without_tensor(d, "text_encoder/model.safetensors", "final_layer_norm.bias"), "lacks"),
         (
             lambda d: checkpoints.without_tensor(d, "unet/diffusion_pytorch_model.safetensors", "conv_in.bias"),
