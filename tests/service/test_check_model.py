@@ -126,7 +126,7 @@ def without_folder(directory: Path, name: str) -> Path:
         ),
         (configured("model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
         (configured("scheduler/scheduler_config.json", beta_schedule="squaredcos_cap_v2"), "squaredcos_cap_v2"),
-        (configured("scheduler/scheduler_config.json", prediction_type="flow"), "'flow' is none of"),
+        (configured("scheduler/scheduler_config.json", prediction_type="flow"), "'flow' is not supported"),
         (configured("scheduler/scheduler_config.json", rescale_betas_zero_snr=True), "cannot be inverted"),
         (configured("unet/config.json", cross_attention_dim=64), "shape"),
     ],
