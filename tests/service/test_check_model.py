@@ -118,7 +118,7 @@ def without_folder(directory: Path, name: str) -> Path:
         (truncated, "incomplete metadata"),
         (lambda d: without_folder(d, "tokenizer"), "tokenizer' is missing"),
         (lambda d: without_folder(d, "text_encoder"), "text_encoder' is missing"),
-        (lambda d: (d.joinpath("model_index.json").write_text("[]"), d)[1], "no JSON object"),
+        (lambda d: (d.joinpath("model_index.json").write_text("[]"), d)[1], "not a JSON object"),
         (lambda d: checkpoints.without_tensor(d, "text_encoder/model.safetensors", "final_layer_norm.bias"), "lacks"),
         (
             lambda d: checkpoints.without_tensor(d, "unet/diffusion_pytorch_model.safetensors", "conv_in.bias"),
@@ -126,7 +126,7 @@ def without_folder(directory: Path, name: str) -> Path:
         ),
         (configured("model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
         (configured("scheduler/scheduler_config.json", beta_schedule="squaredcos_cap_v2"), "squaredcos_cap_v2"),
-        (configured("scheduler/scheduler_config.json", prediction_type="flow"), "'flow' is none of"),
+        (configured("scheduler/scheduler_config.json", prediction_type="flow"), "'flow' is not supported"),
         (configured("scheduler/scheduler_config.json", rescale_betas_zero_snr=True), "cannot be inverted"),
         (configured("unet/config.json", cross_attention_dim=64), "shape"),
     ],

@@ -27,7 +27,7 @@ class Phase(StrEnum):
     UNKNOWN = "unknown"
     """A phase that this client does not know."""
     QUEUED = "queued"
-    """Waiting for a place in a batch."""
+    """Waiting in the queue."""
     ENCODING = "encoding"
     """Image and prompts are encoded."""
     INVERTING = "inverting"

@@ -95,7 +95,7 @@ def test_pictures_are_normalised_as_the_clip_was_trained(directory: Path, tmp_pa
 def test_what_is_no_clip_is_refused(directory: Path, tmp_path: Path) -> None:
     CLIPTextModel(TEXT).save_pretrained(tmp_path)
     CLIPTokenizer.from_pretrained(directory).save_pretrained(tmp_path)
-    with pytest.raises(ModelNotReady, match="is no CLIP"):
+    with pytest.raises(ModelNotReady, match="is not a CLIP model"):
         Clip.load(tmp_path, device=CPU)
     with pytest.raises(ModelNotReady, match="cannot be read as a CLIP"):
         Clip.load(tmp_path / "nowhere", device=CPU)
@@ -173,7 +173,7 @@ def test_a_clip_is_found_beside_inside_or_by_name(directory: Path, tmp_path: Pat
     assert (named.facts.info.content_features, named.facts.info.gradients) == ("vae", True)
     (model / "clip").symlink_to(directory)
     assert checkpoint.clip(model, "") == model / "clip"
-    with pytest.raises(ModelNotReady, match="is no directory"):
+    with pytest.raises(ModelNotReady, match="is not a directory"):
         load(str(model), "sd", Settings(clips=f"sd={tmp_path / 'nowhere'}"))
     file, _ = vgg_file(tmp_path)
     assert load(str(model), "sd", Settings(vgg=str(file))).facts.info.content_features == "vgg16"

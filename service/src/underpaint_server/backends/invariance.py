@@ -1,8 +1,8 @@
-"""Whether a row's bits depend on how many rows share its pass: measured, because it cannot be assumed.
+"""Measure whether the bits of a row's result depend on the size of its pass.
 
-Libraries choose kernels and blockings by the size of a matrix, and another blocking adds in another order. EDICT turns
-one differing bit into a visible error (see ARCHITECTURE.md), so an exact job either runs at one fixed size always, or
-on a network for which this measurement finds no size that matters.
+Libraries choose kernels and block sizes by the size of a matrix, and another block size adds in another order. EDICT
+amplifies one differing bit to a visible error (see ARCHITECTURE.md). So an exact job runs in passes of one fixed size,
+unless this measurement finds no difference between sizes.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 ROUNDS = 3
-
+"""Rounds of the comparison, with random latents of another scale in each."""
 
 NoisePreds = Callable[[Tensor, list[int], Tensor], Tensor]
+"""Function from latents (b, c, h, w), b timesteps and prompt_embeds (b, tokens, width) to noise predictions."""
 
 
 def is_batch_invariant(
@@ -25,21 +26,21 @@ def is_batch_invariant(
     minimum: int,
     maximum: int,
 ) -> bool:
-    """Compare random rows of one pass of ``maximum`` rows with the same rows in passes of other sizes.
+    """Whether rows of a pass of ``maximum`` rows have the same bits in smaller passes.
 
-    ``noise_preds(latents (b, c, h, w), timesteps, prompt_embeds (b, tokens, width))`` runs the network. Three rounds at
-    three scales of latents; sizes from ``minimum`` up: all small ones, then every third.
+    ``noise_preds`` runs the network on random inputs; ``latent_shape`` is (c, h, w), ``embeds_shape`` (tokens, width).
+    The sizes compared are those from ``minimum`` up to 5, then every third.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = [size for size in range(minimum, maximum) if size < 6 or size % 3 == 2]
-    for round_ in range(ROUNDS):
-        latents, timesteps, embeds = _questions(generator, maximum, latent_shape, embeds_shape)
-        latents *= (0.5, 1.0, 2.0)[round_]
-        whole = noise_preds(latents, timesteps, embeds)
+    for number in range(ROUNDS):
+        latents, timesteps, embeds = _random_inputs(generator, maximum, latent_shape, embeds_shape)
+        latents *= (0.5, 1.0, 2.0)[number]
+        expected = noise_preds(latents, timesteps, embeds)
         for size in sizes:
-            first = (round_ * 5) % (maximum - size + 1)
+            first = (number * 5) % (maximum - size + 1)
             part = slice(first, first + size)
-            if not torch.equal(noise_preds(latents[part], timesteps[part], embeds[part]), whole[part]):
+            if not torch.equal(noise_preds(latents[part], timesteps[part], embeds[part]), expected[part]):
                 return False
     return True
 
@@ -47,12 +48,15 @@ def is_batch_invariant(
 def fingerprint(
     noise_preds: NoisePreds, latent_shape: tuple[int, ...], embeds_shape: tuple[int, int], *, size: int
 ) -> str:
-    """16 hexadecimal digits over the bits of one fixed pass of ``size`` rows: which function the network is here."""
-    questions = _questions(torch.Generator().manual_seed(1), size, latent_shape, embeds_shape)
-    return sha256(noise_preds(*questions).cpu().numpy().tobytes()).hexdigest()[:16]
+    """16 hexadecimal digits of the sha256 of the noise predictions of one fixed pass of ``size`` random rows.
+
+    Equal fingerprints mean that the network gives the same bits, which exact inversions need.
+    """
+    inputs = _random_inputs(torch.Generator().manual_seed(1), size, latent_shape, embeds_shape)
+    return sha256(noise_preds(*inputs).cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def _questions(
+def _random_inputs(
     generator: torch.Generator, rows: int, latent_shape: tuple[int, ...], embeds_shape: tuple[int, int]
 ) -> tuple[Tensor, list[int], Tensor]:
     latents = torch.randn((rows, *latent_shape), generator=generator)

@@ -1,4 +1,4 @@
-"""What the engine asks of a backend."""
+"""The interface between the engine and a backend."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -8,40 +8,44 @@ from underpaint_server.rows import Batch, Row
 
 
 class DeviceLost(Exception):
-    """The device computes nothing any more in this process, after an illegal access for example; only a new process
-    helps, and the supervisor starts one."""
+    """The device cannot be used any more by this process, for example after an illegal memory access.
+
+    The engine process ends, and the supervisor starts a new one.
+    """
 
 
 class Backend(Protocol):
-    """One model on one device. Used by one thread only."""
+    """One model on one device. Not thread-safe: one thread calls it."""
 
     facts: Facts
+    """The loaded model; constant."""
 
     def predict(self, batch: Batch) -> Sequence[Any]:
-        """The answers of ``batch.rows``, in their order, from one forward pass of ``batch.size`` rows.
+        """Results of ``batch.rows``, in their order, from one forward pass of ``batch.size`` rows.
 
-        At one and the same size, a row's answer has the same bits whatever its neighbours and its position are.
-        Raises :class:`OutOfMemory` when the device cannot hold the pass; the backend stays usable. Raises
-        :class:`DeviceLost` when it does not.
+        In passes of equal size, the bits of a row's result depend neither on the other rows nor on its position.
+        Raises :class:`OutOfMemory` if the pass does not fit in the device's memory; the backend stays usable. Raises
+        :class:`DeviceLost` if it is not usable any more.
         """
         ...
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
-        """Rows that passes of this kind and shape must have for equal rows to give equal bits; None for any number.
+        """Batch class of rows of this kind and shape: size of pass at which equal rows give equal bits; None for any.
 
-        Reading once a job, when it starts.
+        For :class:`Denoise` rows it is asked for once per exact job, when the job starts, and then holds for the whole
+        job. For rows of other kinds it is asked for as they are queued.
         """
         ...
 
     def minimum(self, kind: type[Row]) -> int:
-        """Fewest rows of a pass; fewer are padded."""
+        """Smallest size of a pass of rows of this kind; smaller passes are padded to it."""
         ...
 
     def memory_bytes(self) -> dict[str, int]:
-        """Device memory by kind (allocated, reserved, peak, total); empty where there is none to speak of."""
+        """Bytes of device memory: "allocated", "reserved", "peak" and "total"; empty on the CPU."""
         ...
 
 
 def padded(rows: Sequence[Row], size: int) -> list[Any]:
-    """``rows``, the last one repeated until there are ``size``."""
+    """``rows``, padded to ``size`` rows by repeating the last."""
     return [*rows, *[rows[-1]] * (size - len(rows))]

@@ -1,4 +1,4 @@
-"""Rows computed by torch in eager mode, on the CPU or one CUDA device."""
+"""Backend that computes rows with torch in eager mode, on the CPU or one CUDA device."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,19 +24,23 @@ from underpaint_server.rows import Batch, Decode, Denoise, Embed, Encode, PullBa
 from underpaint_server.settings import Device, ExactBatching, Settings, usable_cores
 
 DEFAULT_STEPS = 50
+"""Default of ``steps`` in requests."""
 SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4, PullBackDecode: 2, Score: 2}
-"""Rows of every pass of the autoencoder and the text encoder: fixed, so that their answers have the same bits for
-every job at every load. They are a few in a hundred of a job's work; padding them costs less than measuring."""
+"""Kind of row -> size of its passes. It is fixed, so that the bits of a result do not depend on how many jobs run.
+These kinds are a few percent of a job's work, so padding costs less than measuring their invariance."""
 DIFFERENTIATED = (PullBack, PullBackDecode, Score)
-"""Rows whose answers need gradients."""
+"""Kinds of row that are computed in grad mode."""
 CPU_MEASURED_PARAMETERS = 200_000_000
-"""A larger network would keep a CPU busy for minutes with being measured: it is pinned instead."""
+"""On a CPU, a network with more parameters is pinned to the batch class: measuring its invariance takes minutes."""
 MINIMUM = 2
-"""Torch takes other kernels for a single image than for several; no pass is smaller than this."""
+"""Smallest size of a pass: torch chooses other kernels for one image than for several."""
 
 
 class TorchBackend:
-    """One checkpoint on one device."""
+    """One checkpoint on one device; see :class:`Backend`.
+
+    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any.
+    """
 
     def __init__(self, model: Family, model_id: str, settings: Settings, edit_loss: EditLoss | None = None) -> None:
         self._model = model
@@ -69,15 +73,15 @@ class TorchBackend:
 
     @property
     def network(self) -> nn.Module:
-        """The denoising network itself, for measurements beside the engine."""
+        """The denoising network, for benchmarks that bypass the engine."""
         unet: nn.Module = self._model.unet
         return unet
 
     @classmethod
-    def load(cls, place: str, model_id: str, settings: Settings) -> "TorchBackend":
-        """Read a checkpoint and make it ready; raises :class:`ModelNotReady`."""
+    def load(cls, location: str, model_id: str, settings: Settings) -> "TorchBackend":
+        """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady`."""
         device = _prepare(settings)
-        directory = checkpoint.resolve(place, settings.allow_network)
+        directory = checkpoint.resolve(location, settings.allow_network)
         model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
         return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings))
 
@@ -89,12 +93,13 @@ class TorchBackend:
                 return self._answers(rows)[: len(batch.rows)]
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            raise OutOfMemory(f"{len(rows)} rows do not fit the device") from error
+            message = f"a pass of {len(rows)} rows does not fit in the device's memory; use a smaller image"
+            raise OutOfMemory(message) from error
         except torch.AcceleratorError as error:
             raise DeviceLost(str(error)) from error
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
-        """See :class:`Backend`. Only the model's own shape is measured, at start; exact jobs of others are pinned."""
+        """See :class:`Backend`. Only the native shape is measured, at start; other shapes are pinned."""
         if kind not in (Denoise, PullBack):
             return SIDE_STAGES[kind]
         return None if self._invariant and shape == self._native else self._settings.exact_batch_class
@@ -136,11 +141,11 @@ class TorchBackend:
 
     @property
     def _differentiable(self) -> StableDiffusion:
-        assert isinstance(self._model, StableDiffusion), "only a model with an edit loss is asked for gradients"
+        assert isinstance(self._model, StableDiffusion), "only Stable Diffusion has an edit loss"
         return self._model
 
     def _may_measure(self) -> bool:
-        """Never by the clock: another outcome at the next start would change the bits of answers."""
+        """Decided by size, not by elapsed time: the decision changes the bits of results, so it must not vary."""
         heavy = self._model.unet.device.type == "cpu" and self._model.unet.num_parameters() > CPU_MEASURED_PARAMETERS
         return self._settings.exact_batching is ExactBatching.AUTO and not heavy
 
@@ -149,7 +154,7 @@ class TorchBackend:
             return is_batch_invariant(
                 self._noise_preds, self._native, self._embeds, minimum=MINIMUM, maximum=self._settings.max_batch_size
             )
-        except torch.OutOfMemoryError:  # the largest pass does not fit: the class, which is smaller, may
+        except torch.OutOfMemoryError:  # max_batch_size does not fit, but the smaller batch class may
             torch.cuda.empty_cache()
             return False
 
@@ -165,24 +170,25 @@ class TorchBackend:
 
 
 class TiledLinear(nn.Module):
-    """A linear layer whose two-dimensional inputs are multiplied in tiles of a fixed number of rows.
+    """A linear layer that multiplies two-dimensional inputs in tiles of ``TILE`` rows.
 
-    The layers that embed timesteps see one row an image, so their matrices are as tall as the batch, and the library
-    picks its blocking by that height. With the height fixed, so is the order of additions.
+    The layers that embed timesteps have one input row per image, so the height of their matrices is the size of the
+    pass, and the library chooses its block size by that height. With a fixed height the order of additions is fixed.
     """
 
     TILE = 16
+    """Rows of a tile; the last one is padded with zeros."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.linear = linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, in) or (b, tokens, in) to the same with out."""
+        """(b, in_features) or (b, tokens, in_features) to the same with out_features."""
         if x.dim() != 2:
             return functional.linear(x, self.linear.weight, self.linear.bias)
-        filled = functional.pad(x, (0, 0, 0, -len(x) % self.TILE))
-        tiles = [self.linear(filled[i : i + self.TILE]) for i in range(0, len(filled), self.TILE)]
+        padded_x = functional.pad(x, (0, 0, 0, -len(x) % self.TILE))
+        tiles = [self.linear(padded_x[i : i + self.TILE]) for i in range(0, len(padded_x), self.TILE)]
         return torch.cat(tiles)[: len(x)]
 
 
@@ -194,7 +200,7 @@ def _tile_conditioning(unet: nn.Module) -> None:
 
 
 def _edit_loss(model: Family, directory: Path, model_id: str, settings: Settings) -> EditLoss | None:
-    """What directions are learned by; None where the checkpoint has no CLIP beside it."""
+    """The loss of learned directions; None if the checkpoint has no CLIP or is not Stable Diffusion."""
     clip = checkpoint.clip(directory, settings.clip_directories.get(model_id, ""))
     if clip is None or not isinstance(model, StableDiffusion):
         return None
@@ -207,7 +213,7 @@ def _edit_loss(model: Family, directory: Path, model_id: str, settings: Settings
 
 def _prepare(settings: Settings) -> torch.device:
     if settings.device is Device.CUDA and not torch.cuda.is_available():
-        raise ModelNotReady("device is cuda, but torch sees none here; use --device cpu")
+        raise ModelNotReady("device: torch finds no CUDA device; use --device cpu, or check the driver")
     torch.set_num_threads(settings.threads or usable_cores())
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -1,8 +1,9 @@
-"""A closed-form network for tests: exact answers in microseconds, with a real network's interface.
+"""Backend with a closed-form network, for tests: a row takes microseconds.
 
-Its "data" are Gaussians around a mean that the text decides, for which the best noise prediction is known:
-``eps = sqrt(1 - abar) (x - sqrt(abar) mu) / (abar var + 1 - abar)``. Its features are ``x - sqrt(abar) mu``, at half
-the resolution for "mid" and at the full one for "up_0". Its "autoencoder" averages 4 x 4 pixels.
+The data distribution is a Gaussian with variance var, whose mean mu is drawn from a hash of the text. Its optimal noise
+prediction is ``eps = sqrt(1 - abar) (x - sqrt(abar) mu) / (abar var + 1 - abar)``, with abar for alpha_bar. The
+activations of the feature sites are ``x - sqrt(abar) mu``, at half resolution for "mid" and full resolution for "up_0".
+The autoencoder averages 4 x 4 pixels.
 """
 
 from collections.abc import Sequence
@@ -38,8 +39,11 @@ from underpaint_server.rows import (
 from underpaint_server.settings import Settings
 
 SHAPE = (4, 8, 8)
+"""Native latents, (c, h, w)."""
 SCALE = 4
+"""Pixels per latent in each direction."""
 VARIANCE = 0.25
+"""Variance of the data distribution."""
 
 
 def _pull(abar: float) -> float:
@@ -52,13 +56,14 @@ def _residual(x: Tensor, abar: float, mean: Tensor) -> Tensor:
 
 
 def _score(row: Score) -> Scored:
-    """The mean colour stands for CLIP's space, the pixels for the content."""
-    said = _mean(row.target_text)[:3].mean((1, 2)) - _mean(row.source_text)[:3].mean((1, 2))
+    """The loss with the mean colour as embedding (in place of CLIP) and the pixels as content features."""
+    text_change = _mean(row.target_text)[:3].mean((1, 2)) - _mean(row.source_text)[:3].mean((1, 2))
     with torch.enable_grad():
         image = row.image.detach().clone().double().requires_grad_()
         change = image - row.reference
-        seen = change.mean((1, 2))
-        directional = 1 - (seen * functional.normalize(said, dim=0)).sum() / (seen.square().sum() + 1e-4).sqrt()
+        colour_change = change.mean((1, 2))
+        length = (colour_change.square().sum() + 1e-4).sqrt()
+        directional = 1 - (colour_change * functional.normalize(text_change, dim=0)).sum() / length
         content = change.square().mean()
         (gradient,) = torch.autograd.grad(directional + row.content_weight * content, image)
     return Scored(directional.item(), content.item(), gradient.float() if row.gradient else None)
@@ -70,7 +75,11 @@ def _mean(text: str) -> Tensor:
 
 
 class ToyBackend:
-    """See the module. Where it is told not to be invariant, it adds 1e-7 a row of the pass to every answer."""
+    """See the module.
+
+    With ``invariant`` false, each noise prediction gets 1e-7 times the size of its pass added, so its bits depend on
+    that size. With ``gradients`` false, the model does not offer to learn directions with gradients.
+    """
 
     def __init__(self, model_id: str, settings: Settings, *, invariant: bool = True, gradients: bool = True) -> None:
         self._class = None if invariant else settings.exact_batch_class
@@ -93,12 +102,12 @@ class ToyBackend:
         schedule = Schedule(scaled_linear(), steps_offset=1)
         self.facts = Facts(info, schedule, SHAPE[0], SCALE, torch.device("cpu"), About("toy"))
         self.memory_rows: int | None = None
-        """Rows that "fit the device"; None for no limit."""
+        """Largest size of a pass before :class:`OutOfMemory`; None for no limit. Tests set it."""
 
     def predict(self, batch: Batch) -> Sequence[Any]:
         """See :class:`Backend`."""
         if self.memory_rows is not None and batch.size > self.memory_rows:
-            raise OutOfMemory(f"{batch.size} rows do not fit the toy")
+            raise OutOfMemory(f"a pass of {batch.size} rows does not fit in the device's memory")
         return [self._answer(row, batch.size) for row in padded(batch.rows, batch.size)[: len(batch.rows)]]
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
@@ -121,7 +130,7 @@ class ToyBackend:
                 return Captured(noise_pred, features) if row.capture else noise_pred
             case PullBack(latents=x, alpha_bar=abar, prompt_embeds=mean, cotangent=cotangent):
                 with torch.enable_grad():
-                    x, mean = (each.detach().clone().requires_grad_() for each in (x, mean))
+                    x, mean = (tensor.detach().clone().requires_grad_() for tensor in (x, mean))
                     noise_pred = _pull(abar) * _residual(x, abar, mean)
                     return Pulled(*torch.autograd.grad(noise_pred, (x, mean), cotangent))
             case PullBackDecode(latents=z, cotangent=cotangent):
@@ -140,13 +149,13 @@ class ToyBackend:
 
 
 def _through_sites(row: Denoise, residual: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The residual as the row's maps leave it, and what the row captures on the way."""
+    """The residual after the row's maps, and the activations that it captures, by feature site."""
     features = {}
     for site, scale in (("mid", 2), ("up_0", 1)):
-        own = functional.avg_pool2d(residual[None], scale)[0].float()
+        activation = functional.avg_pool2d(residual[None], scale)[0].float()
         if site in row.capture:
-            features[site] = own
+            features[site] = activation
         if site in row.maps:
-            change = (row.maps[site](own) - own).double()
+            change = (row.maps[site](activation) - activation).double()
             residual = residual + functional.interpolate(change[None], scale_factor=scale)[0]
     return residual, features

@@ -1,1 +1,1 @@
-"""What a checkpoint is: how one is found, checked, read, and asked."""
+"""Checkpoints: finding, checking and loading them, and the networks that the torch backend evaluates."""

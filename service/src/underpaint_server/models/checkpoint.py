@@ -1,4 +1,4 @@
-"""Finding a checkpoint and naming its contents."""
+"""Find the directory of a checkpoint, check and read its files, and compute its digest."""
 
 import json
 from hashlib import file_digest, sha256
@@ -16,20 +16,24 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 EMBEDDED = {"": "model", "underpaint-mini": "model", "underpaint-mini-ddpm": "ddpm"}
-"""What the distribution underpaint-mini holds, by the name it is served by."""
+"""Location of an embedded model -> its directory in the package underpaint_mini."""
 
 
-def resolve(place: str, allow_network: bool) -> Path:
-    """The directory of a checkpoint named by a directory, by a name of :data:`EMBEDDED` or, where the network is
-    allowed, by a hub id.
+def resolve(location: str, allow_network: bool) -> Path:
+    """The pipeline directory of a checkpoint.
 
-    Raises :class:`ModelNotReady`, saying what to do, when there is no pipeline directory with safetensors.
+    ``location`` is a directory, a key of :data:`EMBEDDED` or, with ``allow_network``, the id of a model on the Hugging
+    Face hub, which is downloaded. Raises :class:`ModelNotReady` if the location is none of these, or if the directory
+    is not a diffusers pipeline with safetensors.
     """
-    directory = embedded(place) if place in EMBEDDED else Path(place)
+    directory = embedded(location) if location in EMBEDDED else Path(location)
     if not directory.is_dir():
         if not allow_network:
-            raise ModelNotReady(f"'{place}' is no directory here; a hub id is fetched only with --allow-network")
-        directory = _fetch(place)
+            raise ModelNotReady(
+                f"'{location}' is not a directory: correct the path or, if it is a Hugging Face hub id, add "
+                "--allow-network to download it"
+            )
+        directory = _fetch(location)
     if not (directory / "model_index.json").is_file():
         raise ModelNotReady(f"'{directory}' has no model_index.json: give a diffusers pipeline directory")
     unet = part(directory, "unet")
@@ -38,41 +42,57 @@ def resolve(place: str, allow_network: bool) -> Path:
 
 
 def part(directory: Path, name: str) -> Path:
-    """Where a part of a pipeline lies: its own directory, or the pipeline's where that has none, as in the oldest."""
-    own = directory / name
-    return own if own.is_dir() else directory
+    """Directory of a part of a pipeline: the subdirectory ``name``, or ``directory`` itself if it has none.
+
+    The oldest checkpoints of DDPM keep all files in one directory.
+    """
+    subdirectory = directory / name
+    return subdirectory if subdirectory.is_dir() else directory
 
 
 def check_weights(folder: Path) -> None:
-    """Raise :class:`ModelNotReady` where one part of a pipeline has no safetensors."""
+    """Raise :class:`ModelNotReady` if the directory of one part of a pipeline has no safetensors."""
     if any(folder.glob("*.safetensors")):
         return
     if not folder.is_dir():
-        raise ModelNotReady(f"'{folder}' is missing: give the whole directory, as diffusers saves a pipeline")
-    pickled = any(found for pattern in _PICKLED for found in folder.glob(pattern))
-    hint = "its weights are pickled; convert them, since pickles can run code" if pickled else "it has none"
+        raise ModelNotReady(f"'{folder}' is missing: give a complete pipeline directory, as diffusers saves it")
+    pickled = any(file for pattern in _PICKLED for file in folder.glob(pattern))
+    hint = (
+        "its weights are pickled; convert them to safetensors, because pickles can run code"
+        if pickled
+        else "it has no *.safetensors file; copy the weights there"
+    )
     raise ModelNotReady(f"'{folder}' must hold safetensors: {hint}")
 
 
 def embedded(name: str) -> Path:
-    """The directory of an embedded model, from the distribution underpaint-mini."""
+    """The directory of an embedded model; ``name`` is a key of :data:`EMBEDDED`.
+
+    Raises :class:`ModelNotReady` if the distribution underpaint-mini is not installed.
+    """
     spec = find_spec("underpaint_mini")
     if spec is None or spec.origin is None:
-        raise ModelNotReady("the embedded model is not installed: pip install underpaint-mini, or name a model")
+        raise ModelNotReady("the embedded model is not installed: pip install underpaint-mini, or give a directory")
     return Path(spec.origin).parent / EMBEDDED[name]
 
 
-def clip(directory: Path, place: str) -> Path | None:
-    """The directory of a checkpoint's CLIP: ``place`` if it names one, else ``clip`` in or beside the checkpoint; None
-    if there is none. Raises :class:`ModelNotReady` for a place that is no directory."""
-    if place and not Path(place).is_dir():
-        raise ModelNotReady(f"clips: '{place}' is no directory")
-    found = [Path(place)] if place else [directory / "clip", directory.parent / "clip"]
-    return next((folder for folder in found if (folder / "config.json").is_file()), None)
+def clip(directory: Path, location: str) -> Path | None:
+    """The directory of a checkpoint's CLIP model, or None if no candidate has a config.json.
+
+    The candidate is ``location``; if that is empty, ``clip`` in the checkpoint's directory, then ``clip`` beside it.
+    Raises :class:`ModelNotReady` if ``location`` is not a directory.
+    """
+    if location and not Path(location).is_dir():
+        raise ModelNotReady(
+            f"clips: '{location}' is not a directory: give ID=DIRECTORY of a transformers CLIPModel or "
+            "VisionTextDualEncoderModel"
+        )
+    candidates = [Path(location)] if location else [directory / "clip", directory.parent / "clip"]
+    return next((folder for folder in candidates if (folder / "config.json").is_file()), None)
 
 
 def digest(directory: Path) -> str:
-    """sha256 (hex) over the names and contents of everything that is read from a checkpoint."""
+    """sha256 (hex) over the relative paths and contents of all json, txt and safetensors files of a checkpoint."""
     total = sha256()
     for file in sorted({file for pattern in _READ for file in directory.rglob(pattern)}):
         with file.open("rb") as stream:
@@ -82,31 +102,36 @@ def digest(directory: Path) -> str:
 
 
 def config(file: Path) -> dict[str, object]:
-    """The scheduler's, or the whole pipeline's, configuration as JSON has it. Raises :class:`ModelNotReady`."""
+    """The JSON object of a diffusers configuration file, without keys that begin with ``_`` except ``_class_name``.
+
+    Raises :class:`ModelNotReady` if the file cannot be read or holds something else.
+    """
     try:
         loaded = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ModelNotReady(f"'{file}' cannot be read: {error}") from error
     if not isinstance(loaded, dict):
-        raise ModelNotReady(f"'{file}' is no JSON object: copy the directory again")
+        raise ModelNotReady(f"'{file}' is not a JSON object: copy the directory again")
     return {key: value for key, value in loaded.items() if not key.startswith("_") or key == "_class_name"}
 
 
 def read(kind: Any, directory: Path, dtype: torch.dtype) -> Any:
-    """A part's network, of a class of diffusers or transformers. Raises :class:`ModelNotReady`.
+    """Load one part of a pipeline; ``kind`` is a model class of diffusers or transformers.
 
-    Files of half precision are taken where there are no others.
+    The fp16 variant of the files is read if there is no other. Raises :class:`ModelNotReady` if the files cannot be
+    read or tensors are missing.
     """
-    halves = sorted(directory.glob("*.fp16.safetensors"))
-    whole = [file for file in directory.glob("*.safetensors") if ".fp16." not in file.name]
-    variant = {"variant": "fp16"} if halves and not whole else {}
+    fp16_files = list(directory.glob("*.fp16.safetensors"))
+    other_files = [file for file in directory.glob("*.safetensors") if ".fp16." not in file.name]
+    variant = {"variant": "fp16"} if fp16_files and not other_files else {}
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True} | variant
     try:
-        module, found = kind.from_pretrained(directory, dtype=dtype, **options)
+        module, loading_info = kind.from_pretrained(directory, dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelNotReady(f"'{directory}' cannot be read: {error}") from error
-    if found["missing_keys"]:  # the libraries would fill these with random numbers
-        raise ModelNotReady(f"'{directory}' lacks {', '.join(sorted(found['missing_keys'])[:3])}: copy it again, whole")
+    missing = sorted(loading_info["missing_keys"])
+    if missing:  # the libraries fill missing tensors with random numbers
+        raise ModelNotReady(f"'{directory}' lacks {', '.join(missing[:3])}: copy the whole directory again")
     return module
 
 
@@ -116,4 +141,7 @@ def _fetch(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(_READ)))
     except Exception as error:
-        raise ModelNotReady(f"'{hub_id}' is no directory here and could not be fetched: {error}") from error
+        raise ModelNotReady(
+            f"'{hub_id}' is not a directory, and downloading it from the Hugging Face hub failed; correct the path or "
+            f"the hub id, or try again: {error}"
+        ) from error

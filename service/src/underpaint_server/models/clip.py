@@ -1,7 +1,8 @@
-"""A CLIP beside a checkpoint: how alike pictures and texts are, differentiable by the picture.
+"""CLIP (Radford et al., ICML 2021): embeddings of images and texts in one space, for the loss of learned directions.
 
-OpenAI's and its kin are transformers' ``CLIPModel``; the embedded model's has a convolutional vision tower, and that is
-a ``VisionTextDualEncoderModel``. Both have the same four parts, and nothing here asks which it is.
+Image embeddings are differentiable with respect to the image. OpenAI's CLIP is a ``CLIPModel`` of transformers; the
+embedded model's has a convolutional vision tower and is a ``VisionTextDualEncoderModel``. Both have the four parts of
+``_PARTS``, and only these are used.
 """
 
 import json
@@ -19,25 +20,26 @@ from transformers import AutoModel, CLIPTokenizer
 from underpaint_server.errors import ModelNotReady
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP's own training pictures; a preprocessor_config.json may say otherwise."""
+"""Mean and standard deviation (RGB, pixels in [0, 1]) that OpenAI's CLIP was trained with. The values of a
+preprocessor_config.json are used instead where it has them."""
 _PARTS = ("vision_model", "visual_projection", "text_model", "text_projection")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """Both towers of one CLIP, in float32, with its preprocessing."""
+    """One CLIP model, float32: vision tower, text tower and preprocessing."""
 
     model: Any
     """``CLIPModel`` or ``VisionTextDualEncoderModel``."""
     tokenizer: CLIPTokenizer
     mean: Tensor
-    """(1, 3, 1, 1), of pixels in [0, 1]."""
+    """(1, 3, 1, 1), float32: subtracted from pixels in [0, 1]."""
     std: Tensor
-    """(1, 3, 1, 1)."""
+    """(1, 3, 1, 1), float32: divides the difference."""
 
     @classmethod
     def load(cls, directory: Path, *, device: torch.device) -> "Clip":
-        """Read a transformers directory of either kind; raises :class:`ModelNotReady`."""
+        """Load a transformers directory of either class; raises :class:`ModelNotReady` if that fails."""
         try:
             model: Any = AutoModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
             tokenizer = CLIPTokenizer.from_pretrained(directory, local_files_only=True)
@@ -46,7 +48,10 @@ class Clip:
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelNotReady(f"'{directory}' cannot be read as a CLIP: {error}") from error
         if not all(hasattr(model, part) for part in _PARTS):
-            raise ModelNotReady(f"'{directory}' holds a {type(model).__name__}, which is no CLIP")
+            raise ModelNotReady(
+                f"'{directory}' holds a {type(model).__name__}, which is not a CLIP model: give a CLIPModel or "
+                "VisionTextDualEncoderModel"
+            )
         model = model.requires_grad_(False).eval().to(device)
         mean, std = (
             torch.tensor(config.get(key, default), device=device).view(1, 3, 1, 1)
@@ -55,15 +60,15 @@ class Clip:
         return cls(model, tokenizer, mean, std)
 
     def image_embeds(self, images: Tensor) -> Tensor:
-        """Unit vectors (b, d) of images (b, 3, H, W) in [-1, 1]; differentiable."""
+        """Unit vectors (b, d) of images (b, 3, H, W) in [-1, 1]; differentiable. Images are resized to CLIP's size."""
         size = int(self.model.config.vision_config.image_size)
         if images.shape[-2:] != (size, size):
             images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        seen = self.model.vision_model((((images + 1) / 2) - self.mean) / self.std).pooler_output
-        return functional.normalize(self.model.visual_projection(seen), dim=-1)
+        pooled = self.model.vision_model((((images + 1) / 2) - self.mean) / self.std).pooler_output
+        return functional.normalize(self.model.visual_projection(pooled), dim=-1)
 
     def text_embeds(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (b, d) of texts; what the context does not hold is cut."""
+        """Unit vectors (b, d) of texts; a text is truncated to the length of the text tower's context."""
         return torch.stack([_text_embed(self, text) for text in texts])
 
 
@@ -72,5 +77,5 @@ def _text_embed(clip: Clip, text: str) -> Tensor:
     length = int(clip.model.config.text_config.max_position_embeddings)
     tokens = clip.tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        read = clip.model.text_model(tokens["input_ids"].to(clip.mean.device)).pooler_output
-        return functional.normalize(clip.model.text_projection(read), dim=-1)[0]
+        pooled = clip.model.text_model(tokens["input_ids"].to(clip.mean.device)).pooler_output
+        return functional.normalize(clip.model.text_projection(pooled), dim=-1)[0]

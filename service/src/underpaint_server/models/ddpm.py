@@ -1,8 +1,8 @@
-"""The family of DDPM (Ho, Jain, Abbeel; NeurIPS 2020): unconditional diffusion on pixels, in a diffusers directory.
+"""The DDPM family (Ho, Jain, Abbeel; NeurIPS 2020): unconditional diffusion on pixels, in a diffusers directory.
 
-There is no autoencoder, so latents are the picture itself in [-1, 1]; and there is no text, so guidance has nothing to
-point at. The way back from an inversion can only draw the same picture again; what changes one is noise (SDEdit) or
-another picture's features (content injection).
+There is no autoencoder: latents are the image itself in [-1, 1]. There is no text encoder: prompts are empty, and
+classifier-free guidance has no effect. Denoising an inversion therefore only reconstructs its image; an edit needs
+added noise (SDEdit) or the features of another image (content injection).
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ CHANNELS = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ddpm:
-    """One checkpoint in memory; see :class:`underpaint_server.models.families.Family`."""
+    """One loaded checkpoint; see :class:`underpaint_server.models.families.Family`."""
 
     unet: UNet2DModel
     schedule: Schedule
@@ -36,7 +36,7 @@ class Ddpm:
 
     @classmethod
     def load(cls, directory: Path, *, dtype: torch.dtype, device: torch.device) -> "Ddpm":
-        """Read a pipeline directory; raises :class:`ModelNotReady`, saying what is wrong with it."""
+        """Load a pipeline directory; raises :class:`ModelNotReady` if it cannot be read or is not supported."""
         scheduler = checkpoint.config(checkpoint.part(directory, "scheduler") / "scheduler_config.json")
         unet: UNet2DModel = checkpoint.read(UNet2DModel, checkpoint.part(directory, "unet"), dtype)
         _check(unet, directory)
@@ -46,24 +46,24 @@ class Ddpm:
 
     @property
     def size_multiple(self) -> int:
-        """Pixels that a side must be a multiple of, so that every level of the U-Net has whole sizes."""
+        """Image sides must be multiples of this many pixels, so that every level of the U-Net halves evenly."""
         return 1 << (len(self.unet.config.block_out_channels) - 1)
 
     @property
     def native_px(self) -> tuple[int, int]:
-        """(width, height) in pixels that the U-Net was made for."""
+        """(width, height) in pixels that the U-Net was trained at."""
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return width, height
 
     @property
     def about(self) -> About:
-        """What kind of checkpoint it is."""
+        """Description of the checkpoint."""
         parameters = {"network": sum(weights.numel() for weights in self.unet.parameters())}
         return About("ddpm", self.prediction.value, parameters)
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:
-        """(b, 3, h, w), float64: epsilon of each row, one forward pass."""
+        """Epsilon of each row, (b, 3, h, w), float64, from one forward pass."""
         weight = self.unet.conv_in.weight
         latents = torch.stack([row.latents for row in rows])
         timesteps = torch.tensor([row.timestep for row in rows], device=weight.device)
@@ -71,15 +71,15 @@ class Ddpm:
         return schedules.to_epsilon(self.prediction, rows, latents, out)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (b, 3, H, W) as they are, float64."""
+        """Images (b, 3, H, W) in [-1, 1], unchanged, as float64 on the model's device."""
         return images.to(self.unet.device).double()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (b, 3, H, W) as an image: float32, cut to [-1, 1]."""
+        """Latents (b, 3, H, W) as images: float32, clamped to [-1, 1]."""
         return latents.float().clamp(-1, 1)
 
     def embed(self, texts: list[str]) -> list[Embedded]:
-        """Nothing: there is no text but the empty one."""
+        """Embeddings (0, 0), one per text: the model reads no text."""
         return [Embedded(torch.zeros(self.embeds_shape), "") for _ in texts]
 
 
@@ -87,12 +87,14 @@ def _check(unet: UNet2DModel, directory: Path) -> None:
     config = unet.config
     if config.in_channels != CHANNELS or config.out_channels != CHANNELS:
         raise ModelNotReady(
-            f"'{directory}': the U-Net takes {config.in_channels} channels and gives {config.out_channels}; pictures "
-            f"have {CHANNELS}, and learned variances are not supported"
+            f"'{directory}': the U-Net has {config.in_channels} input and {config.out_channels} output channels; give "
+            f"one with {CHANNELS} and {CHANNELS}: learned variances are not supported"
         )
     if config.num_class_embeds is not None or config.class_embed_type is not None:
-        raise ModelNotReady(f"'{directory}': the U-Net wants a class label; only unconditional ones are supported")
+        raise ModelNotReady(f"'{directory}': the U-Net needs a class label; give an unconditional one")
     size = config.sample_size
     sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else [size]
     if not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ModelNotReady(f"'{directory}': the U-Net's sample_size is {size!r}, so its native size is unknown")
+        raise ModelNotReady(
+            f"'{directory}': the U-Net's sample_size is {size!r}; write its native size in pixels into its config.json"
+        )

@@ -1,4 +1,8 @@
-"""The loss of learned directions: did the picture change as the texts do, and is it otherwise the same?"""
+"""The loss of learned directions: how far an edited image is from the change that two prompts describe.
+
+Its directional part compares, in CLIP's space, the change of the image with the change of the prompt. Its content part
+compares features of the edited and the unedited image (Wu et al., CVPR 2023, eq. 7).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,14 +21,14 @@ from underpaint_server.models.clip import Clip
 from underpaint_server.rows import Score, Scored
 
 FAINT = 1e-2
-"""Changes of a picture much shorter than this have no direction yet. Without it the derivative at no change at all
-would be infinite, and one such step would spoil Adam's running means for the rest."""
+"""Smoothing of the length of an image change in CLIP's space, ``sqrt(length^2 + FAINT^2)``. Without it the derivative
+at an unchanged image is infinite, and one such step makes Adam's running means useless for all later steps."""
 
 Features = Callable[[Tensor], list[Tensor]]
-"""Images (b, 3, H, W) in [-1, 1] to activations (b, ...), shallow to deep."""
+"""Function from images (b, 3, H, W) in [-1, 1] to activations (b, ...), from the first layer to the last."""
 
 _VGG_BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21))
-"""Numbers of VGG16's convolutions in torchvision's ``features``, by block; blocks are joined by pooling."""
+"""Indices of VGG16's convolutions in torchvision's ``features``, by block; a pooling layer separates two blocks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,12 +36,12 @@ class EditLoss:
     """Directional CLIP loss (Gal et al., 2022) and content loss (Wu et al., CVPR 2023, eq. 7)."""
 
     name: str
-    """Whose features the content loss compares: "vae" or "vgg16"."""
+    """Network whose features the content loss compares: "vae" or "vgg16"."""
     clip: Clip
     features: Features
 
     def scores(self, rows: Sequence[Score]) -> list[Scored]:
-        """The answers of rows of one size, from one pass; gradients are of each row's own loss."""
+        """Results of ``rows``, in their order, from one pass; images of one size, ``gradient`` the same in all rows."""
         images = torch.stack([row.image for row in rows]).requires_grad_(rows[0].gradient)
         references = torch.stack([row.reference for row in rows])
         directional = self._directional(images, references, rows)
@@ -47,33 +51,33 @@ class EditLoss:
         if rows[0].gradient:
             (by_images,) = torch.autograd.grad((directional + weights * content).sum(), images)
             gradients = by_images.unbind()
-        found = zip(directional.tolist(), content.tolist(), gradients, strict=True)
-        return [Scored(one, other, gradient) for one, other, gradient in found]
+        losses = zip(directional.tolist(), content.tolist(), gradients, strict=True)
+        return [Scored(*parts) for parts in losses]
 
     def _directional(self, images: Tensor, references: Tensor, rows: Sequence[Score]) -> Tensor:
-        """(b,): 1 - cosine of the two changes."""
+        """1 - cosine similarity of the image changes and the text changes, (b,)."""
         with torch.no_grad():
-            before = self.clip.image_embeds(references)
-        said = self.clip.text_embeds([row.target_text for row in rows]) - self.clip.text_embeds(
+            reference_embeds = self.clip.image_embeds(references)
+        text_change = self.clip.text_embeds([row.target_text for row in rows]) - self.clip.text_embeds(
             [row.source_text for row in rows]
         )
-        seen = self.clip.image_embeds(images) - before
-        length = (seen.square().sum(1) + FAINT**2).sqrt()
-        return 1 - (seen * functional.normalize(said, dim=1)).sum(1) / length
+        image_change = self.clip.image_embeds(images) - reference_embeds
+        length = (image_change.square().sum(1) + FAINT**2).sqrt()
+        return 1 - (image_change * functional.normalize(text_change, dim=1)).sum(1) / length
 
     def _content(self, images: Tensor, references: Tensor) -> Tensor:
-        """(b,): mean absolute difference of each layer's activations in units of their own size, summed over layers."""
+        """Sum over layers of the mean absolute difference, divided by the reference's mean magnitude; (b,)."""
         with torch.no_grad():
-            wanted = self.features(references)
+            reference_features = self.features(references)
         parts = []
-        for found, reference in zip(self.features(images), wanted, strict=True):
-            size = reference.abs().flatten(1).mean(1).clamp_min(1e-6)
-            parts.append((found - reference).abs().flatten(1).mean(1) / size)
+        for activation, reference in zip(self.features(images), reference_features, strict=True):
+            magnitude = reference.abs().flatten(1).mean(1).clamp_min(1e-6)
+            parts.append((activation - reference).abs().flatten(1).mean(1) / magnitude)
         return torch.stack(parts).sum(0)
 
 
 def vae_features(vae: AutoencoderKL) -> Features:
-    """Activations of the autoencoder's down blocks: every latent checkpoint has them, and they see layout and edges."""
+    """Activations of the encoder's down blocks. Every latent checkpoint has them; they describe layout and edges."""
     encoder: Any = vae.encoder
 
     def features(images: Tensor) -> list[Tensor]:
@@ -86,15 +90,18 @@ def vae_features(vae: AutoencoderKL) -> Features:
 
 
 def vgg_features(file: Path, device: torch.device) -> Features:
-    """Activations of VGG16's first four blocks, as in the paper; ``file`` holds torchvision's weights as safetensors.
+    """Activations of VGG16's first four blocks, as in the paper.
 
-    Raises :class:`ModelNotReady`.
+    ``file`` is a safetensors file of its weights with torchvision's parameter names; raises :class:`ModelNotReady` if
+    it is not.
     """
     try:
         weights = load_file(file)
         blocks = nn.ModuleList(_vgg_block(weights, numbers, i > 0) for i, numbers in enumerate(_VGG_BLOCKS))
     except (OSError, SafetensorError, KeyError) as error:
-        raise ModelNotReady(f"'{file}' does not hold VGG16's weights under torchvision's names: {error}") from error
+        raise ModelNotReady(
+            f"vgg: '{file}' must be a safetensors file of VGG16's weights with torchvision's names: {error}"
+        ) from error
     blocks = blocks.requires_grad_(False).eval().to(device)
     mean, std = (
         torch.tensor(v, device=device).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -1,4 +1,4 @@
-"""What an algorithm may know of a model: everything but the network."""
+"""What methods and plans know about a loaded model: its sizes, its noise schedule and its device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,29 +11,31 @@ from underpaint_server.jobs import ModelInfo
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What kind of checkpoint a model is, for people; nothing is decided by it."""
+    """Description of a checkpoint for check-model's report; the server's behaviour does not depend on it."""
 
     family: str = "unknown"
-    """Such as "stable-diffusion"."""
+    """For example "stable-diffusion" or "ddpm"."""
     prediction: str = "epsilon"
-    """What the network itself was trained to predict."""
+    """What the network was trained to predict: "epsilon", "v_prediction" or "sample"."""
     parameters: Mapping[str, int] = field(default_factory=dict)
-    """Number of weights by part, such as "network"."""
+    """Part of the model, for example "network" -> number of its parameters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One loaded model, as seen by whoever plans work for it."""
+    """One loaded model, without its networks."""
 
     info: ModelInfo
     schedule: Schedule
+    """Noise schedule that the network was trained with."""
     latent_channels: int
+    """Channels of latents."""
     vae_scale: int
-    """Pixels a latent is wide and high."""
+    """Pixels per latent in each direction; 1 without an autoencoder."""
     device: torch.device
-    """Where latent state lives."""
+    """Device of the networks and of a job's latents."""
     about: About = About()
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(c, h, w) of the latents of a picture of that size in pixels."""
+        """(c, h, w) of the latents of an image; ``width`` and ``height`` are in pixels."""
         return self.latent_channels, height // self.vae_scale, width // self.vae_scale

@@ -1,6 +1,6 @@
-"""Which kind of checkpoint a directory holds, and what the torch backend asks of any of them.
+"""Families of checkpoints: the interface that the torch backend uses, and the table of those that can be loaded.
 
-Adding a family: its file here, its line below.
+To add a family, add a module to this package and its pipeline classes to :data:`FAMILIES`.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,60 +23,60 @@ diffusers_logging.disable_progress_bar()
 
 
 class Family(Protocol):
-    """One checkpoint in memory, whatever it is inside: predicts epsilon, works on latents, shows pictures."""
+    """One loaded checkpoint: the network, which predicts epsilon, and the autoencoder and text encoder, if any."""
 
     @property
     def unet(self) -> ModelMixin:
-        """The network of ``noise_preds``; its blocks are the feature sites."""
+        """The denoising network; its middle and up blocks are the feature sites."""
         ...
 
     @property
     def schedule(self) -> Schedule:
-        """The levels it was trained on."""
+        """The noise schedule that it was trained with."""
         ...
 
     @property
     def digest(self) -> str:
-        """sha256 over everything that was read."""
+        """sha256 (hex) of the checkpoint's files, see :func:`underpaint_server.models.checkpoint.digest`."""
         ...
 
     @property
     def latent_channels(self) -> int:
-        """Of what the network sees."""
+        """Channels of latents."""
         ...
 
     @property
     def vae_scale(self) -> int:
-        """Pixels a latent is wide and high."""
+        """Pixels per latent in each direction; 1 without an autoencoder."""
         ...
 
     @property
     def size_multiple(self) -> int:
-        """Pixels that a side must be a multiple of, so that every level of the network has whole sizes."""
+        """Image sides must be multiples of this many pixels, so that every level of the U-Net halves evenly."""
         ...
 
     @property
     def native_px(self) -> tuple[int, int]:
-        """(width, height) in pixels that the network was made for."""
+        """(width, height) in pixels that the network was trained at."""
         ...
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of the text encoder's context, markers included; 0 where no text is read."""
+        """Length of the text encoder's context, start and end tokens included; 0 without a text encoder."""
         ...
 
     @property
     def embeds_shape(self) -> tuple[int, int]:
-        """(tokens, width) of a text's embedding; zeros where no text is read."""
+        """(tokens, width) of prompt embeddings; (0, 0) without a text encoder."""
         ...
 
     @property
     def about(self) -> About:
-        """What kind of checkpoint it is, for people."""
+        """Description of the checkpoint."""
         ...
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:
-        """(b, c, h, w), float64: epsilon of each row, one forward pass."""
+        """Epsilon of each row, (b, c, h, w), float64, from one forward pass."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
@@ -84,11 +84,11 @@ class Family(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (b, c, h, w) to images (b, 3, H, W), float32, cut to [-1, 1]."""
+        """Latents (b, c, h, w) to images (b, 3, H, W), float32, clamped to [-1, 1]."""
         ...
 
     def embed(self, texts: list[str]) -> list[Embedded]:
-        """The texts' embeddings, one pass."""
+        """The prompt embeddings of ``texts``, in their order, from one pass."""
         ...
 
 
@@ -114,12 +114,18 @@ FAMILIES: Mapping[str, Loader] = {
     "DDPMPipeline": _ddpm,
     "DDIMPipeline": _ddpm,
 }
-"""The ``_class_name`` of a pipeline directory's model_index.json -> who reads it."""
+"""``_class_name`` of a pipeline directory's model_index.json -> loader (directory, dtype, device)."""
 
 
 def load(directory: Path, *, dtype: torch.dtype, device: torch.device) -> Family:
-    """Read a pipeline directory; raises :class:`ModelNotReady`, saying what is wrong with it."""
+    """Load a pipeline directory; raises :class:`ModelNotReady` if it cannot be read or is not supported.
+
+    ``dtype`` is that of the denoising network.
+    """
     pipeline = checkpoint.config(directory / "model_index.json").get("_class_name")
     if not isinstance(pipeline, str) or pipeline not in FAMILIES:
-        raise ModelNotReady(f"'{directory}' holds a {pipeline}; this server reads {', '.join(FAMILIES)}")
+        raise ModelNotReady(
+            f"'{directory}/model_index.json': _class_name is {pipeline!r}; give a pipeline of a supported class: "
+            f"{', '.join(FAMILIES)}"
+        )
     return FAMILIES[pipeline](directory, dtype, device)

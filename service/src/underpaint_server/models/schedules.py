@@ -1,4 +1,4 @@
-"""A checkpoint's scheduler configuration as a :class:`Schedule`: only its numbers count, not its class."""
+"""A checkpoint's scheduler configuration as a :class:`Schedule`; the class of the scheduler is ignored."""
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -23,17 +23,20 @@ class Prediction(Enum):
 
 
 def schedule(config: Mapping[str, Any]) -> Schedule:
-    """The training levels and the grid's spacing; raises :class:`ModelNotReady` for what is not understood."""
+    """The noise schedule of a scheduler_config.json; raises :class:`ModelNotReady` if it is not supported."""
     if config.get("rescale_betas_zero_snr"):
-        raise ModelNotReady("scheduler: rescale_betas_zero_snr is not supported: its noisiest level cannot be inverted")
+        raise ModelNotReady(
+            "scheduler_config.json: rescale_betas_zero_snr is not supported, because alpha_bar 0 at the noisiest level "
+            "cannot be inverted; give a checkpoint without it"
+        )
     spacing = config.get("timestep_spacing", "leading")
     if spacing not in {s.value for s in Spacing}:
-        raise ModelNotReady(f"scheduler: timestep_spacing '{spacing}' is none of {[s.value for s in Spacing]}")
+        raise ModelNotReady(_unsupported("timestep_spacing", spacing, [s.value for s in Spacing]))
     alphas = tuple(_alphas_cumprod(config))
     if not alphas or not all(1 > earlier > later > 0 for earlier, later in pairwise((*alphas, alphas[-1] / 2))):
         raise ModelNotReady(
-            "scheduler: its betas lead to no levels, or to none that fall from 1 to 0; look at num_train_timesteps, "
-            "beta_start, beta_end and trained_betas"
+            "scheduler_config.json: its betas must give at least one alpha_bar, and alpha_bar must decrease and stay "
+            "between 1 and 0; correct num_train_timesteps, beta_start, beta_end or trained_betas"
         )
     return Schedule(
         alphas_cumprod=alphas,
@@ -44,15 +47,18 @@ def schedule(config: Mapping[str, Any]) -> Schedule:
 
 
 def prediction(config: Mapping[str, Any]) -> Prediction:
-    """What the network predicts; raises :class:`ModelNotReady` for what is not understood."""
-    named = config.get("prediction_type", "epsilon")
-    if named not in {p.value for p in Prediction}:
-        raise ModelNotReady(f"scheduler: prediction_type '{named}' is none of {[p.value for p in Prediction]}")
-    return Prediction(named)
+    """What the network predicts, by a scheduler_config.json; raises :class:`ModelNotReady` if it is not supported."""
+    name = config.get("prediction_type", "epsilon")
+    if name not in {p.value for p in Prediction}:
+        raise ModelNotReady(_unsupported("prediction_type", name, [p.value for p in Prediction]))
+    return Prediction(name)
 
 
 def to_epsilon(predicted: Prediction, rows: Sequence[Denoise | PullBack], latents: Tensor, out: Tensor) -> Tensor:
-    """What a network answered to ``rows`` with these latents (b, c, h, w), float64, as noise predictions."""
+    """Convert a network's output to noise predictions (epsilon), float64.
+
+    ``latents`` are those of ``rows`` and ``out`` is the network's output for them, both (b, c, h, w), float64.
+    """
     if predicted is Prediction.EPSILON:
         return out
     convert = epsilon_from_v if predicted is Prediction.V else epsilon_from_x0
@@ -71,4 +77,8 @@ def _alphas_cumprod(config: Mapping[str, Any]) -> list[float]:
         case "linear":
             return linear(start, end, timesteps)
         case other:
-            raise ModelNotReady(f"scheduler: beta_schedule '{other}' is neither 'linear' nor 'scaled_linear'")
+            raise ModelNotReady(_unsupported("beta_schedule", other, ["linear", "scaled_linear"]))
+
+
+def _unsupported(key: str, value: object, supported: Sequence[str]) -> str:
+    return f"scheduler_config.json: {key} '{value}' is not supported; give a checkpoint with {' or '.join(supported)}"

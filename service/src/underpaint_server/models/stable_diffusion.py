@@ -1,7 +1,7 @@
-"""The family of Stable Diffusion 1.x and 2.x: text-conditioned latent diffusion in a diffusers pipeline directory.
+"""The Stable Diffusion family, 1.x and 2.x (Rombach et al., CVPR 2022): text-conditioned latent diffusion.
 
-What differs between its members (prediction type, scale of the latents, text encoder, precision variant of the files)
-is settled here, once; everything above asks for epsilon and sees scaled latents.
+A checkpoint is a diffusers pipeline directory. This module handles what differs between checkpoints: prediction type,
+scale of the latents, text encoder and precision of the files. Its callers see epsilon and scaled latents only.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,10 @@ transformers_logging.disable_progress_bar()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StableDiffusion:
-    """One checkpoint in memory. The autoencoder and the text encoder run in float32 whatever the network's dtype."""
+    """One loaded checkpoint; see :class:`underpaint_server.models.families.Family`.
+
+    The autoencoder and the text encoder run in float32, whatever the dtype of the U-Net.
+    """
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -37,11 +40,13 @@ class StableDiffusion:
 
     @classmethod
     def load(cls, directory: Path, *, dtype: torch.dtype, device: torch.device) -> "StableDiffusion":
-        """Read a pipeline directory; raises :class:`ModelNotReady`, saying what is wrong with it."""
+        """Load a pipeline directory, the U-Net in ``dtype``; raises :class:`ModelNotReady` if it cannot be used."""
         for part in ("vae", "text_encoder"):
             checkpoint.check_weights(directory / part)
         if not (directory / "tokenizer").is_dir():
-            raise ModelNotReady(f"'{directory}/tokenizer' is missing: give the whole directory, as diffusers saves one")
+            raise ModelNotReady(
+                f"'{directory}/tokenizer' is missing: give a complete pipeline directory, as diffusers saves it"
+            )
         scheduler = checkpoint.config(directory / "scheduler" / "scheduler_config.json")
         unet = checkpoint.read(UNet2DConditionModel, directory / "unet", dtype)
         vae = checkpoint.read(AutoencoderKL, directory / "vae", torch.float32)
@@ -52,8 +57,8 @@ class StableDiffusion:
             raise ModelNotReady(f"'{directory}/tokenizer' cannot be read: {error}") from error
         if unet.config.in_channels != vae.config.latent_channels:
             raise ModelNotReady(
-                f"'{directory}': the U-Net takes {unet.config.in_channels} channels, not the "
-                f"autoencoder's {vae.config.latent_channels}; inpainting networks are not supported"
+                f"'{directory}': the U-Net takes {unet.config.in_channels} channels, but the autoencoder's latents "
+                f"have {vae.config.latent_channels}; inpainting networks are not supported: give the base model"
             )
         for module in (unet, vae, text_encoder):
             module.requires_grad_(False).eval().to(device)
@@ -69,52 +74,53 @@ class StableDiffusion:
 
     @property
     def latent_channels(self) -> int:
-        """Of what the U-Net sees."""
+        """Channels of latents."""
         return int(self.unet.config.in_channels)
 
     @property
     def embeds_shape(self) -> tuple[int, int]:
-        """(tokens, width) of a text's embedding."""
+        """(tokens, width) of prompt embeddings."""
         return self.prompt_tokens, int(self.unet.config.cross_attention_dim)
 
     @property
     def vae_scale(self) -> int:
-        """Pixels a latent is wide and high."""
+        """Pixels per latent in each direction."""
         return 1 << (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def size_multiple(self) -> int:
-        """Pixels that a side must be a multiple of, so that every level of the U-Net has whole sizes."""
+        """Image sides must be multiples of this many pixels, so that every level of the U-Net halves evenly."""
         return self.vae_scale << (len(self.unet.config.block_out_channels) - 1)
 
     @property
     def native_px(self) -> tuple[int, int]:
-        """(width, height) in pixels that the U-Net was made for."""
+        """(width, height) in pixels that the U-Net was trained at."""
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return width * self.vae_scale, height * self.vae_scale
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of the text encoder's context, markers included."""
+        """Length of the text encoder's context, start and end tokens included."""
         return int(self.text_encoder.config.max_position_embeddings)
 
     @property
     def about(self) -> About:
-        """What kind of checkpoint it is."""
+        """Description of the checkpoint."""
         parts = {"network": self.unet, "autoencoder": self.vae, "text encoder": self.text_encoder}
         parameters = {name: sum(weights.numel() for weights in part.parameters()) for name, part in parts.items()}
         return About("stable-diffusion", self.prediction.value, parameters)
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:
-        """(b, c, h, w), float64: epsilon of each row, one forward pass."""
+        """Epsilon of each row, (b, c, h, w), float64, from one forward pass."""
         latents = torch.stack([row.latents for row in rows])
         return self._noise_preds(latents, torch.stack([row.prompt_embeds for row in rows]), rows)
 
     def pull_back(self, rows: list[PullBack]) -> list[Pulled]:
-        """Vector-Jacobian products of each row's own evaluation: one pass forward and one back, with gradients on.
+        """Vector-Jacobian products of ``rows``, from one forward and one backward pass; needs grad mode.
 
-        No layer of the network mixes the images of a batch, so the derivative of the sum is each row's own.
+        No layer of the U-Net mixes the images of a batch, so the gradient of the sum over rows is, row by row, that of
+        each row's own evaluation.
         """
         latents = torch.stack([row.latents for row in rows]).requires_grad_()
         prompt_embeds = torch.stack([row.prompt_embeds for row in rows]).requires_grad_()
@@ -124,23 +130,26 @@ class StableDiffusion:
         return [Pulled(x, c) for x, c in zip(by_latents, by_embeds.double(), strict=True)]
 
     def _noise_preds(self, latents: Tensor, prompt_embeds: Tensor, rows: Sequence[Denoise | PullBack]) -> Tensor:
-        weight = self.unet.conv_in.weight  # the network's own .device and .dtype look through all modules, 1 ms each
+        weight = self.unet.conv_in.weight  # unet.device and unet.dtype search all modules, 1 ms each
         device, dtype = weight.device, weight.dtype
         timesteps = torch.tensor([row.timestep for row in rows], device=device)
         out: Tensor = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype), return_dict=False)[0].double()
         return schedules.to_epsilon(self.prediction, rows, latents, out)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (b, 3, H, W) in [-1, 1] to scaled latents (b, c, h, w), float64: the mean, no sample."""
+        """Images (b, 3, H, W) in [-1, 1] to scaled latents (b, c, h, w), float64: the mean of the distribution."""
         mean: Tensor = self.vae.encode(images.to(self.vae.device)).latent_dist.mode().double()
         return (mean - float(self.vae.config.shift_factor or 0)) * float(self.vae.config.scaling_factor)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (b, c, h, w) to images (b, 3, H, W), float32, cut to [-1, 1]."""
+        """Scaled latents (b, c, h, w) to images (b, 3, H, W), float32, clamped to [-1, 1]."""
         return self._decode(latents).clamp(-1, 1)
 
     def pull_back_decode(self, latents: Tensor, cotangents: Tensor) -> Tensor:
-        """(b, c, h, w), float64: vector-Jacobian products of the uncut decoding, with gradients on."""
+        """Vector-Jacobian products of decoding before the clamp, (b, c, h, w), float64; needs grad mode.
+
+        ``cotangents`` (b, 3, H, W), float32, are gradients with respect to the images.
+        """
         latents = latents.clone().requires_grad_()
         (by_latents,) = torch.autograd.grad(self._decode(latents), latents, cotangents)
         return by_latents
@@ -151,7 +160,7 @@ class StableDiffusion:
         return images
 
     def embed(self, texts: list[str]) -> list[Embedded]:
-        """The texts' last hidden states, one pass; what does not fit the context is reported, not hidden."""
+        """The texts' last hidden states, from one pass, each with the end of its text that did not fit the context."""
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=self.prompt_tokens, truncation=True, return_tensors="pt"
         )

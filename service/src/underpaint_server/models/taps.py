@@ -1,4 +1,4 @@
-"""Reading and changing a U-Net's inner activations, row by row."""
+"""Capture and change the activations of a U-Net's feature sites, separately for each row of a pass."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -11,17 +11,17 @@ from underpaint_server.rows import Captured, Denoise
 
 
 class Taps:
-    """Hooks on the blocks of a network of diffusers, registered once. They act on the rows of :meth:`answers` alone.
+    """Forward hooks on the middle and up blocks of a diffusers U-Net; they act only during :meth:`answers`.
 
-    A row's capture and maps see that row's activation and no other, so they fit into any batch. Where no row wants
-    anything of a site, its activation passes untouched.
+    Captures and maps of a row see the activation of that row only, so rows with different ones can share a pass. The
+    activation of a site that no row captures or maps is left unchanged.
     """
 
     def __init__(self, unet: Any) -> None:
         blocks: dict[str, Any] = {"mid": unet.mid_block}
         blocks |= {f"up_{i}": block for i, block in enumerate(unet.up_blocks)}
         self.sites = tuple(site for site, block in blocks.items() if block is not None)
-        """Names of the blocks, in the order they run."""
+        """Names of the feature sites, in the order in which their blocks run; see :class:`Denoise`."""
         self._rows: list[Denoise] = []
         self._captured: list[dict[str, Tensor]] = []
         for site, block in blocks.items():
@@ -31,11 +31,11 @@ class Taps:
     def answers(
         self, noise_preds: Callable[[list[Denoise]], Iterable[Tensor]], rows: list[Denoise]
     ) -> list[Tensor | Captured]:
-        """Answers of ``rows`` from one pass, in their order."""
+        """Results of ``rows``, in their order; ``noise_preds`` evaluates the U-Net on them in one pass."""
         self._rows, self._captured = rows, [{} for _ in rows]
         try:
-            answers = zip(rows, noise_preds(rows), self._captured, strict=True)
-            return [Captured(pred, features) if row.capture else pred for row, pred, features in answers]
+            results = zip(rows, noise_preds(rows), self._captured, strict=True)
+            return [Captured(pred, features) if row.capture else pred for row, pred, features in results]
         finally:
             self._rows, self._captured = [], []
 
@@ -43,18 +43,18 @@ class Taps:
         del block, inputs
         if not any(site in row.capture or site in row.maps for row in self._rows):
             return None
-        hidden: Tensor = output[0] if isinstance(output, tuple) else output  # blocks with skips of their own give two
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output  # blocks with a skip sample return a pair
         changed = hidden.clone()
         for i, row in enumerate(self._rows):
             if site in row.capture or site in row.maps:
-                own = _alone(hidden[i])
+                activation = _copied(hidden[i])
                 if site in row.capture:
-                    self._captured[i][site] = own
+                    self._captured[i][site] = activation
                 if site in row.maps:
-                    changed[i] = row.maps[site](own).to(hidden.dtype)
+                    changed[i] = row.maps[site](activation).to(hidden.dtype)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
-def _alone(activation: Tensor) -> Tensor:
-    """One row's activation with memory of its own: sums over it must not depend on how the batch lies in memory."""
+def _copied(activation: Tensor) -> Tensor:
+    """A contiguous float32 copy, so that the bits of sums over it do not depend on the memory layout of the batch."""
     return activation.to(torch.float32, copy=True, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Between what callers know (pictures, arrays of an inversion) and what the device knows (tensors)."""
+"""Conversions between arrays (decoded pixels, the arrays of an inversion) and tensors, and checks of tensors."""
 
 from math import inf, log10
 
@@ -13,36 +13,39 @@ from underpaint_server.models.facts import Facts
 
 
 def image(picture: Picture) -> Tensor:
-    """Pixels (H, W, 3) as an image (3, H, W), float32, [-1, 1]."""
+    """Pixels (H, W, 3), uint8, to an image (3, H, W), float32, [-1, 1], on the CPU."""
     return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def picture(image: Tensor) -> Picture:
-    """An image (3, H, W), float32, [-1, 1], as pixels (H, W, 3)."""
+    """An image (3, H, W), float32, [-1, 1], to pixels (H, W, 3), uint8, rounded."""
     pixels: Picture = ((image.cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
     return pixels
 
 
 def latent_mask(mask: Picture, latents: Tensor, model: Facts) -> Tensor:
-    """A mask of pixels (H, W) in {0, 255} at the resolution of latents (c, h, w), in {0, 1}."""
+    """A mask (H, W), uint8, to the resolution of latents (c, h, w): float64, 0 or 1, on the device.
+
+    A pixel is inside the mask from 128 on; a latent is 1 if any of its pixels is.
+    """
     white = torch.from_numpy(np.ascontiguousarray(mask) >= 128).double()
     return masks.to_latent_size(white, *latents.shape[1:]).to(model.device)
 
 
 def mask_picture(mask: Tensor, model: Facts) -> Picture:
-    """A mask at latent resolution (h, w) in {0, 1} as pixels (H, W) in {0, 255}."""
+    """A mask at latent resolution (h, w), in {0, 1}, to pixels (H, W), uint8, in {0, 255}."""
     height, width = mask.shape[0] * model.vae_scale, mask.shape[1] * model.vae_scale
     pixels: Picture = (masks.to_pixel_size(mask.cpu(), height, width) * 255).byte().contiguous().numpy()
     return pixels
 
 
 def arrays(inversion: Inversion, model: Facts) -> dict[str, Tensor]:
-    """The arrays of an inversion on the model's device."""
+    """The arrays of an inversion, copied to tensors on the model's device."""
     return {name: torch.from_numpy(array.copy()).to(model.device) for name, array in inversion.arrays.items()}
 
 
 def psnr_db(one: Picture, other: Picture) -> float:
-    """Peak signal-to-noise ratio of two pictures of one size; infinite when they are equal."""
+    """Peak signal-to-noise ratio of two uint8 images of one size, in dB; infinite if they are equal."""
     mse = float(np.square(one.astype(np.float64) - other.astype(np.float64)).mean())
     return inf if mse == 0 else 20 * log10(255) - 10 * log10(mse)
 
