@@ -49,6 +49,11 @@ LONG = (
 """What takes longest. It is begun first, so that no worker is left with it when the others have nothing more to do."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep ``--dist loadgroup`` from sorting the groups by their number of tests, which would undo :data:`LONG`."""
+    config.option.loadscopereorder = False
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give tests that share a fixture to one worker (``--dist loadgroup``), so that each server is started once.
