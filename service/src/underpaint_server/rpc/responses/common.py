@@ -1,16 +1,21 @@
-"""Parts of several responses: progress, usage, notices, fitting, durations and timestamps as messages."""
+"""Parts of several responses: progress, usage, notices, fitting, file chunks, durations and timestamps as messages."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Final
+from typing import Final, TypeVar
 
+import google_crc32c
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from underpaint.v1 import types_pb2
+from underpaint.v1 import direction_service_pb2, inversion_service_pb2, types_pb2
 
 from underpaint_server.jobs import Notice, Phase, Progress, Usage
 from underpaint_server.wire.fitting import Fitting
 
 _PHASES: Final = {phase: types_pb2.Phase.Value(f"PHASE_{phase.name}") for phase in Phase}
+_CHUNK_BYTES: Final = 1024 * 1024
+
+Chunk = TypeVar("Chunk", direction_service_pb2.ExportDirectionResponse, inversion_service_pb2.ExportInversionResponse)
 
 
 def progress(now: Progress, loss: float | None = None) -> types_pb2.Progress:
@@ -45,6 +50,17 @@ def usage(spent: Usage, cache_hit: bool) -> types_pb2.Usage:
 def notices(raised: tuple[Notice, ...]) -> list[types_pb2.Notice]:
     """Notices as messages."""
     return [types_pb2.Notice(reason=notice.reason, message=notice.message) for notice in raised]
+
+
+def file_chunks(message: type[Chunk], data: bytes) -> Iterator[Chunk]:
+    """A file, which is not empty, in chunks of 1 MiB: the first message has the size, the last the CRC-32C."""
+    starts = range(0, len(data), _CHUNK_BYTES)
+    for start in starts:
+        yield message(
+            total_bytes=len(data) if start == 0 else 0,
+            chunk=data[start : start + _CHUNK_BYTES],
+            crc32c=google_crc32c.value(data) if start == starts[-1] else 0,
+        )
 
 
 def server_timing(spent: types_pb2.Usage) -> str:

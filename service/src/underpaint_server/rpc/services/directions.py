@@ -28,13 +28,13 @@ from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.handlers.operation import current_operation
 from underpaint_server.rpc.handlers.source import Fetcher
 from underpaint_server.rpc.requests.learn import MAX_DISPLAY_CHARS, LearnDraft, learn_draft
+from underpaint_server.rpc.responses.common import file_chunks
 from underpaint_server.rpc.responses.direction import direction
 from underpaint_server.stores import directions as files
 from underpaint_server.stores.operations import OperationSummary, Task
 from underpaint_server.wire.fields import Fields, page_size
 from underpaint_server.wire.names import direction_id, direction_name
 
-_CHUNK_BYTES: Final = 1024 * 1024
 _FULL_RETRY_S: Final = 30.0
 
 
@@ -83,15 +83,10 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
     async def ExportDirection(
         self, request: messages.ExportDirectionRequest, context: Context
     ) -> AsyncIterator[messages.ExportDirectionResponse]:
-        """Stream the safetensors file in chunks of 1 MiB; the first has the size, the last the CRC-32C."""
+        """Stream the safetensors file in chunks."""
         data = await self._server.stores.directions.export(direction_id(request.name, "name"))
-        starts = range(0, len(data), _CHUNK_BYTES)
-        for start in starts:
-            yield messages.ExportDirectionResponse(
-                total_bytes=len(data) if start == 0 else 0,
-                chunk=data[start : start + _CHUNK_BYTES],
-                crc32c=google_crc32c.value(data) if start == starts[-1] else 0,
-            )
+        for chunk in file_chunks(messages.ExportDirectionResponse, data):
+            yield chunk
 
     async def ImportDirection(
         self, request_iterator: AsyncIterator[messages.ImportDirectionRequest], context: Context

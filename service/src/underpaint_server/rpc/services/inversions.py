@@ -3,9 +3,8 @@
 # ruff: noqa: N802, ARG002 (methods and their arguments are the contract's)
 
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any
 
-import google_crc32c
 from underpaint.v1 import inversion_service_pb2 as messages
 from underpaint.v1 import inversion_service_pb2_grpc
 
@@ -17,8 +16,6 @@ from underpaint_server.rpc.calls.singleflight import Deadline, SharedCall
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.wire.fields import at, page_size
 from underpaint_server.wire.names import inversion_id
-
-_CHUNK_BYTES: Final = 1024 * 1024
 
 
 class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
@@ -82,15 +79,10 @@ class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
     async def ExportInversion(
         self, request: messages.ExportInversionRequest, context: Context
     ) -> AsyncIterator[messages.ExportInversionResponse]:
-        """Stream the safetensors file in chunks of 1 MiB; the first has the size, the last the CRC-32C."""
+        """Stream the safetensors file in chunks."""
         data = await self._server.stores.inversions.export(inversion_id(request.name, "name"))
-        starts = range(0, len(data), _CHUNK_BYTES)
-        for start in starts:
-            yield messages.ExportInversionResponse(
-                total_bytes=len(data) if start == 0 else 0,
-                chunk=data[start : start + _CHUNK_BYTES],
-                crc32c=google_crc32c.value(data) if start == starts[-1] else 0,
-            )
+        for chunk in responses.file_chunks(messages.ExportInversionResponse, data):
+            yield chunk
 
     async def _invert(self, request: messages.InvertRequest, context: Context) -> SharedCall[messages.InvertResponse]:
         deadline = Deadline.after(context.time_remaining())
