@@ -101,6 +101,22 @@ def test_what_is_no_clip_is_refused(directory: Path, tmp_path: Path) -> None:
         Clip.load(tmp_path / "nowhere", device=CPU)
 
 
+def test_a_damaged_clip_is_refused(directory: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(directory, cut)
+    whole = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelNotReady, match="cannot be read as a CLIP"):
+        Clip.load(cut, device=CPU)
+    copy = tmp_path / "clip"
+    shutil.copytree(directory, copy)
+    with pytest.raises(ModelNotReady, match=r"lacks visual_projection\.weight: copy"):
+        Clip.load(checkpoints.without_tensor(copy, "model.safetensors", "visual_projection.weight"), device=CPU)
+    (copy / "preprocessor_config.json").write_text(json.dumps({"image_mean": "grey"}))
+    with pytest.raises(ModelNotReady, match="cannot be read as a CLIP"):
+        Clip.load(copy, device=CPU)
+
+
 def test_an_unchanged_picture_has_a_finite_gradient(directory: Path) -> None:
     """No change has no direction: the loss is 1 there, and learning can leave it."""
     loss = EditLoss("vae", Clip.load(directory, device=CPU), edges)
@@ -131,8 +147,19 @@ def test_each_row_is_scored_by_itself(directory: Path) -> None:
         assert together.directional == pytest.approx(alone.directional, abs=1e-5)
         assert together.content == pytest.approx(alone.content, rel=1e-5)
         torch.testing.assert_close(together.gradient, alone.gradient, atol=1e-5, rtol=1e-3)
-    plain = loss.scores([Score(one, two, "a red heart", "a blue heart", 0.5, gradient=False)])[0]
-    assert plain.gradient is None
+
+
+def test_rows_with_and_without_a_gradient_share_a_pass(directory: Path) -> None:
+    loss = EditLoss("vae", Clip.load(directory, device=CPU), edges)
+    one, two = pictures(2)
+    plain = Score(one, two, "a red heart", "a blue heart", 0.5, gradient=False)
+    learning = Score(two, one, "a sun", "a moon", 0.1, gradient=True)
+    (alone,) = loss.scores([learning])
+    for rows in ([plain, learning], [learning, plain]):
+        scored = dict(zip(rows, loss.scores(rows), strict=True))
+        assert scored[plain].gradient is None
+        torch.testing.assert_close(scored[learning].gradient, alone.gradient, atol=1e-5, rtol=1e-3)
+    assert loss.scores([plain])[0].gradient is None
 
 
 def vgg_file(folder: Path) -> tuple[Path, dict[str, Tensor]]:

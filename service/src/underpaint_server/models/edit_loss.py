@@ -41,16 +41,17 @@ class EditLoss:
     features: Features
 
     def scores(self, rows: Sequence[Score]) -> list[Scored]:
-        """Results of ``rows``, in their order, from one pass; images of one size, ``gradient`` the same in all rows."""
-        images = torch.stack([row.image for row in rows]).requires_grad_(rows[0].gradient)
+        """Results of ``rows``, in their order, from one pass; images of one size."""
+        any_gradient = any(row.gradient for row in rows)
+        images = torch.stack([row.image for row in rows]).requires_grad_(any_gradient)
         references = torch.stack([row.reference for row in rows])
         directional = self._directional(images, references, rows)
         content = self._content(images, references)
         weights = torch.tensor([row.content_weight for row in rows], device=images.device)
         gradients: Sequence[Tensor | None] = [None] * len(rows)
-        if rows[0].gradient:
+        if any_gradient:
             (by_images,) = torch.autograd.grad((directional + weights * content).sum(), images)
-            gradients = by_images.unbind()
+            gradients = [image if row.gradient else None for row, image in zip(rows, by_images, strict=True)]
         losses = zip(directional.tolist(), content.tolist(), gradients, strict=True)
         return [Scored(*parts) for parts in losses]
 
