@@ -1,6 +1,7 @@
 """Find the directory of a checkpoint, check and read its files, and compute its digest."""
 
 import json
+from collections.abc import Mapping
 from hashlib import file_digest, sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,10 +130,16 @@ def read(kind: Any, directory: Path, dtype: torch.dtype) -> Any:
         module, loading_info = kind.from_pretrained(directory, dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelNotReady(f"'{directory}' cannot be read: {error}") from error
-    missing = sorted(loading_info["missing_keys"])
-    if missing:  # the libraries fill missing tensors with random numbers
-        raise ModelNotReady(f"'{directory}' lacks {', '.join(missing[:3])}: copy the whole directory again")
+    check_complete(directory, loading_info)
     return module
+
+
+def check_complete(directory: Path, loading_info: Mapping[str, Any]) -> None:
+    """Raise :class:`ModelNotReady` for missing tensors, which the libraries fill with random numbers."""
+    missing = sorted(loading_info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ModelNotReady(f"'{directory}' lacks {', '.join(missing[:3])}{more}: copy the whole directory again")
 
 
 def _fetch(hub_id: str) -> Path:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, CLIPTokenizer
 
 from underpaint_server.errors import ModelNotReady
+from underpaint_server.models import checkpoint
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation (RGB, pixels in [0, 1]) that OpenAI's CLIP was trained with. The values of a
@@ -41,23 +43,24 @@ class Clip:
     def load(cls, directory: Path, *, device: torch.device) -> "Clip":
         """Load a transformers directory of either class; raises :class:`ModelNotReady` if that fails."""
         try:
-            model: Any = AutoModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+            options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
+            model, loading_info = AutoModel.from_pretrained(directory, dtype=torch.float32, **options)
             tokenizer = CLIPTokenizer.from_pretrained(directory, local_files_only=True)
             file = directory / "preprocessor_config.json"
             config = json.loads(file.read_text()) if file.exists() else {}
-        except (OSError, ValueError, RuntimeError) as error:
+            mean, std = (
+                torch.tensor(config.get(key, default), device=device).view(1, 3, 1, 1)
+                for key, default in (("image_mean", _MEAN), ("image_std", _STD))
+            )
+        except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise ModelNotReady(f"'{directory}' cannot be read as a CLIP: {error}") from error
         if not all(hasattr(model, part) for part in _PARTS):
             raise ModelNotReady(
                 f"'{directory}' holds a {type(model).__name__}, which is not a CLIP model: give a CLIPModel or "
                 "VisionTextDualEncoderModel"
             )
-        model = model.requires_grad_(False).eval().to(device)
-        mean, std = (
-            torch.tensor(config.get(key, default), device=device).view(1, 3, 1, 1)
-            for key, default in (("image_mean", _MEAN), ("image_std", _STD))
-        )
-        return cls(model, tokenizer, mean, std)
+        checkpoint.check_complete(directory, loading_info)
+        return cls(model.requires_grad_(False).eval().to(device), tokenizer, mean, std)
 
     def image_embeds(self, images: Tensor) -> Tensor:
         """Unit vectors (b, d) of images (b, 3, H, W) in [-1, 1]; differentiable. Images are resized to CLIP's size."""
