@@ -18,3 +18,14 @@ def test_an_idle_engine_must_be_tried_to_be_known() -> None:
     pace.add(2, 10.0, 100.0)
     assert pace.fast_row_s(101.0) == 5.0
     assert pace.fast_row_s(200.0) == 0.0
+    pace.rest(200.0)
+    assert pace.fast_row_s(200.0) == 0.0, "the first job after the idle time makes nothing known"
+    pace.add(2, 1.0, 201.0)
+    assert pace.fast_row_s(201.0) == 0.5
+
+
+def test_a_short_rest_keeps_what_is_known() -> None:
+    pace = Pace()
+    pace.add(2, 10.0, 100.0)
+    pace.rest(105.0)
+    assert pace.fast_row_s(114.0) == 5.0

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from underpaint_server.engine.scheduler import WaitingRow, choose
-from underpaint_server.rows import Decode, Denoise, Encode, Key
+from underpaint_server.rows import Decode, Denoise, Encode, Key, PullBack
 
 SMALL = Key("m", Denoise, (4, 8, 8), None)
 LARGE = Key("m", Denoise, (4, 16, 16), None)
@@ -47,6 +47,12 @@ def test_the_job_served_longest_ago_chooses_the_shape() -> None:
 
 def test_encoders_and_decoders_go_before_the_network() -> None:
     assert pick(row(1, served=0), row(2, DECODE, served=9)).rows[0].job == 2
+
+
+def test_derivatives_of_the_network_wait_their_turn_like_its_predictions() -> None:
+    backward = Key("m", PullBack, (4, 8, 8), None)
+    assert [r.job for r in pick(row(1, backward, served=5), row(2, served=4)).rows] == [2]
+    assert [r.job for r in pick(row(1, backward, served=4), row(2, served=5)).rows] == [1]
 
 
 def test_a_batch_class_is_kept_and_its_free_places_are_used() -> None:

@@ -8,7 +8,7 @@ _WEIGHT = 0.1
 _RECENT = 32
 """Network passes that :meth:`Pace.fast_row_s` takes the minimum of."""
 _STALE_S = 10.0
-"""Seconds without a pass after which :meth:`Pace.fast_row_s` is unknown (0)."""
+"""Seconds without a pass after which :meth:`Pace.fast_row_s` is unknown (0) until the next pass."""
 
 
 class Pace:
@@ -32,10 +32,12 @@ class Pace:
 
     def rest(self, now: float) -> None:
         """The engine was idle until ``now``, monotonic: :meth:`silent_s` counts from here."""
+        if self.silent_s(now) >= _STALE_S:
+            self._recent_row_s.clear()
         self._last_activity = now
 
     def fast_row_s(self, now: float) -> float:
-        """Seconds of one row in the fastest of the recent network passes; 0 if there was no pass for 10 s.
+        """Seconds of one row in the fastest of the recent network passes; 0 if there was none since 10 s without.
 
         For refusals by deadline: they must not follow from one slow pass, nor from what is known of an idle engine.
         """

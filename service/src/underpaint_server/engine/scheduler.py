@@ -1,14 +1,14 @@
 """Chooses the waiting rows that share the next forward pass: one pure function of keys and numbers, without a clock.
 
 The most urgent row decides the key; rows with that key join in order of urgency, up to the cap. Urgency is: higher
-priority first, then rows of other kinds before :class:`Denoise` rows (they are short, and start or end a job), then
+priority first, then rows of other kinds before network rows (they are short, and start or end a job), then
 the job whose last pass is longest ago. So a job waits for at most one round of the other jobs of its priority.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from underpaint_server.rows import Denoise, Key
+from underpaint_server.rows import Key, is_network_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +56,4 @@ def choose(rows: Sequence[WaitingRow], cap: Callable[[Key], int], minimum: Calla
 
 
 def _urgency(row: WaitingRow) -> tuple[int, bool, int, int, int]:
-    return (-row.priority, row.key.kind is Denoise, row.served, row.job, row.index)
+    return (-row.priority, is_network_row(row.key.kind), row.served, row.job, row.index)
