@@ -24,13 +24,15 @@ class LocalServer:
     Keyword arguments are settings by their Python names. Entering waits until the models are loaded, or with
     ``wait_ready=False`` until the port is open; raises :class:`RuntimeError` with the end of the log if the server
     fails first. Leaving sends SIGTERM and waits for the drain; raises :class:`RuntimeError` with the end of the log if
-    the exit status is not 0.
+    the exit status is not 0 and the block raised nothing itself.
     """
 
     def __init__(self, *, wait_ready: bool = True, **settings: object) -> None:
         self._settings = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0"} | settings
         self._wait_ready = wait_ready
-        self._log = Path(tempfile.mkstemp(prefix="underpaint-", suffix=".log")[1])
+        descriptor, log = tempfile.mkstemp(prefix="underpaint-", suffix=".log")
+        os.close(descriptor)
+        self._log = Path(log)
         self._process: subprocess.Popen[bytes] | None = None
         self.target = ""
         """Address of the gRPC port, HOST:PORT."""
@@ -99,7 +101,8 @@ class LocalServer:
     def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
         """Wait for the ``count``-th log line of ``event`` and return it.
 
-        Raises :class:`RuntimeError` if the server ends first, its models fail to load, or it takes over 240 s.
+        Raises :class:`RuntimeError` if the server ends first, if it takes over 240 s or, for "ready", if the models
+        cannot be loaded.
         """
         assert self._process is not None
         end = time.monotonic() + _START_S
@@ -128,7 +131,7 @@ def main() -> int:
     if len(sys.argv) < 2:
         print("usage: python -m underpaint_server.local_server COMMAND...", file=sys.stderr)
         return 2
-    print("starting a server with the embedded model ...", file=sys.stderr)
+    print("starting a server ...", file=sys.stderr)
     with LocalServer() as server:
         print(f"the server listens on {server.target}", file=sys.stderr)
         return subprocess.call(sys.argv[1:], env={**os.environ, "UNDERPAINT_TARGET": server.target})
