@@ -1,5 +1,6 @@
 """Jobs and pictures that several suites ask for."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from underpaint_server.jobs import (
     Source,
     Stored,
 )
+from underpaint_server.methods import METHODS
 from underpaint_server.methods.content_injection.options import ContentInjection
 from underpaint_server.methods.ddim.options import DdimEdit, DdimInversion
 from underpaint_server.methods.diffedit.options import DiffEdit
@@ -104,12 +106,10 @@ def edit_job(
     """An edit of the disc to green with that method's usual inversion."""
     options = {EdictEdit: edict_options(steps), DdimEdit: ddim_options(steps), DiffEdit: ddim_options(steps)}
     source = source or Photo(disc(size))
-    needs = (
-        None
-        if isinstance(source, Generated) and isinstance(method, EdictEdit | DdimEdit)
-        else options.get(type(method))
-    )
-    return EditJob(model, source, needs, method, "a green circle", "", 3.0, seed)
+    inversion = options.get(type(method))
+    if inversion is not None and isinstance(source, Generated) and METHODS[method.name].starts_from_noise:
+        inversion = replace(inversion, strength=1.0)  # the noise of a generated source is the noisiest level
+    return EditJob(model, source, inversion, method, "a green circle", "", 3.0, seed)
 
 
 def disentangled(steps: int = 20, switch: int = 8, sampler: Sampler = Sampler.DDIM) -> DisentangledEdit:

@@ -153,8 +153,8 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A generated source: an image that the model draws from noise. DDIM and EDICT edits start from that noise and need
-    no inversion."""
+    """A generated source: an image that the model generates from noise. Most methods start from that noise instead of
+    an inversion, see ``methods.base.Method.starts_from_noise``."""
 
     prompt: str
     seed: int
@@ -215,7 +215,8 @@ class EditJob:
     model: str
     source: Source
     inversion: InversionOptions | None
-    """How the source is inverted, or was if it is stored; None where the method needs no inversion."""
+    """How the source is inverted, was if it is stored, or would be if it is generated; None where the method has no
+    inversion."""
     method: EditOptions
     target_prompt: str
     negative_prompt: str
@@ -254,6 +255,8 @@ class Descent:
 @dataclass(frozen=True, slots=True)
 class Search:
     """Learn without gradients: compute the loss of several step functions of the weights and keep the best."""
+
+    optimization_steps: ClassVar[int] = 1
 
     switch_steps: tuple[int, ...]
     """Candidates for the number of first steps whose weight is 1."""

@@ -4,7 +4,7 @@ Admission, backlog, progress and deadlines use these numbers. A contract test ru
 it yields with its plan. The cost of a method is in its folder, see ``methods``.
 """
 
-from underpaint_server.jobs import Descent, EditJob, InvertJob, Job, LearnJob, LearnOptions, MaskJob, Phase, Photo
+from underpaint_server.jobs import EditJob, InvertJob, Job, LearnJob, MaskJob, Phase, Photo
 from underpaint_server.methods import METHODS
 from underpaint_server.methods.cost import Plan, Stage, denoising, drawing, inverting
 from underpaint_server.methods.disentangled.options import learning_cost
@@ -32,17 +32,12 @@ def total_rows(job: Job) -> int:
     return sum(stage.rows for stage in plan(job))
 
 
-def optimization_steps(options: LearnOptions) -> int:
-    """Number of optimiser steps of learning a whole direction; 1 for :class:`Search`."""
-    return options.method.optimization_steps if isinstance(options.method, Descent) else 1
-
-
 def _source(job: EditJob) -> Plan:
     """The cost of the latents that the edit starts from, as one phase: generating the source, inverting it, and
     inverting the companion at the same time."""
     drawn = () if METHODS[job.method.name].starts_from_noise else drawing(job.source, job.guidance_scale)
-    inverts = job.inversion is not None and (drawn or isinstance(job.source, Photo))
-    stages = [*(inverting(job.inversion) if inverts and job.inversion is not None else ())]
+    inverted = job.inversion is not None and (drawn or isinstance(job.source, Photo))
+    stages = list(inverting(job.inversion)) if job.inversion is not None and inverted else []
     if drawn and stages:
         return (Stage(Phase.INVERTING, 1, sum(stage.rows for stage in (*drawn, *stages))),)
     if job.companion is not None and isinstance(job.companion.source, Photo):

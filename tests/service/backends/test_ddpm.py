@@ -49,7 +49,7 @@ def test_a_drawn_picture_is_the_one_diffusers_draws(directory: Path, backend: Ba
     theirs = ((x[0].permute(1, 2, 0).numpy() + 1) * 127.5).round().clip(0, 255)
     with Bench(backend) as bench:
         source = Generated("", 5, DDPM_PX, DDPM_PX, STEPS)
-        (ours,) = bench.run([EditJob("faces", source, None, DdimEdit(), "", "", 1.0, 1)])
+        (ours,) = bench.run([EditJob("faces", source, ddim_options(STEPS, 1.0), DdimEdit(), "", "", 1.0, 1)])
     assert np.abs(ours.pixels - theirs).max() <= 2
 
 

@@ -57,7 +57,7 @@ def test_a_generated_picture_is_the_one_diffusers_draws(directory: Path) -> None
     ).images[0]
     with Bench(load(str(directory), "sd", Settings())) as bench:
         source = Generated("a red apple", 5, 48, 48, 20)
-        (ours,) = bench.run([EditJob("sd", source, None, DdimEdit(), "a red apple", "", 4.0, 1)])
+        (ours,) = bench.run([EditJob("sd", source, ddim_options(20, 1.0), DdimEdit(), "a red apple", "", 4.0, 1)])
     assert np.abs(ours.pixels / 255 - theirs).max() <= 2 / 255
 
 

@@ -13,7 +13,8 @@ from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.diffusion.schedule import Schedule, scaled_linear
 from underpaint_server.jobs import Descent, LearnOptions, LearnState, Sampler, Search
 from underpaint_server.methods.disentangled.gradient import backward
-from underpaint_server.methods.disentangled.learn import Learning, learn, step_weights
+from underpaint_server.methods.disentangled.learn import Learning, learn
+from underpaint_server.methods.disentangled.options import step_weights
 from underpaint_server.methods.disentangled.steps import Mixing, anchor, reference, sample
 from underpaint_server.rows import Decode, Denoise, PullBack, PullBackDecode, Pulled, Row, Score, Scored
 
@@ -171,7 +172,10 @@ def test_the_derivative_is_that_of_plain_backpropagation(
 @SAMPLERS
 def test_weight_one_leads_back_to_a_real_picture(sampler: Sampler) -> None:
     source = standard_normal(SHAPE, seed=7, purpose="source")
-    noise = [standard_normal(SHAPE, seed=7, purpose="anchor", index=i) for i in range(STEPS)]
+
+    def noise(purpose: str, index: int) -> torch.Tensor:
+        return standard_normal(SHAPE, seed=7, purpose=purpose, index=index)
+
     task, groups = drive(anchor(mixing(sampler), source, noise), answer)
     assert len(groups[0]) == 2 * STEPS, "all states are known beforehand: one group"
     back, _ = drive(reference(task), answer)

@@ -130,7 +130,8 @@ def test_edict_is_exact_for_latents_on_the_borders_of_float32() -> None:
     low = SOURCE.float()
     source = (low.double() + torch.nextafter(low, torch.tensor(torch.inf)).double()) / 2
     arrays, _ = drive(edict.invert(Inverting(source, grid, guidance(), options(EdictInversion(), 10, 0.8))), network)
-    outcome, _ = drive(edict.edit(editing(arrays, grid)), network)
+    task = editing(arrays, grid, inversion=options(EdictInversion(), 10, 0.8))
+    outcome, _ = drive(edict.edit(task), network)
     assert float((outcome.latents - source).abs().max()) <= 1e-10
 
 

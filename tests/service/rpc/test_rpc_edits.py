@@ -1,6 +1,8 @@
 """Edits over a socket: what the engine is asked, what the caller gets, and that an answer can be repeated."""
 
+import asyncio
 import io
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 from support.front import MINI, Wire, edit, encoded, photo, refused
 from support.front import answer as computed
-from support.waiting import until
+from support.waiting import PATIENCE_S, until
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 from underpaint_server.jobs import (
     DdimConvention,
@@ -234,6 +236,14 @@ async def test_a_computed_mask_can_be_given_back(wire: Wire) -> None:
 # --- streams ----------------------------------------------------------------------------------------------------
 
 
+async def first(call: Any, wanted: Callable[[Any], bool]) -> Any:
+    """The first event that is ``wanted``; progress is repeated where nothing happens for a while."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not wanted(event := await call.read()):
+            assert event is not grpc.aio.EOF
+    return event
+
+
 async def test_a_stream_is_accepted_then_progress_and_previews_then_the_result(wire: Wire) -> None:
     wire.engine.held = True
     call = wire.edits.StreamEdit(edit_service_pb2.StreamEditRequest(edit=edit("edict"), preview_every=2))
@@ -244,20 +254,17 @@ async def test_a_stream_is_accepted_then_progress_and_previews_then_the_result(w
     queued = await call.read()
     assert queued.progress.phase == types_pb2.PHASE_QUEUED
     handle.advance(Progress(Phase.INVERTING, 3, 16, 0.25, eta_s=1.5), 10)
-    while (running := await call.read()).progress.phase == types_pb2.PHASE_QUEUED:
-        pass  # repeated where nothing happens for a while
+    running = await first(call, lambda event: event.progress.phase != types_pb2.PHASE_QUEUED)
     assert running.progress == types_pb2.Progress(
         phase=types_pb2.PHASE_INVERTING, step=3, total_steps=16, fraction=0.25, eta=running.progress.eta
     )
     assert running.progress.eta.ToMilliseconds() == 1500
     handle.show(Preview(np.zeros((48, 64, 3), np.uint8), 4))
-    while (shown := await call.read()).WhichOneof("event") != "preview":
-        pass
+    shown = await first(call, lambda event: event.WhichOneof("event") == "preview")
     preview = Image.open(io.BytesIO(shown.preview.image.content))
     assert (preview.format, preview.size, shown.preview.step) == ("JPEG", (256, 192), 4)
     wire.engine.finish(handle)
-    while (result := await call.read()).WhichOneof("event") != "result":
-        pass
+    result = await first(call, lambda event: event.WhichOneof("event") == "result")
     assert result.result.inversion
     assert await call.read() is grpc.aio.EOF
     assert await call.code() is grpc.StatusCode.OK
@@ -272,8 +279,7 @@ async def test_previews_are_as_large_as_asked_and_never_four_times_the_picture(
     call = wire.edits.StreamEdit(request)
     await call.read()
     wire.engine.handles[0].show(Preview(np.zeros((48, 64, 3), np.uint8), 1))
-    while (event := await call.read()).WhichOneof("event") != "preview":
-        pass
+    event = await first(call, lambda event: event.WhichOneof("event") == "preview")
     assert Image.open(io.BytesIO(event.preview.image.content)).size == size
     call.cancel()
 
@@ -287,14 +293,15 @@ async def test_previews_are_for_those_who_asked(wire: Wire) -> None:
     await plain.read()
     (handle,) = wire.engine.handles
     handle.show(Preview(np.zeros((48, 64, 3), np.uint8), 1))
-    while (await asked.read()).WhichOneof("event") != "preview":
-        pass
+    await first(asked, lambda event: event.WhichOneof("event") == "preview")
     handle.advance(Progress(Phase.INVERTING, 3, 16, 0.25), 10)
-    while (event := await plain.read()).progress.phase != types_pb2.PHASE_INVERTING:
-        assert event.WhichOneof("event") == "progress"
+    event = await first(
+        plain, lambda event: event.progress.phase == types_pb2.PHASE_INVERTING or event.HasField("preview")
+    )
+    assert not event.HasField("preview")
     wire.engine.finish(handle)
-    while (event := await plain.read()).WhichOneof("event") != "result":
-        assert event.WhichOneof("event") == "progress"
+    event = await first(plain, lambda event: event.WhichOneof("event") in ("preview", "result"))
+    assert event.HasField("result")
     asked.cancel()
 
 

@@ -33,7 +33,7 @@ class Backend(Protocol):
         """Batch class of rows of this kind and shape: size of pass at which equal rows give equal bits; None for any.
 
         For :class:`Denoise` rows it is asked for once per exact job, when the job starts, and then holds for the whole
-        job. For rows of other kinds it is asked for as they are queued.
+        job; :class:`PullBack` rows never have one. For rows of other kinds it is asked for as they are queued.
         """
         ...
 

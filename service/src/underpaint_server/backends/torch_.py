@@ -20,7 +20,18 @@ from underpaint_server.models.facts import Facts
 from underpaint_server.models.families import Family
 from underpaint_server.models.stable_diffusion import StableDiffusion
 from underpaint_server.models.taps import Taps
-from underpaint_server.rows import Batch, Decode, Denoise, Embed, Encode, PullBack, PullBackDecode, Row, Score
+from underpaint_server.rows import (
+    Batch,
+    Decode,
+    Denoise,
+    Embed,
+    Encode,
+    PullBack,
+    PullBackDecode,
+    Row,
+    Score,
+    is_network_row,
+)
 from underpaint_server.settings import Device, ExactBatching, Settings, usable_cores
 
 DEFAULT_STEPS = 50
@@ -100,7 +111,7 @@ class TorchBackend:
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
         """See :class:`Backend`. Only the native shape is measured, at start; other shapes are pinned."""
-        if kind not in (Denoise, PullBack):
+        if not is_network_row(kind):
             return SIDE_STAGES[kind]
         return None if self._invariant and shape == self._native else self._settings.exact_batch_class
 

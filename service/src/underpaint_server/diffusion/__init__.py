@@ -1,2 +1,2 @@
-"""Pure functions of tensors and numbers: schedules, samplers, noise, masks, features. They import no network and no
-server."""
+"""Schedules, samplers, noise, masks and features: functions of tensors and numbers, and generators of rows. Of the
+other modules, only ``jobs`` and ``rows`` are imported."""

@@ -56,7 +56,6 @@ class JobHandle:
         self._on_extend = on_extend
         self._progress = _Latest(Progress(Phase.QUEUED, 0, 0, 0.0), 1)
         self._preview = _Latest()
-        self._position = 0
         self._outcome: Result | UnderpaintError | None = None
         self._changed = asyncio.Event()
 
@@ -65,7 +64,7 @@ class JobHandle:
     @property
     def queue_position(self) -> int:
         """Position in the queue, 1 for its head; 0 once the job runs."""
-        return self._position
+        return self.progress.queue_position
 
     @property
     def progress(self) -> Progress:
@@ -127,17 +126,13 @@ class JobHandle:
 
     def move(self, position: int) -> None:
         """Set the position in the queue, 1 for its head; 0 when the job goes to the engine."""
-        if position != self._position or self._progress.version == 1:
-            self._position = position
+        if position != self.queue_position or self._progress.version == 1:
             self._put(self._progress, Progress(Phase.QUEUED, 0, 0, 0.0, queue_position=position))
 
     def advance(self, progress: Progress, rows: int) -> None:
         """Set the progress; ``rows`` network rows of the job are done. The fraction never decreases."""
-        self._position = 0
         self.rows_left = max(0, self._rows - rows)
-        before = self._progress.value
-        floor = before.fraction if isinstance(before, Progress) else 0.0
-        self._put(self._progress, replace(progress, fraction=max(floor, progress.fraction)))
+        self._put(self._progress, replace(progress, fraction=max(self.progress.fraction, progress.fraction)))
 
     def show(self, preview: Preview) -> None:
         """Set the newest preview."""

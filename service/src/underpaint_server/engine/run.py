@@ -48,7 +48,7 @@ class JobRun:
         self._generator = program(start.job, backend.facts, self._batch_class)
         self._group: Sequence[Row] = next(self._generator)
         self._answers: dict[int, Any] = {}
-        self._preview: Decode | None = None
+        self._denoised: tuple[Denoise, Any] | None = None
 
     def waiting_rows(self) -> Iterator[WaitingRow]:
         """The rows of the current group that have no answer yet."""
@@ -69,7 +69,8 @@ class JobRun:
         if len(self._answers) < len(self._group):
             return False
         answers = [self._answers[i] for i in range(len(self._group))]
-        self._keep_preview(self._group[-1], answers[-1])
+        if self.start.preview_every > 0 and isinstance(row := self._group[-1], Denoise):
+            self._denoised = row, answers[-1]
         self._answers = {}
         try:
             self._group = self._generator.send(answers)
@@ -81,18 +82,17 @@ class JobRun:
         """The row that decodes the current prediction of x_0, if a preview is due; at most once a step, else None."""
         every, step = self.start.preview_every, self.progress.step
         due = every > 0 and step > 0 and step % every == 0 and self.progress.phase is Phase.DENOISING
-        row, self._preview = (self._preview if due else None), None
-        return row if self.progress.is_new_step() else None
+        denoised, self._denoised = self._denoised, None
+        if not self.progress.is_new_step() or not due or denoised is None:
+            return None
+        row, answer = denoised
+        noise_pred = answer.noise_pred if isinstance(answer, Captured) else answer
+        return Decode(pred_x0(row.latents, noise_pred, row.alpha_bar))
 
     def close(self) -> None:
         """Close the generator and drop its rows."""
         self._group = ()
         self._generator.close()
-
-    def _keep_preview(self, row: Row, answer: Any) -> None:
-        if self.start.preview_every > 0 and isinstance(row, Denoise):
-            noise_pred = answer.noise_pred if isinstance(answer, Captured) else answer
-            self._preview = Decode(pred_x0(row.latents, noise_pred, row.alpha_bar))
 
     def _key(self, row: Row) -> Key:
         kind = type(row)
@@ -129,7 +129,7 @@ class ProgressCounter:
     def add(self, rows: int, jobs: int, begin: float, duration_s: float) -> None:
         """Count a pass of ``duration_s`` seconds that began at ``begin`` (monotonic) and that ``jobs`` jobs shared.
 
-        ``rows`` is the number of this job's network rows in it; 0 for encoding, decoding and text.
+        ``rows`` is the number of this job's network rows in it; 0 for a pass of any other kind.
         """
         phase = self._stages[0].phase if rows and not self.rows else self.phase
         span = self._phases.setdefault(phase, [begin, begin])

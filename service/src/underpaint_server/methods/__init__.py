@@ -10,11 +10,9 @@ from underpaint_server.jobs import EditJob, InversionMethod, InvertJob, Job, Lea
 from underpaint_server.methods.base import Method
 from underpaint_server.methods.content_injection.options import METHOD as CONTENT_INJECTION
 from underpaint_server.methods.ddim.options import METHOD as DDIM
-from underpaint_server.methods.ddim.options import DdimInversion
 from underpaint_server.methods.diffedit.options import METHOD as DIFFEDIT
 from underpaint_server.methods.disentangled.options import METHOD as DISENTANGLED
 from underpaint_server.methods.edict.options import METHOD as EDICT
-from underpaint_server.methods.edict.options import EdictInversion
 from underpaint_server.methods.sdedit.options import METHOD as SDEDIT
 
 METHODS: Mapping[str, Method[Any]] = {
@@ -23,7 +21,7 @@ METHODS: Mapping[str, Method[Any]] = {
 """Name -> edit method, in the order of Model.methods."""
 
 INVERSIONS: Mapping[str, type[InversionMethod]] = {
-    inversion.name: inversion for inversion in (EdictInversion, DdimInversion)
+    method.inversion.name: method.inversion for method in METHODS.values() if method.inversion is not None
 }
 """Name -> class of an inversion method's options."""
 
@@ -55,6 +53,7 @@ def is_exact(job: Job) -> bool:
         case InvertJob():
             return job.options.method.exact
         case EditJob():
-            return METHODS[job.method.name].exact
+            inversion = METHODS[job.method.name].inversion
+            return inversion is not None and inversion.exact
         case _:
             return False

@@ -47,8 +47,6 @@ class Method(Generic[Options]):
     starts_from_noise: bool = True
     """Whether an edit of a generated source starts from the noise of that source. If not, the source is generated
     first, and then inverted where the method has an inversion."""
-    exact: bool = False
-    """Whether the edit must get bitwise the same noise predictions as the inversion did."""
     needs_text: bool = False
     """Whether it can run only on a model with a text encoder."""
 

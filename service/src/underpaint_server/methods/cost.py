@@ -1,9 +1,9 @@
-"""Plans: the number of network rows of a job by phase, computed before it runs."""
+"""The types of a plan, and the costs that several methods share. Whole jobs are in ``underpaint_server.plans``."""
 
 from dataclasses import dataclass
 from itertools import accumulate
 
-from underpaint_server.jobs import Generated, InversionOptions, Phase, Source
+from underpaint_server.jobs import EditJob, Generated, InversionOptions, Phase, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,12 @@ def inverting(options: InversionOptions) -> Plan:
 def denoising(options: InversionOptions, guidance_scale: float) -> Plan:
     """The plan of denoising from an inversion."""
     return (_steps_of(Phase.DENOISING, options, guidance_scale),)
+
+
+def denoising_inversion(job: EditJob) -> Plan:
+    """The plan of denoising from the job's inversion, or from the noise of a generated source instead of it."""
+    assert job.inversion is not None
+    return denoising(job.inversion, job.guidance_scale)
 
 
 def drawing(source: Source, guidance_scale: float) -> Plan:

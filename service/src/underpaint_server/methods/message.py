@@ -80,7 +80,8 @@ class Reading:
     """What the method's ``lookup`` returned; None if it has none."""
     source: DraftSource
     inversion: InversionOptions | None
-    """How the source is inverted; None where nothing is, and for a named inversion, which is not fetched yet."""
+    """How the source is inverted, or would be if it is generated. None where the method has no inversion, and for a
+    named inversion, which is not fetched yet."""
     defaults: Defaults
 
 

@@ -44,7 +44,7 @@ class Editing(Generic[Options, Extra]):
     noise: Callable[[str, int], Tensor]
     """(purpose, index) -> standard normal (c, h, w), float64, see ``diffusion.noise``."""
     inversion: InversionOptions | None
-    """How the arrays were made; None where they are the noise of a generated source."""
+    """How the source is inverted, or would be if it is generated; None where the method has no inversion."""
     options: Options
     """Of the method."""
     extra: Extra

@@ -1,4 +1,4 @@
-"""What methods and plans know about a loaded model: its sizes, its noise schedule and its device."""
+"""What methods, programs and the engine know about a loaded model: its sizes, its noise schedule and its device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -29,7 +29,6 @@ from underpaint_server.errors import (
     WorkerRestarted,
 )
 from underpaint_server.jobs import Direction, Generated, Learned, LearnJob, LearnState, Phase, Photo, Priority, Progress
-from underpaint_server.plans import optimization_steps
 from underpaint_server.settings import Settings
 from underpaint_server.stores.directions import DirectionStore
 from underpaint_server.stores.directions import Entry as DirectionEntry
@@ -221,7 +220,7 @@ class OperationRun:
         self._state = await retry_store(lambda: operations.state_of(summary))
         task = await retry_store(lambda: operations.task(self.name))
         assert task is not None
-        self._total = optimization_steps(task.options)
+        self._total = task.options.method.optimization_steps
         self._began = (time.monotonic(), summary.iteration)
         _log.info("operation taken", operation=self.name, iteration=summary.iteration, claim=self._held.number)
         examples = await retry_store(lambda: operations.examples(self.name, task))

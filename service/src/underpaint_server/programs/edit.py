@@ -1,5 +1,6 @@
 """The program of an EditJob: encode and invert the source, prepare the method, edit, decode."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -48,7 +49,9 @@ def edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
         options=job.method,
         extra=None,
     )
-    task = yield from parts.with_extra(task, prepare.extra, Context(job, texts.embeds, model, companion_arrays))
+    if prepare.extra is not None:
+        context = Context(job, texts.embeds, model, companion_arrays)
+        task = replace(task, extra=(yield from prepare.extra(task, context)))
     outcome = yield from editor(job.method)(task)
     tensors.check_finite(outcome.latents)
     (image,) = yield [Decode(outcome.latents)]
@@ -70,8 +73,6 @@ def _texts(job: EditJob, prepare: Preparation[Any, Any]) -> Steps[Texts]:
 def _grid(job: EditJob, prepare: Preparation[Any, Any], model: Facts) -> Grid:
     if prepare.grid is not None:
         return prepare.grid(job.method, model)
-    if METHODS[job.method.name].starts_from_noise and isinstance(job.source, Generated):
-        return model.schedule.grid(job.source.num_inference_steps)
     assert job.inversion is not None
     return inversion_grid(job.inversion, model)
 

@@ -49,7 +49,7 @@ def _verified(inversion: Inversion, photo: Photo, guidance: Guidance, model: Fac
     """The inversion with its reconstruction error: the largest of the latents, and the PSNR of the pixels."""
     arrays, options = tensors.arrays(inversion, model), inversion.options
     grid = inversion_grid(options, model)
-    task: Editing[None, None] = Editing(arrays, grid, guidance, parts.no_noise, options, None, None)
+    task: Editing[None, None] = Editing(arrays, grid, guidance, _no_noise, options, None, None)
     outcome = yield from reconstructor(options.method)(task)
     tensors.check_finite(outcome.latents)
     (image,) = yield [Decode(outcome.latents)]
@@ -58,3 +58,7 @@ def _verified(inversion: Inversion, photo: Photo, guidance: Guidance, model: Fac
         reconstruction_max_abs_error=float((outcome.latents - arrays["source"]).abs().max()),
         reconstruction_psnr_db=tensors.psnr_db(tensors.picture(image), photo.pixels),
     )
+
+
+def _no_noise(purpose: str, index: int) -> Tensor:
+    raise AssertionError(f"a reconstruction must not use noise, but '{purpose}' {index} was requested")

@@ -8,10 +8,9 @@ from underpaint_server.diffusion.sampling import together
 from underpaint_server.errors import NonFiniteLatents
 from underpaint_server.jobs import Generated, Learned, LearnJob, LearnOptions, Photo, Result, Usage
 from underpaint_server.methods.disentangled import learn as weights
-from underpaint_server.methods.disentangled.prepare import anchored, mixing_of
-from underpaint_server.methods.disentangled.steps import Mixing, reference
+from underpaint_server.methods.disentangled.prepare import mixing_of
+from underpaint_server.methods.disentangled.steps import Mixing, anchor, reference
 from underpaint_server.models.facts import Facts
-from underpaint_server.plans import optimization_steps
 from underpaint_server.programs import parts
 from underpaint_server.programs.parts import Texts
 from underpaint_server.rows import Steps
@@ -19,7 +18,7 @@ from underpaint_server.rows import Steps
 
 def learn(job: LearnJob, model: Facts) -> Steps[Result]:
     """The program of a LearnJob. Raises NonFiniteLatents."""
-    options = job.options
+    options, total = job.options, job.options.method.optimization_steps
     texts = yield from parts.embed(
         source_prompt=options.source_prompt,
         target_prompt=options.target_prompt,
@@ -30,10 +29,10 @@ def learn(job: LearnJob, model: Facts) -> Steps[Result]:
     state = yield from weights.learn(weights.Learning(mixings, references, options, job.state, job.iterations))
     if not all(isfinite(loss) for loss in state.losses):
         raise NonFiniteLatents(
-            f"the loss became NaN or infinite by optimiser step {state.iteration} of {optimization_steps(options)}; "
+            f"the loss became NaN or infinite by optimiser step {state.iteration} of {total}; "
             "use a smaller learning_rate or guidance_scale"
         )
-    return Learned(state, state.iteration >= optimization_steps(options), Usage(), texts.notices)
+    return Learned(state, state.iteration >= total, Usage(), texts.notices)
 
 
 def _example(
@@ -47,4 +46,4 @@ def _example(
         return mixing, (yield from reference(mixing))
     source = yield from parts.encode(example, model)
     mixing = mixing_of(texts.embeds, model, steps, options.guidance_scale, options.sampler, source)
-    return (yield from anchored(mixing, source, steps, parts.noise(options.seed, source, model))), source
+    return (yield from anchor(mixing, source, parts.noise(options.seed, source, model))), source

@@ -16,7 +16,7 @@ def compute_mask(job: MaskJob, model: Facts) -> Steps[Result]:
     prepare = preparation(job.method)
     assert prepare.mask is not None, "a MaskJob has a method that computes a mask"
     method_prompts = prepare.texts(job.method) if prepare.texts is not None else {}
-    prompts = {"target_prompt": job.target_prompt, **method_prompts, "source_prompt": parts.source_prompt(job)}
+    prompts = {"target_prompt": job.target_prompt, "source_prompt": parts.source_prompt(job), **method_prompts}
     texts = yield from parts.embed(**prompts, empty="")
     match job.source:
         case Stored(inversion=inversion):

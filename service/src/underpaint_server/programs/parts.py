@@ -4,15 +4,13 @@ Latents and noise are (c, h, w), float64, on the model's device.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.diffusion.sampling import Guidance, denoise
 from underpaint_server.jobs import EditJob, Generated, MaskJob, Notice, Photo
-from underpaint_server.methods.task import Context, Editing
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
 from underpaint_server.rows import Embed, Encode, Steps
@@ -73,17 +71,3 @@ def noise(seed: int, like: Tensor, model: Facts) -> Callable[[str, int], Tensor]
     """(purpose, index) -> standard normal numbers of a job, in the shape of ``like``. See ``diffusion.noise``."""
     shape = tuple(like.shape)
     return lambda purpose, index: standard_normal(shape, seed=seed, purpose=purpose, index=index).to(model.device)
-
-
-def no_noise(purpose: str, index: int) -> Tensor:
-    """Noise for reconstructions, which must not use any; raises AssertionError."""
-    raise AssertionError(f"a reconstruction must not use noise, but '{purpose}' {index} was requested")
-
-
-def with_extra(
-    task: Editing[Any, None],
-    extra: Callable[[Editing[Any, None], Context], Steps[Any]] | None,
-    context: Context,
-) -> Steps[Editing[Any, Any]]:
-    """The task with ``extra`` set to the result of the generator ``extra``, if there is one."""
-    return task if extra is None else replace(task, extra=(yield from extra(task, context)))

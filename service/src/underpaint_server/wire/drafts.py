@@ -34,7 +34,8 @@ class EditDraft:
     model: ModelInfo
     source: DraftSource
     inversion: InversionOptions | None
-    """How to invert the source; None if nothing is inverted, and for a stored inversion, which has its own options."""
+    """How the source is inverted, or would be if it is generated. None where the method has no inversion, and for a
+    stored inversion, which has its own options."""
     method: EditOptions
     """Without what is decoded or fetched later, such as a given mask."""
     target_prompt: str

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from underpaint_server.jobs import DdimConvention, EditJob, EditOptions, Generated, InversionMethod, Phase
+from underpaint_server.jobs import DdimConvention, EditOptions, InversionMethod
 from underpaint_server.methods.base import Method
-from underpaint_server.methods.cost import Plan, Stage, denoising, guided
+from underpaint_server.methods.cost import denoising_inversion
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,4 @@ class DdimEdit(EditOptions):
     name: ClassVar[str] = "ddim"
 
 
-def _cost(job: EditJob) -> Plan:
-    if isinstance(job.source, Generated):
-        return (Stage(Phase.DENOISING, job.source.num_inference_steps, guided(job.guidance_scale)),)
-    assert job.inversion is not None
-    return denoising(job.inversion, job.guidance_scale)
-
-
-METHOD = Method(options=DdimEdit, inversion=DdimInversion, cost=_cost)
+METHOD = Method(options=DdimEdit, inversion=DdimInversion, cost=denoising_inversion)

@@ -10,6 +10,7 @@ from torch import Tensor
 from underpaint_server.diffusion.sampling import together
 from underpaint_server.jobs import Descent, LearnOptions, LearnState, Search
 from underpaint_server.methods.disentangled.gradient import backward
+from underpaint_server.methods.disentangled.options import step_weights
 from underpaint_server.methods.disentangled.steps import Mixing, sample
 from underpaint_server.rows import Decode, PullBackDecode, Score, Scored, Steps
 
@@ -64,11 +65,6 @@ def _search(task: Learning, references: Sequence[Tensor], method: Search) -> Ste
     for weights, (loss, _) in zip(candidates, measures, strict=True):
         state = _measured(replace(state, weights=weights), loss)
     return replace(state, iteration=1, weights=state.best_weights)
-
-
-def step_weights(steps: int, switch_step: int, late_weight: float) -> tuple[float, ...]:
-    """``steps`` weights: 1 for the first ``switch_step``, ``late_weight`` for the others."""
-    return (1.0,) * switch_step + (late_weight,) * (steps - switch_step)
 
 
 def _initial_state(task: Learning) -> LearnState:

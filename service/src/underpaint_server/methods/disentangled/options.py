@@ -22,6 +22,11 @@ class DisentangledEdit(EditOptions):
     sampler: Sampler
 
 
+def step_weights(steps: int, switch_step: int, late_weight: float) -> tuple[float, ...]:
+    """``steps`` weights: 1 for the first ``switch_step``, ``late_weight`` for the others."""
+    return (1.0,) * switch_step + (late_weight,) * (steps - switch_step)
+
+
 def evaluations(steps: int, sampler: Sampler) -> int:
     """Number of guided predictions of sampling one image."""
     return steps + 1 if sampler is Sampler.PLMS else steps

@@ -1,6 +1,6 @@
 """Preparation of disentangled edits: the prompts to mix, and the residuals of a source that is not generated."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -29,11 +29,6 @@ def mixing_of(
     )
 
 
-def anchored(mixing: Mixing, source: Tensor, steps: int, noise: Callable[[str, int], Tensor]) -> Steps[Mixing]:
-    """The same mixing with the residuals of ``source`` (c, h, w), float64: weights of 1 reconstruct it."""
-    return (yield from anchor(mixing, source, [noise("anchor", i) for i in range(steps)]))
-
-
 def _texts(options: DisentangledEdit) -> Mapping[str, str]:
     return {"source_prompt": options.source_prompt}
 
@@ -50,7 +45,7 @@ def _extra(task: Editing[DisentangledEdit, None], context: Context) -> Steps[Mix
     mixing = mixing_of(context.embeds, context.model, steps, job.guidance_scale, options.sampler, source)
     if isinstance(job.source, Generated):
         return mixing
-    return (yield from anchored(mixing, source, steps, task.noise))
+    return (yield from anchor(mixing, source, task.noise))
 
 
 PREPARATION: Preparation[DisentangledEdit, Mixing] = Preparation(texts=_texts, grid=_grid, extra=_extra)

@@ -10,7 +10,7 @@ and the result of step i with weight 1. With the residual added after every step
 (section 4.3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -58,14 +58,15 @@ def reference(mixing: Mixing) -> Steps[Tensor]:
     return drawing.latents
 
 
-def anchor(mixing: Mixing, source: Tensor, noise: Sequence[Tensor]) -> Steps[Mixing]:
+def anchor(mixing: Mixing, source: Tensor, noise: Callable[[str, int], Tensor]) -> Steps[Mixing]:
     """The same mixing with the start and the residuals of an encoded image (section 4.3 and the authors' code).
 
-    ``source`` (c, h, w) is noised to each level with other noise. These latents are known beforehand, so all their
+    Weights of 1 reconstruct ``source`` (c, h, w). It is noised to each level with other noise; ``noise`` returns it
+    for a purpose and an index. These latents are known beforehand, so all their
     predictions are computed in one group.
     """
     steps = downwards(mixing.grid)
-    states = [add_noise(source, normal, step.noisy) for normal, step in zip(noise, steps, strict=True)]
+    states = [add_noise(source, noise("anchor", i), step.noisy) for i, step in enumerate(steps)]
     ends = [*states[1:], source]
     predictions = [_predict(mixing, x, step.noisy, 1.0) for x, step in zip(states, steps, strict=True)]
     drawing = Drawing(states, list((yield from together(*predictions))))

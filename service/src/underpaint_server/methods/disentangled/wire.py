@@ -8,7 +8,7 @@ from underpaint.v1.edit_service_pb2 import EditRequest, MixingWeights
 
 from underpaint_server.errors import DirectionModelMismatch, DirectionStepsMismatch
 from underpaint_server.jobs import MAX_MIXING_WEIGHT, Direction, Generated, Sampler, Stored
-from underpaint_server.methods.disentangled.options import DisentangledEdit
+from underpaint_server.methods.disentangled.options import DisentangledEdit, step_weights
 from underpaint_server.methods.message import Completing, Defaults, Fetch, Message, Reading
 from underpaint_server.wire.drafts import EditSource
 from underpaint_server.wire.fields import float32, nearest_float32
@@ -82,7 +82,7 @@ def _weights(reading: Reading, steps: int) -> tuple[float, ...]:
             return weights
         case "switch_step":
             switch_step = fields.index("disentangled.switch_step", message.switch_step, steps)
-            return (1.0,) * switch_step + (0.0,) * (steps - switch_step)
+            return step_weights(steps, switch_step, 0.0)
         case "given":
             return _given(reader, message.given, steps)
         case _:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from underpaint_server.jobs import EditJob, EditOptions, Generated, InversionMethod, Phase
+from underpaint_server.jobs import EditOptions, InversionMethod
 from underpaint_server.methods.base import Method
-from underpaint_server.methods.cost import Plan, Stage, denoising, guided
+from underpaint_server.methods.cost import denoising_inversion
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,4 @@ class EdictEdit(EditOptions):
     name: ClassVar[str] = "edict"
 
 
-def _cost(job: EditJob) -> Plan:
-    if isinstance(job.source, Generated):
-        rows = EdictInversion.evaluations_per_step * guided(job.guidance_scale)
-        return (Stage(Phase.DENOISING, job.source.num_inference_steps, rows),)
-    assert job.inversion is not None
-    return denoising(job.inversion, job.guidance_scale)
-
-
-METHOD = Method(options=EdictEdit, inversion=EdictInversion, cost=_cost, exact=True)
+METHOD = Method(options=EdictEdit, inversion=EdictInversion, cost=denoising_inversion)

@@ -62,10 +62,10 @@ def edit(task: Editing[object, None]) -> Steps[Outcome]:
 
 
 def _mixing_coefficient(options: InversionOptions | None) -> float:
-    """EDICT's p: that of the inversion; the default for the noise of a generated source."""
-    method = EdictInversion() if options is None else options.method
-    assert isinstance(method, EdictInversion)
-    return method.mixing_coefficient
+    """EDICT's p."""
+    assert options is not None
+    assert isinstance(options.method, EdictInversion)
+    return options.method.mixing_coefficient
 
 
 def _do(one: Tensor, other: Tensor, noisy: Level, clean: Level, guidance: Guidance) -> Steps[Tensor]:

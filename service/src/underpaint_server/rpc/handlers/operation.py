@@ -4,7 +4,6 @@ from google.longrunning import operations_pb2
 
 from underpaint_server.errors import StoreCorrupt
 from underpaint_server.jobs import Phase, Progress
-from underpaint_server.plans import optimization_steps
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.responses.operation import parsed, unfinished
 from underpaint_server.stores.operations import OperationSummary
@@ -35,7 +34,7 @@ async def operation_message(server: ServerContext, summary: OperationSummary) ->
 async def _stored_progress(server: ServerContext, summary: OperationSummary) -> tuple[Progress, float | None]:
     """Progress and loss at the last stored state, for an operation that this server does not run."""
     task, state = await server.stores.operations.task(summary.name), await server.stores.operations.state_of(summary)
-    total = optimization_steps(task.options) if task is not None else 0
+    total = task.options.method.optimization_steps if task is not None else 0
     if state is None:
         return Progress(Phase.QUEUED, 0, total, 0.0), None
     fraction = state.iteration / max(1, total)

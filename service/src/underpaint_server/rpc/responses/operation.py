@@ -5,7 +5,6 @@ from google.protobuf.message import DecodeError
 
 from underpaint_server.errors import StoreCorrupt, UnderpaintError
 from underpaint_server.jobs import Phase, Progress
-from underpaint_server.plans import optimization_steps
 from underpaint_server.rpc.responses.common import progress
 from underpaint_server.rpc.responses.direction import direction
 from underpaint_server.rpc.responses.status import rich_status
@@ -22,7 +21,7 @@ def unfinished(name: str, now: Progress, loss: float | None) -> operations_pb2.O
 
 def succeeded(name: str, entry: Entry) -> operations_pb2.Operation:
     """A done operation that learned this direction."""
-    steps = optimization_steps(entry.direction.options)
+    steps = entry.direction.options.method.optimization_steps
     done = Progress(Phase.OPTIMIZING, steps, steps, 1.0)
     operation = unfinished(name, done, entry.direction.losses[-1] if entry.direction.losses else None)
     operation.done = True
