@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from support.waiting import PATIENCE_S
 from underpaint import AsyncClient, Client, Phase, errors
 from underpaint.v1 import edit_service_pb2, types_pb2
 
@@ -103,7 +104,7 @@ def test_a_listener_that_raises_cancels_the_work(client, server, photo):
 
     with pytest.raises(KeyError, match="enough"):
         client.edit(photo, "t", progress=listener)
-    assert server.cancelled.wait(10)
+    assert server.cancelled.wait(PATIENCE_S)
 
 
 def test_cancelling_a_task_cancels_the_work(server, photo):
@@ -117,7 +118,7 @@ def test_cancelling_a_task_cancels_the_work(server, photo):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await asyncio.to_thread(server.cancelled.wait, 10)
+            await asyncio.to_thread(server.cancelled.wait, PATIENCE_S)
 
     asyncio.run(abandon())
     assert server.cancelled.is_set()
@@ -129,7 +130,7 @@ def test_cancelling_a_unary_call_cancels_the_work(server, photo):
     def work(request, context):
         context.add_callback(server.cancelled.set)
         begun.set()
-        server.cancelled.wait(10)
+        server.cancelled.wait(PATIENCE_S)
         return edit_service_pb2.EditResponse()
 
     server.script("Edit", work)
@@ -141,7 +142,7 @@ def test_cancelling_a_unary_call_cancels_the_work(server, photo):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            await asyncio.to_thread(server.cancelled.wait, 10)
+            await asyncio.to_thread(server.cancelled.wait, PATIENCE_S)
 
     asyncio.run(abandon())
     assert server.cancelled.is_set()
@@ -152,7 +153,7 @@ def test_closing_ends_what_runs(server, photo):
     client = Client(server.target)
     with pytest.raises(errors.Cancelled):
         client.edit(photo, "t", progress=lambda progress: client.close())
-    assert server.cancelled.wait(10)
+    assert server.cancelled.wait(PATIENCE_S)
     assert client.models()  # the next call opens another connection
     client.close()
 

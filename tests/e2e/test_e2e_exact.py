@@ -55,6 +55,9 @@ async def test_a_round_trip_is_exact_in_bfloat16_in_the_middle_of_other_work(
         deep, shallow, *_ = await together(bfloat16, (*exact, *_crowd(client)), inside=10)
     assert _error(deep) <= EXACT
     assert _error(shallow) <= EXACT
+    assert deep.usage is not None
+    assert shallow.usage is not None
+    assert min(deep.usage.mean_batch_size, shallow.usage.mean_batch_size) > 1
 
 
 @pytest.mark.parametrize("dtype", ["embedded", "bfloat16"])

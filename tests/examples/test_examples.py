@@ -50,18 +50,29 @@ def test_there_is_an_expectation_for_each() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} - shared == PICTURES.keys() == SAID.keys()
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_an_example_does_what_it_says(server: LocalServer, name: str, tmp_path: Path) -> None:
+def run_example(name: str, server: LocalServer, folder: Path) -> list[str]:
+    """The pictures that ``folder`` has after a run."""
     ended = subprocess.run(
         (sys.executable, EXAMPLES / f"{name}.py", "--target", server.target),
-        cwd=tmp_path, capture_output=True, text=True, check=False, env=dict(os.environ),
+        cwd=folder, capture_output=True, text=True, check=False, env=dict(os.environ),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     assert re.search(SAID[name], ended.stdout, re.DOTALL), ended.stdout
-    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.suffix != ".json")
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*") if path.suffix != ".json")
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_an_example_does_what_it_says(server: LocalServer, name: str, tmp_path: Path) -> None:
+    written = run_example(name, server, tmp_path)
     if name == "progress_and_preview":  # a slow reader may miss previews, as it may miss phases, but no result
-        assert set(PICTURES[name][:2]) <= set(written) <= set(PICTURES[name])
+        always = PICTURES[name][:2]
+        for _ in range(20):
+            assert set(always) <= set(written) <= set(PICTURES[name])
+            if len(written) > len(always):
+                break
+            written = run_example(name, server, tmp_path)
+        assert len(written) > len(always), "no run wrote a preview"
     else:
         assert written == PICTURES[name]
     for path in written:

@@ -33,7 +33,6 @@ from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.errors import Cancelled, UnderpaintError
 from underpaint_server.jobs import (
-    Descent,
     Edited,
     EditJob,
     Generated,
@@ -191,7 +190,7 @@ def _invert(photo: Photo, options: InversionOptions, model: ModelInfo) -> Invers
 
 def _learn(job: LearnJob) -> tuple[LearnState, bool]:
     method = job.options.method
-    steps = method.optimization_steps if isinstance(method, Descent) else 1
+    steps = method.optimization_steps
     done = min(steps, (job.state.iteration if job.state else 0) + job.iterations)
     said = repr((job.options, [example.pixels.tobytes() if isinstance(example, Photo) else example
                                for example in job.examples])).encode()  # fmt: skip
