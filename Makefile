@@ -79,7 +79,7 @@ lock: .cache/uv/.installed ## bring requirements/*.txt up to the declared depend
 	$(COMPILE) -c $(LOCKS)/dev.txt -o $(LOCKS)/build.txt requirements/build.in
 	$(COMPILE) $(ARGS) -c $(LOCKS)/dev.txt -o $(LOCKS)/deploy.txt requirements/deploy.in
 
-bench: $(VENV)/.run ## measure speed and quality, as ratios within one run; writes benchmarks/results
+bench: $(VENV)/.run ## measure speed, exactness and masks, as ratios within one run; writes benchmarks/results
 	$(BIN)/python -m benchmarks
 
 quality: $(VENV)/.run ## judge the methods on edits with a known answer; writes benchmarks/quality.md. ARGS="--models old=DIR,new=DIR" compares
@@ -89,7 +89,7 @@ deploy-check: $(VENV)/.deploy ## render and validate everything under deploy/ an
 	$(BIN)/python deploy/check.py
 
 clean: ## remove what the other commands made
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage* demo
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage* demo
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
