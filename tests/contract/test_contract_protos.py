@@ -15,7 +15,7 @@ GOOGLE = [name for name in FILES if name.startswith("google/")]
 
 def buf(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     """The compiler of the test's environment, run in the folder."""
-    command = (Path(sys.executable).with_name("buf"), *arguments)
+    command = (str(Path(sys.executable).with_name("buf")), *arguments)
     return subprocess.run(command, cwd=PROTOS, capture_output=True, check=False)
 
 
