@@ -1,0 +1,154 @@
+"""Many edits at once, with both clients: order, how many at a time, failures."""
+
+import itertools
+import threading
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from underpaint import Edited, errors
+from underpaint.methods import SdEdit
+
+PATIENCE_S = 60
+
+
+class Watched:
+    """Edits of the contract, with the largest number of them at once, and photos that wait for others."""
+
+    def __init__(self, server):
+        self.largest = 0
+        self.begun = []
+        self.slow = {}
+        self._running = 0
+        self._lock = threading.Lock()
+        self._edit = server._edit
+        server._edit = self
+
+    def __call__(self, request, context):
+        photo = request.image.content
+        with self._lock:
+            self.begun.append(photo)
+            self._running += 1
+            self.largest = max(self.largest, self._running)
+        try:
+            assert photo not in self.slow or self.slow[photo].wait(PATIENCE_S)
+            return self._edit(request, context)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+@pytest.fixture
+def watched(server):
+    return Watched(server)
+
+
+def photos(number):
+    return [b"photo %d" % index for index in range(number)]
+
+
+def sent(results):
+    """Which photo each result was made from."""
+    return [result.resolved.message.image.content for result in results]
+
+
+def test_results_come_in_the_order_of_the_photos_whichever_is_done_first(client, watched):
+    first = watched.slow[b"photo 0"] = threading.Event()
+    waiting = threading.Thread(target=lambda: (wait_for(lambda: len(watched.begun) > 3), first.set()))
+    waiting.start()
+    results = client.collect("edit_many", sources=photos(10), target_prompt="t", method=SdEdit(), concurrency=3)
+    waiting.join()
+    assert sent(results) == photos(10)
+    assert watched.largest <= 3
+
+
+def wait_for(condition):
+    pause = threading.Event()
+    for _ in range(PATIENCE_S * 100):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it never came")
+
+
+def test_no_more_than_concurrency_run_at_once_and_no_fewer(client, watched):
+    gate = threading.Event()
+    watched.slow = dict.fromkeys(photos(4), gate)
+    opening = threading.Thread(target=lambda: (wait_for(lambda: watched.largest == 4), gate.set()))
+    opening.start()
+    assert len(client.collect("edit_many", sources=photos(30), method=SdEdit(), concurrency=4)) == 30
+    opening.join()
+    assert watched.largest == 4
+
+
+def test_settings_are_those_of_one_edit(client, server):
+    settings = {"seed": 3, "guidance_scale": 2.0, "output_media_type": "image/webp", "fit": "pad", "model": "mini"}
+    results = client.collect("edit_many", sources=photos(2), target_prompt="t", method=SdEdit(steps=4), **settings)
+    assert [result.resolved.seed for result in results] == [3, 3]
+    first, second = server.named("Edit")
+    assert first.request_id != second.request_id
+    assert (first.target_prompt, first.sdedit.steps, first.model) == ("t", 4, "models/mini")
+    assert first.output_media_type == second.output_media_type == "image/webp"
+
+
+def refusing(watched, refused, refusal):
+    edit = watched._edit
+    watched._edit = lambda request, context: (refusal if request.image.content == refused else edit)(request, context)
+
+
+def test_a_failure_takes_the_place_of_its_result(client, watched, refusal, tmp_path):
+    refusing(watched, b"photo 2", refusal(grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNDECODABLE", "no picture"))
+    sources = [*photos(4), tmp_path / "absent.png", b"photo 5"]
+    results = client.collect("edit_many", sources=sources, method=SdEdit(), on_error="return", concurrency=2)
+    assert isinstance(results[2], errors.ImageUndecodable)
+    assert isinstance(results[4], FileNotFoundError)
+    assert sent(result for result in results if isinstance(result, Edited)) == [*photos(2), b"photo 3", b"photo 5"]
+
+
+def test_by_default_a_failure_is_raised_at_its_turn(connect, server, watched, refusal):
+    refusing(watched, b"photo 2", refusal(grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNDECODABLE", "no picture"))
+    driver = connect(server.target)
+    results = driver.client.edit_many(photos(50), method=SdEdit(), concurrency=2)
+    assert sent([step(driver, results), step(driver, results)]) == photos(2)
+    with pytest.raises(errors.ImageUndecodable):
+        step(driver, results)
+    assert len(watched.begun) < 50
+
+
+def step(driver, results):
+    """The next result."""
+    return driver._runner.run(anext(results)) if driver.is_async else next(results)
+
+
+def test_photos_are_read_as_they_are_needed_and_leaving_begins_no_more(connect, server, watched):
+    """The photos come from a generator without an end."""
+    driver = connect(server.target)
+    drawn = itertools.count()
+    results = driver.client.edit_many((b"photo %d" % index for index in drawn), method=SdEdit(), concurrency=2)
+    assert sent([step(driver, results) for _ in range(3)]) == photos(3)
+    if driver.is_async:
+        driver._runner.run(results.aclose())
+    else:
+        results.close()
+    assert next(drawn) <= 3 + 4 * 2
+
+
+def test_a_full_queue_is_waited_for(client, server, refusal):
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(50)
+    full = refusal(grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL", "64 wait", retry, pushback_ms=50)
+    server.script("Edit", *[full] * 3)
+    results = client.collect("edit_many", sources=photos(12), method=SdEdit(), on_error="return", concurrency=4)
+    assert sent(results) == photos(12)
+
+
+@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"concurrency": -1}, {"on_error": "ignore"}])
+def test_wrong_arguments_are_refused_before_a_call(client, server, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        client.collect("edit_many", sources=photos(2), **wrong)
+    assert server.requests == []
+
+
+def test_no_photos_are_no_results(client, server):
+    assert client.collect("edit_many", sources=[]) == []
+    assert server.requests == []
