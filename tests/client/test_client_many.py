@@ -53,29 +53,32 @@ def sent(results):
 
 
 def test_results_come_in_the_order_of_the_photos_whichever_is_done_first(client, watched):
-    first = watched.slow[b"photo 0"] = threading.Event()
-    waiting = threading.Thread(target=lambda: (wait_for(lambda: len(watched.begun) > 3), first.set()))
-    waiting.start()
+    watched.slow[b"photo 0"] = threading.Event()
+    opening = open_when(lambda: len(watched.begun) > 3, watched.slow[b"photo 0"])
     results = client.collect("edit_many", sources=photos(10), target_prompt="t", method=SdEdit(), concurrency=3)
-    waiting.join()
+    opening.join()
     assert sent(results) == photos(10)
     assert watched.largest <= 3
 
 
-def wait_for(condition):
-    pause = threading.Event()
-    for _ in range(PATIENCE_S * 100):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it never came")
+def open_when(condition, gate):
+    """A thread that lets the photos behind a gate go on."""
+
+    def wait():
+        pause = threading.Event()
+        while not condition():
+            pause.wait(0.01)
+        gate.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
 
 
 def test_no_more_than_concurrency_run_at_once_and_no_fewer(client, watched):
     gate = threading.Event()
     watched.slow = dict.fromkeys(photos(4), gate)
-    opening = threading.Thread(target=lambda: (wait_for(lambda: watched.largest == 4), gate.set()))
-    opening.start()
+    opening = open_when(lambda: watched.largest == 4, gate)
     assert len(client.collect("edit_many", sources=photos(30), method=SdEdit(), concurrency=4)) == 30
     opening.join()
     assert watched.largest == 4

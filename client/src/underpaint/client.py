@@ -208,14 +208,14 @@ class Client:
     ) -> Iterator[Edited | Exception]:
         """Edit many images alike; yields one result for each source, in the order of ``sources``.
 
-        At most ``concurrency`` edits run at once. ``sources`` is read as edits begin, so it may be a generator over more
-        photos than memory holds. ``target_prompt``, ``method`` and ``settings`` are those of :meth:`edit`; ``timeout``
-        is for each edit.
+        At most ``concurrency`` edits run at once. ``sources`` is read as edits begin, so it may be a generator over
+        more photos than memory holds. ``target_prompt``, ``method`` and ``settings`` are those of :meth:`edit`;
+        ``timeout`` is for each edit.
 
-        ``on_error="raise"`` raises the error of an edit when its turn comes and begins no further ones;
-        ``on_error="return"`` yields the exception in the place of the result, such as an :class:`UnderpaintError`, or an
-        OSError for a file that cannot be read. Leaving the loop early begins no further edits: the asynchronous client
-        cancels those that run, the synchronous one lets them end.
+        ``on_error="raise"`` raises the error of an edit when its turn comes and begins no further ones.
+        ``on_error="return"`` yields the exception in the place of the result, such as an :class:`UnderpaintError`, or
+        an OSError for a file that cannot be read. Leaving the loop early begins no further edits: the asynchronous
+        client cancels those that run, the synchronous one lets them end.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}: it must be a number of edits, 1 or more")
