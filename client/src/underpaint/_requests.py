@@ -232,7 +232,7 @@ def _check_method(method: object, base: type, table: Mapping[str, type]) -> None
 
 def _example(example: Example, fit: Fit | str | None) -> direction_pb.DirectionExample:
     if isinstance(example, int):
-        return direction_pb.DirectionExample(seed=example)
+        return direction_pb.DirectionExample(**_wire.given(seed=example))
     return direction_pb.DirectionExample(image=_wire.image(example, fit))
 
 
