@@ -147,6 +147,11 @@ def test_mask_generate_and_models(run, server, tmp_path):
         (["edit", "folder.png", "t", "-o", "results"], "there is no .png, .jpg, .jpeg or .webp file in this folder"),
         (["edit", "folder.png"], 'underpaint edit folder.png "a green apple"'),
         (["invert", "folder.png"], "folder.png: Is a directory"),
+        (["edit", "", "t", "-o", "results"], "source: the name of the image is empty"),
+        (["edit", "folder.png", "t", "-o", ""], "-o: name a folder for the results"),
+        (["edit", "photo.png", "t", "-o", ""], "-o: "),
+        (["edit", "photo.png", "caf\udce9"], "'caf\\udce9' is no text in UTF-8"),
+        (["edit", "caf\udce9.png", "t"], "caf\\udce9.png: No such file or directory"),
         ([], "COMMAND"),
     ],
 )
@@ -185,6 +190,8 @@ def test_a_server_error_is_1_and_says_what_to_do(run, server, refusal):
         (["generate", "t", "--width", "7"], "generated.width", "--width"),
         (["invert", "photo.png", "--guidance-scale", "-3"], "parameters.guidance_scale", "--guidance-scale"),
         (["mask", "photo.png", "t", "--threshold", "-1e-3"], "edit.diffedit.threshold", "--threshold"),
+        (["edit", "photo.png", "--method", "content_injection", "--content", "photo.png", "--sites", "up"],
+         "content_injection.sites[0]", "--sites"),
     ],
 )  # fmt: skip
 def test_a_number_that_the_server_refuses_is_said_with_its_flag(run, server, refusal, arguments, path, flag):

@@ -118,6 +118,8 @@ def _say(text: str, stream: TextIO | None) -> bool:
 
 def _edit(client: Client, options: argparse.Namespace) -> _report.Report:
     method = _flags.chosen(EDIT_METHODS, options.method, options)
+    if not options.source:
+        raise UsageError("source: the name of the image is empty")
     is_folder = not resources.is_inversion_name(options.source) and Path(options.source).is_dir()
     if options.target_prompt is None and method._needs_target_prompt():
         example = f'underpaint edit {options.source} "a green apple"'
@@ -132,7 +134,7 @@ def _edit_one(client: Client, options: argparse.Namespace, method: EditMethod) -
     for flag, value in (("--overwrite", options.overwrite or None), ("--concurrency", options.concurrency)):
         if value is not None:
             raise UsageError(f"{flag}: only for a folder of pictures, and {options.source} is none")
-    output = Path(options.output or "edited.png")
+    output = Path("edited.png" if options.output is None else options.output)
     media_type = _files.check_picture(output, "-o")
     if options.mask_out:
         _files.check_picture(options.mask_out, "--mask-out")
@@ -355,7 +357,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _shared_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("connection and output")
-    target = os.environ.get("UNDERPAINT_TARGET", "localhost:50051")
+    target = os.environ.get("UNDERPAINT_TARGET") or "localhost:50051"
     group.add_argument(
         "--target", default=target, help="server, host:port (default: UNDERPAINT_TARGET, now %(default)s)"
     )

@@ -71,7 +71,9 @@ def of_path(path: str, arguments: Sequence[str]) -> str | None:
     names = re.findall(r"[a-z_]+", path)
     if "image" in names:  # the parts of an image have no flags
         del names[names.index("image") :]
-    candidates = [*(f"inversion_{name}" for name in names[-1:] if names[0] == "inversion_parameters"), *reversed(names)]
+    candidates = [f"inversion_{names[-1]}"] if names and names[0] == "inversion_parameters" else []
+    for name in reversed(names):
+        candidates += [name, name.removesuffix("s")]  # a flag that is given several times has the name of one
     return next((flag(name) for name in candidates if flag(name) in given), None)
 
 

@@ -269,6 +269,8 @@ def of_error(error: Exception, flags: Sequence[str | None] = ()) -> Report:
 
 def of_local_error(error: Exception) -> str:
     """An error of this machine: for a file its name and what is wrong, without the number of the system's error."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!r} is no text in UTF-8: type it on a terminal with that encoding"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error)
