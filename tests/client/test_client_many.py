@@ -139,7 +139,7 @@ def test_photos_are_read_as_they_are_needed_and_leaving_begins_no_more(connect, 
 def test_a_full_queue_is_waited_for(client, server, refusal):
     retry = error_details_pb2.RetryInfo()
     retry.retry_delay.FromMilliseconds(50)
-    full = refusal(grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL", "64 wait", retry, pushback_ms=50)
+    full = refusal(grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL", "64 wait", retry)
     server.script("Edit", *[full] * 3)
     results = client.collect("edit_many", sources=photos(12), method=SdEdit(), on_error="return", concurrency=4)
     assert sent(results) == photos(12)
