@@ -9,7 +9,6 @@ import argparse
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -194,7 +193,7 @@ def _write(result: Edited, target: Path) -> _files.NotWritten | None:
 
 def _concerns_all(error: Exception) -> bool:
     if isinstance(error, errors.FieldInvalid):
-        return not any(re.search(r"\b(image|mask|region)\b", violation.path) for violation in error.violations)
+        return not any({"image", "mask", "region"} & set(violation.path.split(".")) for violation in error.violations)
     return isinstance(error, _CONCERN_ALL)
 
 
@@ -419,7 +418,7 @@ def _edit_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "target_prompt", nargs="?",
-        help='text of the result, "" for a model without text; not needed for content_injection and with a --direction',
+        help='text of the result; "" for a model without text, and not needed where a content or a direction is given',
     )  # fmt: skip
     _work_flags(parser)
     default = DEFAULT_EDIT.name
