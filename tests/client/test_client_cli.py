@@ -449,6 +449,21 @@ def test_where_results_of_a_folder_cannot_go(run, server, photos, output, says):
     assert files(photos) == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--method diffedit --mask absent.png", "absent.png: No such file or directory"),
+        ("--method disentangled", "exactly one of direction, switch_step and weights"),
+        ("--method content_injection --content photos", "photos: Is a directory"),
+    ],
+)
+def test_what_all_pictures_have_in_common_is_refused_once(run, server, photos, tmp_path, flags, says):
+    done = run("edit", "photos", "t", *flags.split(), "-o", "results")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert says in done.stderr
+    assert server.named("Edit") == []
+
+
 def test_a_folder_in_the_place_of_a_result_is_found_before_the_work(run, server, photos, tmp_path):
     (tmp_path / "results" / "b.png").mkdir(parents=True)
     done = run("edit", "photos", "t", "--method", "sdedit", "-o", "results")

@@ -174,6 +174,8 @@ def _edit_folder(client: Client, options: argparse.Namespace, method: EditMethod
                     folder.edited(picture, target, result)
                     counter.done()
                     continue
+                if _is_usage(error, picture):
+                    raise error
                 folder.failed(picture, error)
                 counter.failed(f"underpaint: {picture}: {_error_report(error, options.argv).text()}")
                 if _concerns_all(error):
@@ -189,6 +191,13 @@ def _write(result: Edited, target: Path) -> _files.NotWritten | None:
     except OSError as error:
         return _files.NotWritten(f"{target} cannot be written: {error.strerror}")
     return None
+
+
+def _is_usage(error: Exception, picture: Path) -> bool:
+    """Whether arguments that all pictures have in common are at fault: a value, or a file other than the picture."""
+    if isinstance(error, OSError):
+        return error.filename is not None and Path(os.fsdecode(error.filename)) != picture
+    return isinstance(error, ValueError)
 
 
 def _concerns_all(error: Exception) -> bool:
