@@ -346,7 +346,7 @@ def _parser() -> argparse.ArgumentParser:
         return subparser
 
     subparsers = (
-        _edit_flags(command("edit", _edit, "Edit an image with a prompt.")),
+        _edit_flags(command("edit", _edit, "Edit an image, or a folder of images, with a prompt.")),
         _mask_flags(command("mask", _mask, "Compute the mask of the region that DiffEdit would edit.")),
         _generate_flags(command("generate", _generate, "Generate an image from a prompt.")),
         _invert_flags(command("invert", _invert, "Invert a photo, as the source of edits.")),
