@@ -522,14 +522,12 @@ def test_the_flag_wins_over_the_variable(run, server):
     assert run("models", "--target", server.target, target="127.0.0.1:1").returncode == 0
 
 
-@pytest.mark.parametrize("quiet", [False, True])
-def test_progress_is_drawn_on_a_terminal_unless_quiet(server, tmp_path, photo, quiet):
-    (tmp_path / "photo.png").write_bytes(photo)
+def on_terminal(server, folder, *words):
+    """Exit status, what is printed, and what is drawn on a terminal."""
     terminal, side = pty.openpty()
-    command = [sys.executable, "-m", "underpaint", "edit", "photo.png", "t", "--target", server.target]
     process = subprocess.Popen(
-        [*command, *(["--quiet"] if quiet else [])],
-        cwd=tmp_path,
+        [sys.executable, "-m", "underpaint", *words, "--target", server.target],
+        cwd=folder,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
         stdout=subprocess.PIPE,
         stderr=side,
@@ -541,7 +539,26 @@ def test_progress_is_drawn_on_a_terminal_unless_quiet(server, tmp_path, photo, q
         drawn += os.read(terminal, 65536)
     os.close(side)
     os.close(terminal)
-    assert process.returncode == 0
+    return process.returncode, stdout, drawn
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_is_drawn_on_a_terminal_unless_quiet(server, tmp_path, photo, quiet):
+    (tmp_path / "photo.png").write_bytes(photo)
+    status, stdout, drawn = on_terminal(server, tmp_path, "edit", "photo.png", "t", *(["--quiet"] if quiet else []))
+    assert status == 0
     assert b"seed" in stdout
     assert (b"denoising" in drawn) is not quiet
     assert bool(server.named("Edit")) is quiet  # who draws progress asks for it
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_folder_is_counted_on_a_terminal_unless_quiet(server, photos, tmp_path, quiet):
+    (photos / "b.png").unlink()
+    (photos / "b.png").symlink_to("nowhere.png")
+    words = ("edit", "photos", "t", "--method", "sdedit", "-o", "results", *(["--quiet"] if quiet else []))
+    status, stdout, drawn = on_terminal(server, tmp_path, *words)
+    assert status == 1
+    assert b"edited   4 of 5" in stdout
+    assert (b"5/5, 1 failed" in drawn) is not quiet
+    assert b"photos/b.png: No such file or directory" in drawn

@@ -1,15 +1,15 @@
 """Many edits at once, with both clients: order, how many at a time, failures."""
 
+import asyncio
 import itertools
 import threading
+from typing import Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from underpaint import Edited, errors
+from underpaint import AsyncClient, Edited, errors
 from underpaint.methods import SdEdit
-
-PATIENCE_S = 60
 
 
 class Watched:
@@ -19,6 +19,7 @@ class Watched:
         self.largest = 0
         self.begun = []
         self.slow = {}
+        self.left = 0
         self._running = 0
         self._lock = threading.Lock()
         self._edit = server._edit
@@ -31,7 +32,10 @@ class Watched:
             self._running += 1
             self.largest = max(self.largest, self._running)
         try:
-            assert photo not in self.slow or self.slow[photo].wait(PATIENCE_S)
+            while photo in self.slow and not self.slow[photo].wait(0.01):
+                if not context.is_active():
+                    self.left += 1
+                    break
             return self._edit(request, context)
         finally:
             with self._lock:
@@ -134,6 +138,26 @@ def test_photos_are_read_as_they_are_needed_and_leaving_begins_no_more(connect, 
     else:
         results.close()
     assert next(drawn) <= 3 + 4 * 2
+
+
+def test_leaving_cancels_the_tasks_that_run(server, watched):
+    gate = threading.Event()
+    watched.slow = dict.fromkeys(photos(9)[1:], gate)
+
+    async def take():
+        async with AsyncClient(server.target) as client:
+            results: Any = client.edit_many(photos(9), method=SdEdit(), concurrency=3)
+            first = await anext(results)
+            while len(watched.begun) < 4:
+                await asyncio.sleep(0.01)
+            await results.aclose()
+            while watched.left < 3:
+                await asyncio.sleep(0.01)
+        return first
+
+    assert sent([asyncio.run(take())]) == photos(1)
+    assert len(watched.begun) == 4
+    assert not gate.is_set()
 
 
 def test_a_full_queue_is_waited_for(client, server, refusal):
