@@ -21,7 +21,8 @@ RULES = (
     (r"\bAsync(Client|Connection|Learning)\b", r"\1"),
     (r"\b(deliver|pause)_async\b", r"\1"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
-    (r"\bfor (\w+) in (\w+):\n +yield \1\n", r"yield from \2\n"),
+    (r"\bin_order_async\b", "in_order"),
+    (r"\bfor (\w+) in ([^\n]+):\n +yield \1\n", r"yield from \2\n"),
 )
 
 

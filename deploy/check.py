@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import promql_parser
@@ -24,7 +25,10 @@ Manifest = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
-KUSTOMIZATIONS = ("base", "overlays/cpu-dev")
+KUBERNETES_FILES = DEPLOY / "kubernetes"
+KUSTOMIZATIONS = sorted(
+    path.parent.relative_to(KUBERNETES_FILES).as_posix() for path in KUBERNETES_FILES.rglob("kustomization.yaml")
+)
 KUBERNETES = ("1.30", "1.37")
 """Oldest supported version (the first that enables preStop sleep by default), and the newest."""
 PROBES = {"startupProbe": "startup", "readinessProbe": "readiness", "livenessProbe": "liveness"}
@@ -40,7 +44,7 @@ YAMLLINT = "{extends: default, rules: {line-length: {max: 140}, document-start: 
 
 def render(kustomization: str) -> list[Manifest]:
     """The manifests of a kustomization as they would be applied; raises ValueError if kubectl cannot render them."""
-    folder = DEPLOY / "kubernetes" / kustomization
+    folder = KUBERNETES_FILES / kustomization
     done = subprocess.run([tool("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(done.stderr.strip())
@@ -123,7 +127,7 @@ def selectors(manifests: list[Manifest]) -> Iterator[tuple[str, str, dict[str, s
 def dns_problems(manifests: list[Manifest]) -> Iterator[str]:
     """A network policy that blocks DNS."""
     # With a label that Kustomize adds to it, this peer matches no DNS server, and every name lookup times out.
-    peers = [peer for rule in one(manifests, "NetworkPolicy")["spec"]["egress"] for peer in rule["to"]]
+    peers = [peer for rule in one(manifests, "NetworkPolicy")["spec"]["egress"] for peer in rule.get("to", ())]
     if {"k8s-app": "kube-dns"} not in [peer.get("podSelector", {}).get("matchLabels") for peer in peers]:
         yield "NetworkPolicy: no egress rule selects exactly k8s-app=kube-dns"
 
@@ -149,10 +153,71 @@ def settings_problems(manifests: list[Manifest]) -> Iterator[str]:
     data = one(manifests, "ConfigMap")["data"]
     yield from (f"{name} is not a setting of the server" for name in data if name not in VARIABLES)
     settings = settings_of(manifests)
-    volumes = {volume["name"]: volume for volume in pod_of(manifests)["spec"]["volumes"]}
-    limit = bytes_of(volumes["store"]["emptyDir"]["sizeLimit"])
-    if settings.store_url.startswith("file:") and not settings.store_bytes < limit:
-        yield f"UNDERPAINT_STORE_BYTES is {settings.store_bytes}; it must be less than the volume's {limit} bytes"
+    volume = store_volume(manifests)
+    if volume is None:
+        return
+    claim = claim_of(volume, manifests)
+    size = claim["spec"]["resources"]["requests"]["storage"] if claim else volume.get("emptyDir", {}).get("sizeLimit")
+    if size is not None and not settings.store_bytes < bytes_of(size):
+        yield f"UNDERPAINT_STORE_BYTES is {settings.store_bytes}; it must be less than the volume's {size}"
+
+
+def replica_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """Several pods, each with a store that the others do not see."""
+    # A client's calls go to all pods. One that did not make an inversion, a direction or an operation would answer that
+    # there is none.
+    pods = most_pods(manifests)
+    if pods > 1 and not is_shared_store(manifests):
+        yield (
+            f"up to {pods} pods run at once (replicas, autoscaler, maxSurge), and each has a store of its own at "
+            f"{settings_of(manifests).store_url}: use s3://bucket/prefix, or a claim with the access mode "
+            "ReadWriteMany that is part of these manifests, or run one pod with maxSurge 0"
+        )
+
+
+def most_pods(manifests: list[Manifest]) -> int:
+    """The largest number of pods that may run at once, those of an update included."""
+    spec = one(manifests, "Deployment")["spec"]
+    scalers = [
+        manifest["spec"]["maxReplicas"] for manifest in manifests if manifest["kind"] == "HorizontalPodAutoscaler"
+    ]
+    replicas: int = max(spec.get("replicas", 1), *scalers, 0)
+    strategy = spec.get("strategy", {})
+    surge: int | str = (
+        0 if strategy.get("type") == "Recreate" else strategy.get("rollingUpdate", {}).get("maxSurge", "25%")
+    )
+    return replicas + (math.ceil(replicas * int(surge[:-1]) / 100) if isinstance(surge, str) else surge)
+
+
+def is_shared_store(manifests: list[Manifest]) -> bool:
+    """Whether all pods see the same store: a bucket, or a volume that all of them can write."""
+    volume = store_volume(manifests)
+    claim = claim_of(volume, manifests) if volume is not None else None
+    return settings_of(manifests).store_url.startswith("s3:") or (
+        claim is not None and "ReadWriteMany" in claim["spec"]["accessModes"]
+    )
+
+
+def store_volume(manifests: list[Manifest]) -> Manifest | None:
+    """The pod's volume that a store of files lies on; None for another store, and for one outside all volumes."""
+    url = urlsplit(settings_of(manifests).store_url)
+    pod = pod_of(manifests)["spec"]
+    [container] = pod["containers"]
+    mounts = [
+        mount for mount in container["volumeMounts"] if PurePosixPath(url.path).is_relative_to(mount["mountPath"])
+    ]
+    if url.scheme != "file" or not mounts:
+        return None
+    deepest = max(mounts, key=lambda mount: len(mount["mountPath"]))
+    volume: Manifest = next(volume for volume in pod["volumes"] if volume["name"] == deepest["name"])
+    return volume
+
+
+def claim_of(volume: Manifest, manifests: list[Manifest]) -> Manifest | None:
+    """The claim of a volume; None where it has none or where these manifests do not contain it."""
+    name = volume.get("persistentVolumeClaim", {}).get("claimName")
+    claims = [manifest for manifest in manifests if manifest["kind"] == "PersistentVolumeClaim"]
+    return next((claim for claim in claims if claim["metadata"]["name"] == name), None)
 
 
 def settings_of(manifests: list[Manifest]) -> Settings:
@@ -312,6 +377,7 @@ MANIFEST_CHECKS: dict[str, Callable[[list[Manifest]], Iterator[str]]] = {
     "DNS": dns_problems,
     "ports": port_problems,
     "settings": settings_problems,
+    "replicas": replica_problems,
     "threads": thread_problems,
     "security": security_problems,
 }

@@ -27,7 +27,6 @@ GENERATOR = (
     "grpcio-tools==1.62.3",
     "grpcio==1.62.3",
     "protobuf==4.25.9",
-    "googleapis-common-protos==1.70.0",
     "setuptools<81",  # grpcio-tools 1.62 imports pkg_resources, which 81 dropped
 )
 STUBS = ("mypy-protobuf==5.1.0", "protobuf==6.33.5")  # 5.1 does not run on protobuf 4
@@ -41,13 +40,13 @@ def main() -> int:
     mode.add_argument("--check", action="store_true", help="compare with the committed files, and lint; write nothing")
     mode.add_argument("--lint", action="store_true", help="run `buf lint` only; write nothing")
     options = parser.parse_args()
-    python = tools("protogen", GENERATOR) / "python"
     if options.lint:
-        return lint(python)
+        return lint()
+    python = tools("protogen", GENERATOR) / "python"
     with tempfile.TemporaryDirectory() as scratch:
         fresh = generate(python, Path(scratch)) / PACKAGE
         if options.check:
-            return compare(fresh, OUTPUT / PACKAGE) or lint(python)
+            return compare(fresh, OUTPUT / PACKAGE) or lint()
         shutil.rmtree(OUTPUT / PACKAGE, ignore_errors=True)
         shutil.copytree(fresh, OUTPUT / PACKAGE)
     return 0
@@ -67,25 +66,11 @@ def tools(name: str, pins: tuple[str, ...]) -> Path:
     return programs
 
 
-def google_protos(python: Path, folder: Path) -> Path:
-    """Copy the protos of googleapis-common-protos into ``folder``, under their import paths; returns ``folder``."""
-    code = "import google.rpc.status_pb2 as m; print(m.__file__)"
-    module = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-    source = Path(module).parent.parent
-    for name in ("longrunning/operations_proto", "api/annotations", "api/client", "api/field_behavior", "api/http",
-                 "api/launch_stage", "rpc/status"):  # fmt: skip
-        target = folder / "google" / f"{name.removesuffix('_proto')}.proto"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source / f"{name}.proto", target)
-    return folder
-
-
 def generate(python: Path, folder: Path) -> Path:
     """Run protoc into ``folder``/out, and return that path.
 
     The imports of the generated code are right because file path, proto package and Python package agree.
     """
-    includes = google_protos(python, folder / "include")
     output = folder / "out"
     output.mkdir()
     files = sorted(str(path.relative_to(PROTOS)) for path in (PROTOS / PACKAGE).glob("*.proto"))
@@ -93,7 +78,7 @@ def generate(python: Path, folder: Path) -> Path:
     plugins = [f"--plugin=protoc-gen-{name}={stubs / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")]
     outputs = [f"--{kind}={output}" for kind in ("python_out", "grpc_python_out")]
     outputs += [f"--{kind}=quiet:{output}" for kind in ("mypy_out", "mypy_grpc_out")]
-    protoc = (python, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"-I{includes}")
+    protoc = (python, "-m", "grpc_tools.protoc", f"-I{PROTOS}")
     subprocess.run((*protoc, *plugins, *outputs, *files), check=True)
     (output / PACKAGE / "__init__.py").write_text(INIT)
     return output
@@ -108,17 +93,13 @@ def compare(fresh: Path, committed: Path) -> int:
     return 1 if changed or missing else 0
 
 
-def lint(python: Path) -> int:
-    """Run `buf lint` on the contract together with Google's protos; returns its exit status, 1 if buf is missing."""
+def lint() -> int:
+    """Run `buf lint` on the contract; returns its exit status, 1 if buf is missing."""
     buf = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
     if buf is None:
         print("buf is not installed; run: pip install buf-bin", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory() as scratch:
-        module = google_protos(python, Path(scratch))
-        shutil.copy(PROTOS / "buf.yaml", module)
-        shutil.copytree(PROTOS / "underpaint", module / "underpaint")
-        return subprocess.run([buf, "lint", "--path", "underpaint"], cwd=module, check=False).returncode
+    return subprocess.run([buf, "lint"], cwd=PROTOS, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -244,6 +244,24 @@ def test_things_of_another_kind_are_refused(client, server, source, method):
     assert server.requests == []
 
 
+@pytest.mark.parametrize(
+    ("source", "method", "options", "says"),
+    [
+        (b"x", SdEdit(), {"seed": -1}, "seed is -1: it must be 0 to 18446744073709551615"),
+        (b"x", SdEdit(), {"seed": 2**64}, "seed is 18446744073709551616"),
+        (b"x", SdEdit(steps=2**31), {}, "steps is 2147483648: it must be 0 to 2147483647"),
+        (b"x", Edict(steps=-(2**40)), {}, "steps is -1099511627776"),
+        (b"x", DiffEdit(samples=2**31), {}, "samples is 2147483648"),
+        (Generated("t", seed=-5), Edict(), {}, "seed is -5"),
+        (Generated("t", width=2**31), Edict(), {}, "width is 2147483648"),
+    ],
+)
+def test_a_number_that_no_field_holds_is_refused_by_its_name(client, server, source, method, options, says):
+    with pytest.raises(ValueError, match=says):
+        client.edit(source, "t", method, **options)
+    assert server.requests == []
+
+
 def test_a_missing_file_is_the_callers_own_error(client, tmp_path):
     with pytest.raises(FileNotFoundError):
         client.edit(Path(tmp_path / "absent.png"), "t")

@@ -26,7 +26,7 @@ from e2e.harness import (
 )
 from support.front import edit, encoded, refused
 from support.waiting import PATIENCE_S
-from underpaint import AsyncClient, DiffEdit, Phase, Progress, errors
+from underpaint import AsyncClient, Client, DiffEdit, Phase, Progress, SdEdit, errors
 from underpaint.v1 import types_pb2
 from underpaint_server.local_server import LocalServer
 
@@ -192,3 +192,13 @@ def _stands_at(place: int) -> Any:
 def _cancelled(now: Samples, stage: str) -> float:
     method = "diffedit" if stage == "running" else "sdedit"
     return now.sum("underpaint_cancellations_total", method=method, stage=stage)
+
+
+@pytest.mark.parametrize("concurrency", [4])
+def test_a_folder_of_photos_on_a_queue_of_three_is_edited_whole(narrow: LocalServer, concurrency: int) -> None:
+    """By default fewer than a server's queue holds are asked at once; more than it holds wait for their place."""
+    photos = [encoded(disc((index, 40, 40))) for index in range(150)]
+    with Client(narrow.target, timeout=PATIENCE_S) as client:
+        results = list(client.edit_many(photos, "a corgi", SdEdit(steps=2), concurrency=concurrency, seed=1))
+    assert len({edited.image_bytes for edited in results}) > 1
+    assert len(results) == 150

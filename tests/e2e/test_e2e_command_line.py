@@ -142,7 +142,10 @@ def test_what_is_learned_is_listed_carried_and_used(toy: LocalServer, folder: Pa
     assert told(toy, folder, "import", copy, "--name", "more-boxes")["etag"] == made["etag"]
     edit = ("edit", "apple.png", "--method", "disentangled", "--direction", "more-boxes", "-o", "out.png")
     assert read_picture(folder / told(toy, folder, *edit)["image"]).size == (32, 32)
-    assert shell(toy, folder, "direction", "more-boxes", "--delete").returncode == 0
+    # Both are done: it is written, and then deleted.
+    last = shell(toy, folder, "direction", "more-boxes", "--delete", "-o", "last.safetensors")
+    assert (last.returncode, last.stdout) == (0, "deleted directions/more-boxes\n")
+    assert (folder / "last.safetensors").read_bytes() == (folder / copy).read_bytes()
     gone = shell(toy, folder, *edit)
     assert (gone.returncode, "underpaint directions" in gone.stderr) == (1, True)
     begun = told(toy, folder, "learn", "a disc", "a ball", "--example", "7", "--detach")["operation"]
@@ -150,5 +153,68 @@ def test_what_is_learned_is_listed_carried_and_used(toy: LocalServer, folder: Pa
     assert begun in [each["operation"] for each in told(toy, folder, "operations")]
     assert shell(toy, folder, "operation", begun, "--forget").returncode == 0
     assert "OPERATION_NOT_FOUND" in shell(toy, folder, "operation", begun).stderr
+    begun = told(toy, folder, "learn", "a disc", "a bowl", "--example", "7", "--detach")["operation"]
+    assert shell(toy, folder, "operation", begun, "--wait", "--forget").stderr == ""  # forgotten once it is done
+    assert "OPERATION_NOT_FOUND" in shell(toy, folder, "operation", begun).stderr
     settings = shell(toy, folder, "learn", "a", "b", "--example", "7", "--learning-rate", "0.1")
     assert (settings.returncode, "--method" in settings.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "form"),
+    [
+        (("operation", "nope"), "32 hexadecimal digits"),
+        (("direction", "No Pe"), "1 to 63 characters of a-z, 0-9 and -"),
+    ],
+)
+def test_a_name_of_another_form_is_told_the_form_that_help_tells(
+    toy: LocalServer, folder: Path, words: tuple[str, ...], form: str
+) -> None:
+    refused, helped = shell(toy, folder, *words), shell(toy, folder, words[0], "--help")
+    assert refused.returncode == 1
+    assert f"{words[0]}s/{{id}}" in refused.stderr
+    assert form in refused.stderr
+    assert f"{words[0]}s/{{id}}" in helped.stdout
+    assert form in " ".join(helped.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "flag", "possible"),
+    [
+        (("edit", "apple.png", "t", "--strength", "-1"), "--strength", "(0, 1]"),
+        (("edit", "apple.png", "t", "--steps", "-1"), "--steps", "1..50"),
+        (("edit", "apple.png", "t", "--guidance-scale", "nan"), "--guidance-scale", "[0, 30]"),
+        (("edit", "apple.png", "t", "--method", "diffedit", "--samples", "-1"), "--samples", "1..16"),
+        (("edit", "apple.png", "t", "--method", "disentangled", "--switch-step", "-1"), "--switch-step", "0..20"),
+        (("generate", "t", "--width", "-8"), "--width", "positive multiple of 8"),
+        (("invert", "apple.png", "--strength", "0"), "--strength", "(0, 1]"),
+    ],
+)
+def test_a_number_out_of_range_is_said_with_flag_and_range(
+    toy: LocalServer, folder: Path, words: tuple[str, ...], flag: str, possible: str
+) -> None:
+    refused = shell(toy, folder, *words)
+    assert refused.returncode == 1
+    assert f"correct {flag}" in refused.stderr
+    assert possible in refused.stderr
+
+
+def test_a_folder_with_more_pictures_than_a_queue_holds_is_edited_whole(toy: LocalServer, folder: Path) -> None:
+    """A queue has 64 places; by default eight pictures are asked at once."""
+    for index in range(150):
+        path = folder / "photos" / f"roll {index % 3}" / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disc((index, 40, 40)).save(path)
+    (folder / "photos" / "roll 0" / "000.png").write_bytes(b"no picture")
+    words = ("edit", "photos", "a corgi", "--method", "sdedit", "--steps", "2", "-o", "edited")
+    ended = shell(toy, folder, *words)
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines() == ["edited  149 of 150, in edited", "failed  1"]
+    assert "photos/roll 0/000.png: the image is neither PNG, JPEG nor WebP" in ended.stderr
+    results = sorted((folder / "edited").rglob("*.png"))
+    assert len(results) == 149
+    assert read_picture(results[0]).size == (32, 32)
+    disc().save(folder / "photos" / "roll 0" / "000.png")
+    again = told(toy, folder, *words)
+    assert [each["image"] for each in again["edited"]] == ["edited/roll 0/000.png"]
+    assert len(again["kept"]) == 149

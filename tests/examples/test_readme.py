@@ -27,6 +27,8 @@ def target() -> Iterator[str]:
 def folder(tmp_path: Path) -> Path:
     Image.fromarray(disc(100)).save(tmp_path / "photo.png")
     Image.fromarray(disc(100, (40, 40, 220))).save(tmp_path / "other.png")
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(disc(100)).save(tmp_path / "photos" / "first.jpg")
     return tmp_path
 
 
@@ -59,5 +61,5 @@ def test_shell(folder: Path, target: str) -> None:
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout, command
-    for picture in ("out.png", "mask.png", "mixed.png", "green.png"):
+    for picture in ("out.png", "edited/first.jpg", "mask.png", "mixed.png", "green.png"):
         Image.open(folder / picture).load()

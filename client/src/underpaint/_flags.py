@@ -11,11 +11,13 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from underpaint import _wire
 
 Methods = Mapping[str, type[Any]]
 """Dataclasses by the name of the method; several may have the same field."""
@@ -24,8 +26,69 @@ _DEFAULT = re.compile(r"Default: (.+?)\.(?=\s|$)", re.DOTALL)
 _METAVARS: dict[Any, str] = {int: "N", float: "X"}
 
 
+_NEGATIVE = re.compile(r"-(\.?\d|inf|nan)")
+"""How an argument begins that is a number or a list of numbers, and no flag."""
+
+
 class UsageError(Exception):
     """The arguments contradict each other, or one is missing."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes every negative number as a value; argparse takes -1 alone, and not -1e-3 or -1,0.5."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._negative_number_matcher = _NEGATIVE
+
+
+def whole(text: str) -> int:
+    """A number that a field of 32 bits holds; which of them are allowed, the server says."""
+    return _within(int(text), _wire.INT32)
+
+
+def seed(text: str) -> int:
+    """A seed of noise."""
+    return _within(int(text), _wire.SEEDS)
+
+
+def seconds(text: str) -> float:
+    """A length of time."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
+    return value
+
+
+def photo_or_seed(text: str) -> str | int:
+    """A seed for a number, else the path of a photo."""
+    return seed(text) if re.fullmatch(r"[+-]?[0-9]+", text) else text
+
+
+def of_path(path: str, arguments: Sequence[str]) -> str | None:
+    """The flag among the arguments of a command line that set a field of the request, by the field's path."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    names = re.findall(r"[a-z_]+", path)
+    if "image" in names:  # the parts of an image have no flags
+        del names[names.index("image") :]
+    candidates = [f"inversion_{names[-1]}"] if names and names[0] == "inversion_parameters" else []
+    for name in reversed(names):
+        candidates += [name, name.removesuffix("s")]  # a flag that is given several times has the name of one
+    return next((flag(name) for name in candidates if flag(name) in given), None)
+
+
+def _within(value: int, held: range) -> int:
+    if value not in held:
+        raise argparse.ArgumentTypeError(f"{value} is outside 0 to {held[-1]}")
+    return value
+
+
+for _number in (whole, seed, photo_or_seed):
+    _number.__name__ = "int"  # argparse names the type in its error message
+seconds.__name__ = "float"
+
+
+_NUMBERS: dict[Any, Callable[[str], Any]] = {int: whole, float: float}
 
 
 def add(parser: argparse.ArgumentParser, methods: Methods, omit: Collection[str] = ()) -> None:
@@ -95,7 +158,7 @@ def _takes(annotation: Any) -> dict[str, Any]:
         if option is bool:
             return {"action": argparse.BooleanOptionalAction}
         if option in (int, float):
-            return {"type": option, "metavar": _METAVARS[option]}
+            return {"type": _NUMBERS[option], "metavar": _METAVARS[option]}
     if bytes in options:  # an image: a file here
         resources = [option for option in options if dataclasses.is_dataclass(option)]
         return {"metavar": "FILE|NAME" if resources else "FILE"}
@@ -110,7 +173,7 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 def _list_of(item: type[Any]) -> Any:
     def parse(text: str) -> tuple[Any, ...]:
-        return tuple(item(part) for part in text.split(","))
+        return tuple(_NUMBERS[item](part) for part in text.split(","))
 
     parse.__name__ = f"list of {item.__name__}"  # argparse names the type in its error message
     return parse

@@ -39,6 +39,51 @@ class Bar:
         )
 
 
+class Counter:
+    """Counts the pictures of a folder, and says what failed: above a bar where one is drawn, else by ``say``."""
+
+    def __init__(self, total: int, say: Callable[[str], None], drawing: "RichProgress | None") -> None:
+        self._total = total
+        self._say = say
+        self._drawing = drawing
+        self._task = None if drawing is None else drawing.add_task("editing", total=total, detail="", eta="")
+        self._done = self._failed = 0
+
+    def done(self) -> None:
+        """One more is edited."""
+        self._done += 1
+        self._draw()
+
+    def failed(self, text: str) -> None:
+        """One more has failed; ``text`` says which and why."""
+        self._failed += 1
+        if self._drawing is None:
+            self._say(text)
+        else:
+            self._drawing.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._drawing is None or self._task is None:
+            return
+        finished = self._done + self._failed
+        left_s = (self._total - finished) * (self._drawing.tasks[0].elapsed or 0.0) / finished
+        failed = f", {self._failed} failed" if self._failed else ""
+        self._drawing.update(
+            self._task, completed=finished, detail=f"{finished}/{self._total}{failed}", eta=f"{left_s:.0f} s left"
+        )
+
+
+@contextmanager
+def counting(total: int, say: Callable[[str], None], draw: bool) -> Iterator[Counter]:
+    """A counter for the duration of the work on a folder."""
+    if not draw:
+        yield Counter(total, say, None)
+        return
+    with _rich() as drawing:
+        yield Counter(total, say, drawing)
+
+
 def _detail(progress: Progress) -> str:
     if progress.phase is Phase.QUEUED:
         return f"{progress.queue_position} ahead" if progress.queue_position else ""

@@ -1,11 +1,13 @@
 """What the command prints about a result: as text for a terminal, as plain values for JSON."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from underpaint import errors
+from underpaint._files import Plan
 from underpaint.results import Direction, Edited, Inversion, Mask, Model, Notice, Operation, Usage
 
 
@@ -17,6 +19,8 @@ class Report:
     """Plain values, for ``--json``."""
     rows: Sequence[Sequence[str]]
     """Cells of a table, row by row, for a terminal."""
+    status: int = 0
+    """Exit status of the command."""
 
     def text(self) -> str:
         """The rows, with aligned columns."""
@@ -39,6 +43,59 @@ def of_edit(result: Edited, files: Mapping[str, Path]) -> Report:
     rows = [*_file_rows(files), ("seed", str(result.resolved.seed))]
     rows += [("inversion", str(result.inversion))] if result.inversion else []
     return Report(data, [*rows, *_usage_rows(result.usage), *_notice_rows(result.notices)])
+
+
+class Folder:
+    """Collects what became of the pictures of a folder."""
+
+    def __init__(self, source: Path, output: Path, plan: Plan) -> None:
+        self._source = source
+        self._output = output
+        self._plan = plan
+        self._edited: list[dict[str, Any]] = []
+        self._failed: list[dict[str, Any]] = []
+        self._notices: dict[str, tuple[str, int]] = {}
+
+    def edited(self, picture: Path, target: Path, result: Edited) -> None:
+        """A picture is edited, and its result is written."""
+        data: dict[str, Any] = {"source": str(picture), **of_edit(result, {"image": target}).data}
+        del data["resolved"]  # it may have the pixels, and the seed is said
+        self._edited.append(data)
+        for notice in result.notices:
+            message, number = self._notices.get(notice.reason, (notice.message, 0))
+            self._notices[notice.reason] = (message, number + 1)
+
+    def failed(self, picture: Path, error: Exception) -> None:
+        """A picture has failed."""
+        self._failed.append({"source": str(picture), "error": _error_data(error)})
+
+    def report(self, interrupted: bool = False) -> Report:
+        """The summary; its status is 1 where pictures failed or were not tried, 130 after an interrupt."""
+        plan, finished = self._plan, {each["source"] for each in (*self._edited, *self._failed)}
+        untried = [str(picture) for picture, _ in plan.todo if str(picture) not in finished]
+        data = {
+            "source": str(self._source),
+            "folder": str(self._output),
+            "edited": self._edited,
+            "failed": self._failed,
+            "not_tried": untried,
+            "kept": [str(path) for path in plan.kept],
+            "skipped": [str(path) for path in plan.others],
+        }
+        rows = [("edited", f"{len(self._edited)} of {len(plan.todo)}, in {self._output}")]
+        rows += [("failed", str(len(self._failed)))] if self._failed else []
+        rows += [("not tried", f"{len(untried)}; run the command again for them")] if untried else []
+        rows += (
+            [("kept", f"{len(plan.kept)}, which have a result already; --overwrite edits them again")]
+            if plan.kept
+            else []
+        )
+        rows += [("skipped", f"{len(plan.others)}, not .png, .jpg or .webp")] if plan.others else []
+        rows += [
+            ("note", f"{message} ({reason}, {number} of the pictures)")
+            for reason, (message, number) in self._notices.items()
+        ]
+        return Report(data, rows, 130 if interrupted else 1 if self._failed or untried else 0)
 
 
 def of_mask(result: Mask, files: Mapping[str, Path]) -> Report:
@@ -171,7 +228,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "total_steps": progress.total_steps if progress else None,
         "loss": progress.loss if progress else None,
         "direction": _direction(operation.direction) if operation.direction else None,
-        "error": of_error(error).data["error"] if error else None,
+        "error": _error_data(error) if error else None,
     }
 
 
@@ -195,26 +252,43 @@ _ADVICE: tuple[tuple[type[errors.UnderpaintError], str], ...] = (
 )
 
 
-def of_error(error: errors.UnderpaintError) -> Report:
-    """Report of an error, with what to do about it."""
+def of_error(error: Exception, flags: Sequence[str | None] = ()) -> Report:
+    """Report of an error, with what to do about it; ``flags`` are those that set the fields with a wrong value."""
+    if not isinstance(error, errors.UnderpaintError):
+        return Report({"error": _error_data(error)}, [(of_local_error(error),)])
     retry_after = f"{error.retry_after_s:.3g} s" if error.retry_after_s else "a moment"
     advice = next((text for kind, text in _ADVICE if isinstance(error, kind)), "")
     advice = advice.format(retry_after=retry_after, request_id=error.request_id or "from the server log")
-    data = {
+    if named := ", ".join(dict.fromkeys(flag for flag in flags if flag)):
+        advice = f"correct {named}"
+    rows = [(f"{error.message}{f' ({error.reason})' if error.reason else ''}",)]
+    more = [violation for violation in error.violations if violation.path not in error.message]
+    rows += [(f"  {violation.path}: {violation.description}",) for violation in more]
+    return Report({"error": _error_data(error)}, [*rows, (f"  -> {advice}",)] if advice else rows)
+
+
+def of_local_error(error: Exception) -> str:
+    """An error of this machine: for a file its name and what is wrong, without the number of the system's error."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!r} is no text in UTF-8: type it on a terminal with that encoding"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+def _error_data(error: Exception) -> dict[str, Any]:
+    if not isinstance(error, errors.UnderpaintError):
+        return {"error": type(error).__name__, "message": of_local_error(error)}
+    violations = [{"path": violation.path, "description": violation.description} for violation in error.violations]
+    return {
         "error": type(error).__name__,
         "message": error.message,
         "reason": error.reason,
         "metadata": error.metadata,
-        "violations": [
-            {"path": violation.path, "description": violation.description} for violation in error.violations
-        ],
+        "violations": violations,
         "retry_after_s": error.retry_after_s,
         "request_id": error.request_id,
     }
-    rows = [(f"{error.message}{f' ({error.reason})' if error.reason else ''}",)]
-    more = [violation for violation in error.violations if violation.path not in error.message]
-    rows += [(f"  {violation.path}: {violation.description}",) for violation in more]
-    return Report({"error": data}, [*rows, (f"  -> {advice}",)] if advice else rows)
 
 
 def _files(files: Mapping[str, Path]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from underpaint import _wire, resources
 from underpaint.choices import Fit, Priority, Sampler
@@ -28,6 +28,20 @@ Source = ImageLike | InversionHandle | Generated
 Example = ImageLike | int
 _OPERATIONS = "operations/"
 _CHUNK_BYTES = 1024 * 1024
+
+
+class EditSettings(TypedDict, total=False):
+    """The arguments of ``Client.edit`` that many edits can have in common."""
+
+    source_prompt: str
+    negative_prompt: str
+    seed: int | None
+    guidance_scale: float | None
+    fit: Fit | str | None
+    model: str
+    output_media_type: str
+    priority: Priority | str | None
+    timeout: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +232,7 @@ def _check_method(method: object, base: type, table: Mapping[str, type]) -> None
 
 def _example(example: Example, fit: Fit | str | None) -> direction_pb.DirectionExample:
     if isinstance(example, int):
-        return direction_pb.DirectionExample(seed=example)
+        return direction_pb.DirectionExample(**_wire.given(seed=example))
     return direction_pb.DirectionExample(image=_wire.image(example, fit))
 
 

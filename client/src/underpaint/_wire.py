@@ -9,10 +9,19 @@ from underpaint.images import ImageLike
 from underpaint.v1 import types_pb2 as types_pb
 
 E = TypeVar("E", bound=StrEnum)
+INT32, SEEDS = range(-(2**31), 2**31), range(2**64)
+"""Numbers that the contract's fields hold."""
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """The values that are not None: fields left unset take the server's default."""
+    """The values that are not None: fields left unset take the server's default.
+
+    ValueError for a number that its field cannot hold: a seed has 64 bits and no sign, other whole numbers have 32.
+    """
+    for name, value in values.items():
+        held = SEEDS if name == "seed" else INT32
+        if isinstance(value, int) and value not in held:
+            raise ValueError(f"{name} is {value}: it must be 0 to {held[-1]}")
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -2,15 +2,16 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import grpc
 
 from underpaint import _calls, _requests, resources
 from underpaint._channel import Connection, Deadline, Target, deliver, pause
+from underpaint._many import in_order
 from underpaint._progress import listening
 from underpaint._status import translate
 from underpaint.choices import Fit, Priority, Sampler
@@ -170,6 +171,66 @@ class Client:
             priority=priority, request_id=request_id,
         )  # fmt: skip
         return self._edit(work, progress, on_preview, preview_every, timeout)
+
+    @overload
+    def edit_many(
+        self,
+        sources: Iterable[_requests.Source],
+        target_prompt: str = "",
+        method: EditMethod = DEFAULT_EDIT,
+        *,
+        concurrency: int = 8,
+        on_error: Literal["raise"] = "raise",
+        **settings: Unpack[_requests.EditSettings],
+    ) -> Iterator[Edited]: ...
+
+    @overload
+    def edit_many(
+        self,
+        sources: Iterable[_requests.Source],
+        target_prompt: str = "",
+        method: EditMethod = DEFAULT_EDIT,
+        *,
+        concurrency: int = 8,
+        on_error: Literal["return"],
+        **settings: Unpack[_requests.EditSettings],
+    ) -> Iterator[Edited | Exception]: ...
+
+    def edit_many(
+        self,
+        sources: Iterable[_requests.Source],
+        target_prompt: str = "",
+        method: EditMethod = DEFAULT_EDIT,
+        *,
+        concurrency: int = 8,
+        on_error: Literal["raise", "return"] = "raise",
+        **settings: Unpack[_requests.EditSettings],
+    ) -> Iterator[Edited | Exception]:
+        """Edit many images alike; yields one result for each source, in the order of ``sources``.
+
+        At most ``concurrency`` edits run at once. ``sources`` is read as edits begin, so it may be a generator over
+        more photos than memory holds. ``target_prompt``, ``method`` and ``settings`` are those of :meth:`edit`;
+        ``timeout`` is for each edit.
+
+        ``on_error="raise"`` raises the error of an edit when its turn comes and begins no further ones.
+        ``on_error="return"`` yields the exception in the place of the result, such as an :class:`UnderpaintError`, or
+        an OSError for a file that cannot be read. Leaving the loop early begins no further edits: the asynchronous
+        client cancels those that run, the synchronous one lets them end.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}: it must be a number of edits, 1 or more")
+        if on_error not in ("raise", "return"):
+            raise ValueError(f"on_error is {on_error!r}: choose one of raise, return")
+
+        def one(source: _requests.Source) -> Edited | Exception:
+            try:
+                return self.edit(source, target_prompt, method, **settings)
+            except Exception as error:
+                if on_error == "raise":
+                    raise
+                return error
+
+        yield from in_order(one, sources, concurrency)
 
     def generate(
         self,

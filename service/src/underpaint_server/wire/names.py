@@ -14,12 +14,12 @@ _REQUEST: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-
 
 def model_id(name: str, path: str) -> str:
     """ "models/{id}" -> id; FieldInvalid at ``path`` for anything else."""
-    return _parse(_MODEL, name, path, "models/{id}")
+    return _parse(_MODEL, name, path, "models/{id}, id without /")
 
 
 def inversion_id(name: str, path: str) -> str:
     """ "inversions/{sha256}" -> 64 hexadecimal digits; FieldInvalid at ``path`` for anything else."""
-    return _parse(_INVERSION, name, path, "inversions/{sha256}")
+    return _parse(_INVERSION, name, path, "inversions/{sha256}, sha256 of 64 hexadecimal digits (0-9, a-f)")
 
 
 def direction_id(name: str, path: str) -> str:
@@ -29,7 +29,7 @@ def direction_id(name: str, path: str) -> str:
 
 def operation_id(name: str, path: str) -> str:
     """ "operations/{id}" -> 32 hexadecimal digits; FieldInvalid at ``path`` for anything else."""
-    return _parse(_OPERATION, name, path, "operations/{id}")
+    return _parse(_OPERATION, name, path, "operations/{id}, id of 32 hexadecimal digits (0-9, a-f)")
 
 
 def model_name(identifier: str) -> str:
