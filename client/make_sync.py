@@ -18,8 +18,8 @@ RULES = (
     (r"\basync (def|with|for)\b", r"\1"),
     (r"\bawait ", ""),
     (r"\bAsyncIterator\b", "Iterator"),
-    (r"\bAsync(Client|Connection|Learning)\b", r"\1"),
-    (r"\b(deliver|pause)_async\b", r"\1"),
+    (r"\bAsync(Client|Connection|Learning|Opened)\b", r"\1"),
+    (r"\b(apart|deliver|receive)_async\b", r"\1"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\bfor (\w+) in (\w+):\n +yield \1\n", r"yield from \2\n"),
 )

@@ -5,6 +5,7 @@ import hashlib
 import io
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -45,7 +46,6 @@ class Refusal:
 
     def __init__(self, code: grpc.StatusCode, reason: str = "", message: str = "no", *details: Message, **facts: Any):
         self._code, self._message = code, message
-        self._pushback_ms = facts.pop("pushback_ms", None)
         info = error_details_pb2.ErrorInfo(reason=reason, domain="underpaint", metadata=facts)
         self._details = (*((info,) if reason else ()), *details)
 
@@ -56,8 +56,6 @@ class Refusal:
         trailers: list[tuple[str, Any]] = []
         if self._details:
             trailers.append(("grpc-status-details-bin", status.SerializeToString()))
-        if self._pushback_ms is not None:
-            trailers.append(("grpc-retry-pushback-ms", str(self._pushback_ms)))
         context.set_trailing_metadata(tuple(trailers))
         context.abort(self._code, self._message)
 
@@ -65,8 +63,9 @@ class Refusal:
 class ScriptedServer:
     """Answers every RPC by the contract, or by the next behaviour in the RPC's script."""
 
-    def __init__(self, address: str = "127.0.0.1:0") -> None:
+    def __init__(self, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None) -> None:
         self.requests: list[tuple[str, Any]] = []
+        self.times: list[float] = []
         self.metadata: list[dict[str, Any]] = []
         self.time_remaining: list[float] = []
         self.inversions: dict[str, Any] = {}
@@ -82,7 +81,11 @@ class ScriptedServer:
             methods = [method.name for method in messages.DESCRIPTOR.services_by_name[name].methods]
             servicer = type(name, (), {method: self._method(method) for method in methods})()
             getattr(stubs, f"add_{name}Servicer_to_server")(servicer, self._server)
-        self.target = f"127.0.0.1:{self._server.add_insecure_port(address)}"
+        if credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
+        self.target = address if address.startswith("unix") else f"127.0.0.1:{port}"
         self._server.start()
 
     def stop(self) -> None:
@@ -99,6 +102,7 @@ class ScriptedServer:
     def _method(self, rpc: str) -> Callable[..., Any]:
         def method(_: Any, request: Any, context: grpc.ServicerContext) -> Any:
             self.requests.append((rpc, request))
+            self.times.append(time.monotonic())
             self.metadata.append(dict(context.invocation_metadata()))
             self.time_remaining.append(context.time_remaining())
             scripted = self.scripts.get(rpc)
@@ -275,7 +279,7 @@ class Driver:
 
     def __init__(self, kind: str, target: str, **options: Any) -> None:
         self._runner = asyncio.Runner()
-        self.client: Any = (Client if kind == "sync" else AsyncClient)(target, **{"timeout": 10.0, **options})
+        self.client: Any = (Client if kind == "sync" else AsyncClient)(target, **{"timeout": 60.0, **options})
         self.is_async = kind == "async"
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

@@ -195,8 +195,13 @@ def refuse_too_large(content: bytes, model: str, limits: Mapping[str, Limits]) -
 
 
 def new_id() -> str:
-    """A random request id. Retries of the channel have the same one, so that they join the first attempt."""
+    """A random request id. All attempts of a call have the same one, so that they join the first."""
     return str(uuid.uuid4())
+
+
+def new_direction_id() -> str:
+    """A random id of a direction."""
+    return uuid.uuid4().hex[:16]
 
 
 def model_name(model: str) -> str:
