@@ -69,10 +69,13 @@ class ScriptedServer:
         self.metadata: list[dict[str, Any]] = []
         self.time_remaining: list[float] = []
         self.inversions: dict[str, Any] = {}
+        self._made: set[str] = set()
         self.scripts: dict[str, deque[Behaviour]] = {}
         self.models = [_model("models/mini"), _model("models/other")]
         self.latents = bytes(range(256)) * 10
         self.cancelled = threading.Event()
+        self.tells_parameters = True
+        """Whether resolved requests have the parameters of their inversion."""
         self._server = grpc.server(
             futures.ThreadPoolExecutor(8),
             options=[("grpc.max_receive_message_length", 24 << 20), ("grpc.max_send_message_length", 32 << 20)],
@@ -210,16 +213,19 @@ class ScriptedServer:
         made.create_time.FromJsonString("2026-01-02T03:04:05Z")
         made.expire_time.FromJsonString("2026-01-03T03:04:05Z")
         self.inversions[made.name] = made
+        self._made.add(made.name)
         return made
 
     def _stored(self, name: str, context: Any) -> Any:
         if name not in self.inversions:
-            Refusal(grpc.StatusCode.NOT_FOUND, "INVERSION_EXPIRED", "gone")(None, context)
+            Refusal(grpc.StatusCode.NOT_FOUND, "INVERSION_EXPIRED", "gone", resource_name=name)(None, context)
         return self.inversions[name]
 
     def _resolve(self, request: Any, context: Any) -> Any:
-        if request.WhichOneof("source") == "inversion":
-            self._stored(request.inversion, context)
+        made = self._stored(request.inversion, context) if request.WhichOneof("source") == "inversion" else None
+        content = request.content_injection
+        if content.inversion in self._made:  # tests may name contents that nobody has made
+            self._stored(content.inversion, context)
         resolved = edit_service_pb2.EditRequest()
         resolved.CopyFrom(request)
         resolved.model = request.model or "models/mini"
@@ -229,12 +235,22 @@ class ScriptedServer:
         resolved.ClearField("request_id")
         if request.WhichOneof("source") == "image" and request.WhichOneof("method") != "sdedit":
             made = self._inverted(request.image, request.inversion_parameters, resolved.model)
-            resolved.ClearField("inversion_parameters")
+        if made is not None:
             resolved.inversion = made.name
+            resolved.ClearField("inversion_parameters")
+            if self.tells_parameters:
+                resolved.inversion_parameters.CopyFrom(made.parameters)
+        if content.HasField("image"):
+            resolved.content_injection.inversion = self._inverted(content.image, content_parameters(), "").name
         return resolved
 
 
 _FLOATS = b"".join(bytes([0, 0, high, 0x3F]) for high in (0x00, 0x80)) * 3  # 0.5 and 1.0 in turns
+
+
+def content_parameters() -> Any:
+    """How the content of an edit is inverted."""
+    return inversion_service_pb2.InversionParameters(ddim=inversion_service_pb2.DdimInversion(features=["mid"]))
 
 
 def export(latents: bytes, crc32c: int, total: int | None = None) -> Iterator[Any]:

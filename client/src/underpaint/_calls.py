@@ -132,17 +132,17 @@ _DELETE_OPERATION = Method("/google.longrunning.Operations/DeleteOperation", Emp
 
 
 def edit(work: _requests.Edit, listeners: Listeners) -> Flow[results.Edited]:
-    """Edit an image. If the source's inversion has expired, the edit is sent again with the photo."""
-    sent, response = yield from _or_from_origin(work, lambda request: _edit_call(request, listeners))
-    return _responses.edited(response, sent, work.origin)
+    """Edit an image. If an inversion has expired whose image the client has, the edit is sent again with the image."""
+    sent, response = yield from _or_with_images(work, lambda request: _edit_call(request, listeners))
+    return _responses.edited(response, sent)
 
 
 def compute_mask(work: _requests.Edit) -> Flow[results.Mask]:
     """Compute a mask. If the source's inversion has expired, the request is sent again with the photo."""
-    sent, response = yield from _or_from_origin(
+    sent, response = yield from _or_with_images(
         work, lambda request: Call(_COMPUTE_MASK, edit_pb.ComputeMaskRequest(edit=request))
     )
-    return _responses.mask(response, sent, work.origin)
+    return _responses.mask(response, sent)
 
 
 def invert(request: inversion_pb.InvertRequest, on_progress: OnProgress | None) -> Flow[results.Inversion]:
@@ -303,17 +303,17 @@ def _edit_call(request: edit_pb.EditRequest, listeners: Listeners) -> Call:
     return Call(_STREAM_EDIT, edit_pb.StreamEditRequest(edit=request, preview_every=every), _Events(routes))
 
 
-def _or_from_origin(
+def _or_with_images(
     work: _requests.Edit, call: Callable[[edit_pb.EditRequest], Call]
-) -> Flow[tuple[edit_pb.EditRequest, Any]]:
-    try:
-        return work.request, (yield call(work.request))
-    except (InversionExpired, StoreCorrupt) as error:
-        retry = _requests.from_origin(work)
-        missing = error.metadata.get("resource_name")
-        if retry is None or (missing and missing != work.request.inversion):  # the photo replaces only the source
-            raise
-    return retry, (yield call(retry))
+) -> Flow[tuple[_requests.Edit, Any]]:
+    while True:
+        try:
+            return work, (yield call(work.request))
+        except (InversionExpired, StoreCorrupt) as error:
+            again = _requests.with_images(work, error.metadata.get("resource_name", ""))
+            if again is None:
+                raise
+            work = again  # with one inversion less, so this ends
 
 
 class _Events:

@@ -232,7 +232,11 @@ class AsyncClient:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Edited:
-        """Send a resolved request unchanged under a new request id; the result has the same bytes."""
+        """Send a resolved request unchanged under a new request id; the result has the same bytes.
+
+        If the server no longer has an inversion that it names, the image is inverted again, if this client has it: a
+        Resolved of :meth:`edit` has it, one that was read from JSON has not (InversionExpired).
+        """
         work = _requests.repeat(resolved, request_id)
         return await self._edit(work, progress, on_preview, preview_every, timeout)
 
