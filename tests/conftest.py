@@ -9,6 +9,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 from hypothesis import settings
 
+# Stock channels and scrapes go to servers on this machine, and not to a proxy that the environment may name.
+_NO_PROXY = ",".join(filter(None, (os.environ.get("no_proxy"), "localhost,127.0.0.1")))
+os.environ |= {"no_proxy": _NO_PROXY, "no_grpc_proxy": _NO_PROXY}
+
 # Its default deadline is a timed assertion.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

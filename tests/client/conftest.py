@@ -5,6 +5,7 @@ import hashlib
 import io
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -45,7 +46,6 @@ class Refusal:
 
     def __init__(self, code: grpc.StatusCode, reason: str = "", message: str = "no", *details: Message, **facts: Any):
         self._code, self._message = code, message
-        self._pushback_ms = facts.pop("pushback_ms", None)
         info = error_details_pb2.ErrorInfo(reason=reason, domain="underpaint", metadata=facts)
         self._details = (*((info,) if reason else ()), *details)
 
@@ -56,8 +56,6 @@ class Refusal:
         trailers: list[tuple[str, Any]] = []
         if self._details:
             trailers.append(("grpc-status-details-bin", status.SerializeToString()))
-        if self._pushback_ms is not None:
-            trailers.append(("grpc-retry-pushback-ms", str(self._pushback_ms)))
         context.set_trailing_metadata(tuple(trailers))
         context.abort(self._code, self._message)
 
@@ -65,15 +63,19 @@ class Refusal:
 class ScriptedServer:
     """Answers every RPC by the contract, or by the next behaviour in the RPC's script."""
 
-    def __init__(self, address: str = "127.0.0.1:0") -> None:
+    def __init__(self, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None) -> None:
         self.requests: list[tuple[str, Any]] = []
+        self.times: list[float] = []
         self.metadata: list[dict[str, Any]] = []
         self.time_remaining: list[float] = []
         self.inversions: dict[str, Any] = {}
+        self._made: set[str] = set()
         self.scripts: dict[str, deque[Behaviour]] = {}
         self.models = [_model("models/mini"), _model("models/other")]
         self.latents = bytes(range(256)) * 10
         self.cancelled = threading.Event()
+        self.tells_parameters = True
+        """Whether resolved requests have the parameters of their inversion."""
         self._server = grpc.server(
             futures.ThreadPoolExecutor(8),
             options=[("grpc.max_receive_message_length", 24 << 20), ("grpc.max_send_message_length", 32 << 20)],
@@ -82,7 +84,11 @@ class ScriptedServer:
             methods = [method.name for method in messages.DESCRIPTOR.services_by_name[name].methods]
             servicer = type(name, (), {method: self._method(method) for method in methods})()
             getattr(stubs, f"add_{name}Servicer_to_server")(servicer, self._server)
-        self.target = f"127.0.0.1:{self._server.add_insecure_port(address)}"
+        if credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
+        self.target = address if address.startswith("unix") else f"127.0.0.1:{port}"
         self._server.start()
 
     def stop(self) -> None:
@@ -99,6 +105,7 @@ class ScriptedServer:
     def _method(self, rpc: str) -> Callable[..., Any]:
         def method(_: Any, request: Any, context: grpc.ServicerContext) -> Any:
             self.requests.append((rpc, request))
+            self.times.append(time.monotonic())
             self.metadata.append(dict(context.invocation_metadata()))
             self.time_remaining.append(context.time_remaining())
             scripted = self.scripts.get(rpc)
@@ -206,16 +213,19 @@ class ScriptedServer:
         made.create_time.FromJsonString("2026-01-02T03:04:05Z")
         made.expire_time.FromJsonString("2026-01-03T03:04:05Z")
         self.inversions[made.name] = made
+        self._made.add(made.name)
         return made
 
     def _stored(self, name: str, context: Any) -> Any:
         if name not in self.inversions:
-            Refusal(grpc.StatusCode.NOT_FOUND, "INVERSION_EXPIRED", "gone")(None, context)
+            Refusal(grpc.StatusCode.NOT_FOUND, "INVERSION_EXPIRED", "gone", resource_name=name)(None, context)
         return self.inversions[name]
 
     def _resolve(self, request: Any, context: Any) -> Any:
-        if request.WhichOneof("source") == "inversion":
-            self._stored(request.inversion, context)
+        made = self._stored(request.inversion, context) if request.WhichOneof("source") == "inversion" else None
+        content = request.content_injection
+        if content.inversion in self._made:  # tests may name contents that nobody has made
+            self._stored(content.inversion, context)
         resolved = edit_service_pb2.EditRequest()
         resolved.CopyFrom(request)
         resolved.model = request.model or "models/mini"
@@ -225,12 +235,22 @@ class ScriptedServer:
         resolved.ClearField("request_id")
         if request.WhichOneof("source") == "image" and request.WhichOneof("method") != "sdedit":
             made = self._inverted(request.image, request.inversion_parameters, resolved.model)
-            resolved.ClearField("inversion_parameters")
+        if made is not None:
             resolved.inversion = made.name
+            resolved.ClearField("inversion_parameters")
+            if self.tells_parameters:
+                resolved.inversion_parameters.CopyFrom(made.parameters)
+        if content.HasField("image"):
+            resolved.content_injection.inversion = self._inverted(content.image, content_parameters(), "").name
         return resolved
 
 
 _FLOATS = b"".join(bytes([0, 0, high, 0x3F]) for high in (0x00, 0x80)) * 3  # 0.5 and 1.0 in turns
+
+
+def content_parameters() -> Any:
+    """How the content of an edit is inverted."""
+    return inversion_service_pb2.InversionParameters(ddim=inversion_service_pb2.DdimInversion(features=["mid"]))
 
 
 def export(latents: bytes, crc32c: int, total: int | None = None) -> Iterator[Any]:
@@ -275,7 +295,7 @@ class Driver:
 
     def __init__(self, kind: str, target: str, **options: Any) -> None:
         self._runner = asyncio.Runner()
-        self.client: Any = (Client if kind == "sync" else AsyncClient)(target, **{"timeout": 10.0, **options})
+        self.client: Any = (Client if kind == "sync" else AsyncClient)(target, **{"timeout": 60.0, **options})
         self.is_async = kind == "async"
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

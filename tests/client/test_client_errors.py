@@ -14,8 +14,9 @@ KNOWN = [(code, reason, kind) for (code, reason), kind in TABLE.items() if reaso
 
 
 @pytest.mark.parametrize(("code", "reason", "kind"), KNOWN, ids=lambda value: getattr(value, "name", str(value)))
-def test_every_code_and_reason_has_its_class(client, server, refusal, code, reason, kind):
-    server.script("GetModel", *[refusal(code, reason, "what happened", pushback_ms=-1)])
+def test_every_code_and_reason_has_its_class(connect, server, refusal, code, reason, kind):
+    client = connect(server.target, max_retries=0)
+    server.script("GetModel", *[refusal(code, reason, "what happened")])
     with pytest.raises(UnderpaintError) as caught:
         client.model("m")
     assert type(caught.value) is kind
@@ -34,8 +35,9 @@ def test_every_code_and_reason_has_its_class(client, server, refusal, code, reas
         (grpc.StatusCode.INTERNAL, errors.ServerError),
     ],
 )
-def test_a_reason_of_a_newer_server_ends_in_the_class_of_its_code(client, server, refusal, code, kind):
-    server.script("GetModel", refusal(code, "NOT_HEARD_OF", pushback_ms=-1))
+def test_a_reason_of_a_newer_server_ends_in_the_class_of_its_code(connect, server, refusal, code, kind):
+    client = connect(server.target, max_retries=0)
+    server.script("GetModel", refusal(code, "NOT_HEARD_OF"))
     with pytest.raises(UnderpaintError) as caught:
         client.model("m")
     assert type(caught.value) is kind
@@ -122,7 +124,7 @@ def test_the_drawn_tree_is_the_tree():
 
 
 def test_every_class_can_be_met():
-    made_here = {errors.PayloadTooLarge, errors.ExportCorrupt}
+    made_here = {errors.PayloadTooLarge, errors.ExportCorrupt, errors.WrongTarget}
     parents = {kind for kind in _leaves(UnderpaintError) if kind.__subclasses__()}
     assert set(_leaves(UnderpaintError)) - set(TABLE.values()) - made_here <= parents
 

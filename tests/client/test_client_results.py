@@ -140,9 +140,12 @@ def test_a_resolved_request_survives_json(client, photo):
     assert resolved.to_dict() == json.loads(text)
 
 
+@pytest.mark.parametrize("tells", [False, True])
 @pytest.mark.parametrize("times", [1, 2])
-def test_repeating_survives_an_expired_inversion(client, server, photo, times):
-    first = client.edit(client.invert(photo, steps=4), "t")
+@pytest.mark.parametrize("inverted", [False, True])
+def test_repeating_survives_an_expired_inversion(client, server, photo, times, tells, inverted):
+    server.tells_parameters = tells
+    first = client.edit(client.invert(photo, steps=4), "t") if inverted else client.edit(photo, "t", Edict(steps=4))
     resolved = first.resolved
     for _ in range(times):
         server.inversions.clear()
@@ -150,6 +153,29 @@ def test_repeating_survives_an_expired_inversion(client, server, photo, times):
         resolved = repeated.resolved
         assert repeated.image_bytes == first.image_bytes
     assert server.named("Edit")[-1].inversion_parameters.steps == 4
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_repeating_survives_the_end_of_both_its_inversions(client, server, photo, times):
+    first = client.edit(photo, method=ContentInjection(content=photo, content_fit="pad", steps=4))
+    resolved = first.resolved
+    for _ in range(times):
+        server.inversions.clear()
+        repeated = client.repeat(resolved)
+        resolved = repeated.resolved
+        assert repeated.image_bytes == first.image_bytes
+        sent = server.named("Edit")[-1]
+        assert sent.image.content == photo
+        assert sent.content_injection.image == types_pb2.Image(content=photo, fit=types_pb2.FIT_PAD)
+    assert client.repeat(resolved).image_bytes == first.image_bytes
+    assert server.named("Edit")[-1].content_injection.inversion
+
+
+def test_a_resolved_request_read_from_json_has_no_photo_to_invert_again(client, server, photo):
+    read = Resolved.from_json(client.edit(photo, "t").resolved.to_json())
+    server.inversions.clear()
+    with pytest.raises(errors.InversionExpired):
+        client.repeat(read)
 
 
 def test_json_of_something_else_is_refused():

@@ -74,12 +74,12 @@ def test_a_stream_without_a_result_is_the_servers_fault(client, server, photo):
 def test_an_error_in_the_middle_of_a_stream_is_typed(client, server, photo, refusal):
     def breaks(request, context):
         yield edit_service_pb2.StreamEditResponse(accepted=edit_service_pb2.Accepted())
-        refusal(grpc.StatusCode.UNAVAILABLE, "WORKER_RESTARTED")(request, context)
+        refusal(grpc.StatusCode.INTERNAL, "NON_FINITE_LATENTS")(request, context)
 
     server.script("StreamEdit", breaks)
-    with pytest.raises(errors.WorkerRestarted):
+    with pytest.raises(errors.NonFiniteLatents):
         client.edit(photo, "t", progress=[].append)
-    assert len(server.named("StreamEdit")) == 1  # what has begun is not begun again behind the caller's back
+    assert len(server.named("StreamEdit")) == 1
 
 
 def _endless(server):

@@ -194,7 +194,7 @@ def _cancelled(now: Samples, stage: str) -> float:
     return now.sum("underpaint_cancellations_total", method=method, stage=stage)
 
 
-@pytest.mark.parametrize("concurrency", [4])
+@pytest.mark.parametrize("concurrency", [4, 24, 150])
 def test_a_folder_of_photos_on_a_queue_of_three_is_edited_whole(narrow: LocalServer, concurrency: int) -> None:
     """By default fewer than a server's queue holds are asked at once; more than it holds wait for their place."""
     photos = [encoded(disc((index, 40, 40))) for index in range(150)]

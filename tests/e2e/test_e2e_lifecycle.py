@@ -3,7 +3,6 @@
 import asyncio
 import re
 import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.front import edit, refusal, refused
 from support.waiting import PATIENCE_S
-from underpaint import AsyncClient, DiffEdit, Edited, SdEdit, errors
+from underpaint import AsyncClient, Client, DiffEdit, Phase, Progress, SdEdit
 from underpaint.v1 import edit_service_pb2, model_service_pb2
 from underpaint_server.local_server import LocalServer
 
@@ -59,7 +58,7 @@ async def test_health_and_refusals_tell_loading_from_ready() -> None:
             assert int(refusal.trailers["grpc-retry-pushback-ms"]) > 0
             assert (await _model(wire)).state == model_service_pb2.MODEL_STATE_LOADING
             async with AsyncClient(server.target) as client:
-                patient = asyncio.create_task(_served(client))
+                patient = asyncio.create_task(client.edit(disc(), "a corgi", SdEdit(), timeout=PATIENCE_S))
                 watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="readiness"))
                 assert (await watch.read()).status == NOT_SERVING
                 engine.resume()
@@ -92,16 +91,33 @@ async def test_a_killed_engine_costs_the_calls_inside_it_one_retry_and_the_queue
 
 async def test_our_clients_come_through_a_crash_without_knowing() -> None:
     with LocalServer(models="toy=toy:", max_batch_size=2, max_mask_samples=10_000) as server:
-        async with stubs(server) as wire, AsyncClient(server.target) as client:
-            engine = engine_of(server)
-            engine.suspend()  # so that both are inside when it is killed
-            calls = [asyncio.create_task(client.compute_mask(disc(), "a corgi", mask, seed=1)) for mask in _MASKS]
-            await eventually(lambda: scrape(server).sum("underpaint_num_requests_running") == len(_MASKS))
-            engine.kill()
-            answers = await asyncio.gather(*calls)
-            again = await client.compute_mask(disc(), "a corgi", _MASKS[0], seed=1)
-            assert answers[0].mask_bytes == again.mask_bytes
-            assert await wire.serves("readiness")
+        seen: list[Progress] = []
+
+        def edit(client: Any, seed: int, progress: Any = None) -> Any:
+            return client.edit(disc(), "a corgi", SdEdit(), seed=seed, progress=progress, timeout=PATIENCE_S)
+
+        def mask(client: Any) -> Any:
+            return client.compute_mask(disc(), "a corgi", DiffEdit(samples=200), seed=5, timeout=PATIENCE_S)
+
+        with Client(server.target) as blocking:
+            async with AsyncClient(server.target) as client:
+                engine = engine_of(server)
+                engine.suspend()  # so that all are inside when it is killed
+                calls = [
+                    edit(client, 1),
+                    edit(client, 2, seen.append),
+                    asyncio.to_thread(edit, blocking, 3),
+                    asyncio.to_thread(edit, blocking, 4, seen.append),
+                    mask(client),
+                ]
+                tasks = [asyncio.ensure_future(call) for call in calls]
+                await eventually(lambda: scrape(server).sum("underpaint_num_requests_running") == len(calls))
+                engine.kill()
+                *edited, masked = await asyncio.gather(*tasks)
+                again = [await edit(client, seed) for seed in (1, 2, 3, 4)]
+                assert [one.image_bytes for one in edited] == [one.image_bytes for one in again]
+                assert masked.mask_bytes == (await mask(client)).mask_bytes
+        assert sum(one.phase is Phase.QUEUED for one in seen) >= 4  # two streams, each admitted twice
         assert (await idle(server)).sum("underpaint_engine_restarts_total") == 1
 
 
@@ -209,17 +225,6 @@ async def test_what_the_contract_has_and_this_server_has_not_is_said_to_be_disab
         ]
         refusals = [await refused(call) for call in calls]
     assert {(told.code, told.reason) for told in refusals} == {(grpc.StatusCode.UNIMPLEMENTED, "METHOD_DISABLED")}
-
-
-async def _served(client: AsyncClient) -> Edited:
-    """An edit: the channel comes back a few times by itself, and more often where loading takes long."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            with suppress(errors.ModelLoading):
-                return await client.edit(disc(), "a corgi", SdEdit())
-
-
-_MASKS = (DiffEdit(samples=300), DiffEdit(samples=200))
 
 
 async def _health(wire: Stubs) -> dict[str, bool]:

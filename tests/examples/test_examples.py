@@ -1,6 +1,5 @@
 """Every example runs as it stands, against a server with the embedded model."""
 
-import os
 import re
 import subprocess
 import sys
@@ -41,7 +40,10 @@ SAID = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalServer]:
-    with LocalServer() as server:
+    with pytest.MonkeyPatch.context() as patch, LocalServer() as server:
+        patch.setenv("http_proxy", "http://127.0.0.1:1")  # a proxy that does not answer: none may be asked
+        for name in ("no_proxy", "no_grpc_proxy"):
+            patch.delenv(name)
         yield server
 
 
@@ -54,7 +56,7 @@ def run_example(name: str, server: LocalServer, folder: Path) -> list[str]:
     """The pictures that ``folder`` has after a run."""
     ended = subprocess.run(
         (sys.executable, EXAMPLES / f"{name}.py", "--target", server.target),
-        cwd=folder, capture_output=True, text=True, check=False, env=dict(os.environ),
+        cwd=folder, capture_output=True, text=True, check=False, env=server.environment,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""

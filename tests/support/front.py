@@ -238,8 +238,9 @@ class Wire:
 
 
 SETTINGS = Settings(
-    max_image_bytes=60_000, max_image_pixels=512 * 512, max_prompt_chars=100, max_steps=50, max_mask_samples=16
-)
+    max_image_bytes=60_000, max_image_pixels=512 * 512, max_prompt_chars=100, max_steps=50, max_mask_samples=16,
+    rejoin_s=0.1,
+)  # fmt: skip
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ thrown into the generator as an UnderpaintError. Both clients run these generato
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from google.longrunning import operations_pb2
@@ -14,7 +14,14 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from underpaint import _crc32c, _requests, _responses, results
-from underpaint.errors import ExportCorrupt, InversionExpired, ServerError, StoreCorrupt
+from underpaint.errors import (
+    DirectionExists,
+    ExportCorrupt,
+    InversionExpired,
+    NotFound,
+    ServerError,
+    StoreCorrupt,
+)
 from underpaint.v1 import direction_service_pb2 as direction_pb
 from underpaint.v1 import edit_service_pb2 as edit_pb
 from underpaint.v1 import inversion_service_pb2 as inversion_pb
@@ -29,6 +36,9 @@ Delivery = tuple[Callable[[Any], Any], Any]
 
 class Reader(Protocol):
     """Turns the messages of a server stream into one answer."""
+
+    def begin(self) -> None:
+        """Forget all messages: called before every attempt of the call."""
 
     def feed(self, message: Any) -> Iterable[Delivery]:
         """Take the next message; returns the callbacks to call for it."""
@@ -54,6 +64,11 @@ class Call:
     reader: Reader | None = None
     more: Sequence[Message] = ()
     """Messages after the request on a client stream."""
+
+    @property
+    def name(self) -> str:
+        """Name of the RPC."""
+        return self.method.path.rpartition("/")[2]
 
     @property
     def request_id(self) -> str:
@@ -89,6 +104,9 @@ class Listeners:
 
 _DEFAULT_PREVIEW_EVERY = 5
 
+# Called before the first call, to tell a wrong target from a slow request: any answer shows that a server is there.
+PROBE = Call(Method("/grpc.health.v1.Health/Check", Empty), Empty())
+
 _EDIT = Method("/underpaint.v1.EditService/Edit", edit_pb.EditResponse)
 _STREAM_EDIT = Method("/underpaint.v1.EditService/StreamEdit", edit_pb.StreamEditResponse)
 _COMPUTE_MASK = Method("/underpaint.v1.EditService/ComputeMask", edit_pb.ComputeMaskResponse)
@@ -114,17 +132,17 @@ _DELETE_OPERATION = Method("/google.longrunning.Operations/DeleteOperation", Emp
 
 
 def edit(work: _requests.Edit, listeners: Listeners) -> Flow[results.Edited]:
-    """Edit an image. If the source's inversion has expired, the edit is sent again with the photo."""
-    sent, response = yield from _or_from_origin(work, lambda request: _edit_call(request, listeners))
-    return _responses.edited(response, sent, work.origin)
+    """Edit an image. If an inversion has expired whose image the client has, the edit is sent again with the image."""
+    sent, response = yield from _or_with_images(work, lambda request: _edit_call(request, listeners))
+    return _responses.edited(response, sent)
 
 
 def compute_mask(work: _requests.Edit) -> Flow[results.Mask]:
     """Compute a mask. If the source's inversion has expired, the request is sent again with the photo."""
-    sent, response = yield from _or_from_origin(
+    sent, response = yield from _or_with_images(
         work, lambda request: Call(_COMPUTE_MASK, edit_pb.ComputeMaskRequest(edit=request))
     )
-    return _responses.mask(response, sent, work.origin)
+    return _responses.mask(response, sent)
 
 
 def invert(request: inversion_pb.InvertRequest, on_progress: OnProgress | None) -> Flow[results.Inversion]:
@@ -152,7 +170,9 @@ def list_inversions(page_size: int, page_token: str) -> Flow[tuple[list[results.
 
 def delete_inversion(name: str, allow_missing: bool) -> Flow[None]:
     """Delete one inversion."""
-    yield Call(_DELETE_INVERSION, inversion_pb.DeleteInversionRequest(name=name, allow_missing=allow_missing))
+    yield from _delete(
+        Call(_DELETE_INVERSION, inversion_pb.DeleteInversionRequest(name=name, allow_missing=allow_missing))
+    )
 
 
 def export_inversion(name: str) -> Flow[bytes]:
@@ -182,7 +202,7 @@ def list_directions(page_size: int, page_token: str) -> Flow[tuple[list[results.
 
 def delete_direction(name: str, etag: str) -> Flow[None]:
     """Delete one direction."""
-    yield Call(_DELETE_DIRECTION, direction_pb.DeleteDirectionRequest(name=name, etag=etag))
+    yield from _delete(Call(_DELETE_DIRECTION, direction_pb.DeleteDirectionRequest(name=name, etag=etag)))
 
 
 def export_direction(name: str) -> Flow[bytes]:
@@ -193,8 +213,19 @@ def export_direction(name: str) -> Flow[bytes]:
 
 def import_direction(content: bytes, name: str, display_name: str) -> Flow[results.Direction]:
     """Store an exported file as a direction."""
-    first, *more = _requests.import_direction(content, name, display_name, _crc32c.extend(0, content))
-    response = yield Call(_IMPORT_DIRECTION, first, more=more)
+    # A random name is chosen here, so that a repeat after a lost answer finds what the first attempt stored.
+    first, *more = _requests.import_direction(
+        content, name or _requests.new_direction_id(), display_name, _crc32c.extend(0, content)
+    )
+    try:
+        response = yield Call(_IMPORT_DIRECTION, first, more=more)
+    except DirectionExists as error:
+        if not error._answer_lost:
+            raise
+        stored = first.header.name
+        if name and content != (yield from export_direction(stored)):
+            raise
+        response = yield Call(_GET_DIRECTION, direction_pb.GetDirectionRequest(name=stored))
     return _responses.direction(response.direction)
 
 
@@ -229,7 +260,7 @@ def cancel_operation(name: str) -> Flow[None]:
 
 def delete_operation(name: str) -> Flow[None]:
     """Delete one operation from the server's list."""
-    yield Call(_DELETE_OPERATION, operations_pb2.DeleteOperationRequest(name=name))
+    yield from _delete(Call(_DELETE_OPERATION, operations_pb2.DeleteOperationRequest(name=name)))
 
 
 def get_model(name: str) -> Flow[results.Model]:
@@ -250,6 +281,14 @@ def list_models() -> Flow[list[results.Model]]:
             return models
 
 
+def _delete(call: Call) -> Flow[None]:
+    try:
+        yield call
+    except NotFound as error:
+        if not error._answer_lost:  # else an earlier attempt may have deleted it
+            raise
+
+
 def _edit_call(request: edit_pb.EditRequest, listeners: Listeners) -> Call:
     if not listeners.any:
         return Call(_EDIT, request)
@@ -264,17 +303,17 @@ def _edit_call(request: edit_pb.EditRequest, listeners: Listeners) -> Call:
     return Call(_STREAM_EDIT, edit_pb.StreamEditRequest(edit=request, preview_every=every), _Events(routes))
 
 
-def _or_from_origin(
+def _or_with_images(
     work: _requests.Edit, call: Callable[[edit_pb.EditRequest], Call]
-) -> Flow[tuple[edit_pb.EditRequest, Any]]:
-    try:
-        return work.request, (yield call(work.request))
-    except (InversionExpired, StoreCorrupt) as error:
-        retry = _requests.from_origin(work)
-        missing = error.metadata.get("resource_name")
-        if retry is None or (missing and missing != work.request.inversion):  # the photo replaces only the source
-            raise
-    return retry, (yield call(retry))
+) -> Flow[tuple[_requests.Edit, Any]]:
+    while True:
+        try:
+            return work, (yield call(work.request))
+        except (InversionExpired, StoreCorrupt) as error:
+            again = _requests.with_images(work, error.metadata.get("resource_name", ""))
+            if again is None:
+                raise
+            work = again  # with one inversion less, so this ends
 
 
 class _Events:
@@ -283,6 +322,10 @@ class _Events:
     def __init__(self, routes: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]) -> None:
         self._routes = routes
         self._result: Any = None
+        self._fraction = 0.0
+
+    def begin(self) -> None:
+        self._result = None
 
     def feed(self, message: Any) -> Iterable[Delivery]:
         kind = message.WhichOneof("event")
@@ -290,12 +333,19 @@ class _Events:
             self._result = message.result
         elif kind in self._routes:  # events without a callback, or unknown to this client, are ignored
             callback, convert = self._routes[kind]
-            yield callback, convert(getattr(message, kind))
+            yield callback, self._never_back(convert(getattr(message, kind)))
 
     def end(self) -> Any:
         if self._result is None:
             raise ServerError("the server ended the stream without a result: send the request again")
         return self._result
+
+    def _never_back(self, event: Any) -> Any:
+        """An attempt after the first begins anew; the share that is done stays until it has caught up."""
+        if not isinstance(event, results.Progress):
+            return event
+        self._fraction = max(self._fraction, event.fraction)
+        return replace(event, fraction=self._fraction)
 
 
 class _Export:
@@ -303,6 +353,9 @@ class _Export:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.begin()
+
+    def begin(self) -> None:
         self._content = bytearray()
         self._total: int | None = None
         self._crc = 0

@@ -1,4 +1,4 @@
-"""Channels: their options, and when they are opened.
+"""Channels: their options, when they are opened, and how they end.
 
 A channel is opened at the first call. It is used only in the process, and for asyncio only under the event loop, that
 opened it: gRPC's threads do not survive a fork, and a ``grpc.aio`` channel belongs to one loop. So a client may be
@@ -10,114 +10,109 @@ import inspect
 import json
 import os
 import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import grpc
 
+from underpaint._target import Target
 from underpaint._version import __version__
-from underpaint.errors import ConnectionFailed, DeadlinePassed
+from underpaint.errors import Cancelled
 
-T = TypeVar("T")
+C = TypeVar("C")
+R = TypeVar("R")
 _MIB = 1024 * 1024
 
-# Called once before the first call, to tell a wrong target from a slow request. gRPC's own wait for readiness keeps a
-# thread that logs an error when the channel is closed soon after. An empty message asks for the health of the server.
-_PROBE = "/grpc.health.v1.Health/Check"
-
 MAX_MESSAGE_BYTES = 24 * _MIB
-SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [
-                {"service": "underpaint.v1.EditService"},
-                {"service": "underpaint.v1.InversionService"},
-                {"service": "underpaint.v1.ModelService"},
-                {"service": "underpaint.v1.DirectionService"},
-                {"service": "google.longrunning.Operations"},
-            ],
-            "waitForReady": True,
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "3s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-    "retryThrottling": {"maxTokens": 20, "tokenRatio": 0.2},
-}
+SERVICE_CONFIG: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.per_rpc_retry_buffer_size", MAX_MESSAGE_BYTES + _MIB),  # gRPC does not retry a larger message
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # By default a channel whose server was gone for minutes waits up to two more before it looks again.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.primary_user_agent", f"underpaint-python/{__version__}"),
 )
+END = object()
+"""What :func:`receive` returns after the last message of a stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Address of the server, and how to connect to it."""
+class Failure(Exception):
+    """A call failed. It keeps the errors of our calls apart from those that a caller's callback raises."""
 
-    address: str
-    credentials: grpc.ChannelCredentials | None
-    options: Sequence[tuple[str, Any]]
-    connect_timeout: float
-    """Seconds to wait for the first connection."""
-
-    @property
-    def all_options(self) -> list[tuple[str, Any]]:
-        """The client's channel options, overridden by the caller's."""
-        return list({**dict(OPTIONS), **dict(self.options)}.items())
-
-    def check_probe(self, error: Any, waited_s: float) -> None:
-        """Raise ConnectionFailed when the probe timed out; any other error was sent by a server."""
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise ConnectionFailed(
-                f"no server answers at {self.address} within {waited_s:.3g} s: check that it runs, and the target"
-            ) from error
+    def __init__(self, error: Any) -> None:
+        super().__init__(str(error))
+        self.error = error
+        """Of an RPC the gRPC error, of a call after its last attempt the UnderpaintError."""
 
 
-class Deadline:
-    """The time limit of a call, for all its RPCs together."""
-
-    def __init__(self, timeout: float) -> None:
-        self._end = time.monotonic() + timeout
-
-    def left(self) -> float:
-        """Seconds left, above 0; raises DeadlinePassed when none are."""
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise DeadlinePassed("the timeout passed before the call was complete: use a longer timeout")
-        return left
+def options_of(target: Target) -> list[tuple[str, Any]]:
+    """The options of a channel, overridden by the caller's."""
+    local = {"grpc.enable_http_proxy": 0} if target.is_local else {}
+    return list({**dict(OPTIONS), **local, **dict(target.options)}.items())
 
 
-@dataclass(slots=True)
-class Opened(Generic[T]):
-    """A channel, and whether it has reached a server."""
+class Opened:
+    """A channel of a synchronous client."""
 
-    channel: T
-    reached: bool = False
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
+        self.reached = False
+        """Whether it has reached a server."""
+        self._closing = threading.Event()
+
+    def pause(self, seconds: float) -> None:
+        """Wait; raises Cancelled when the channel is closed before or meanwhile."""
+        if self._closing.wait(seconds):
+            raise _closed()
+
+    def close(self) -> None:
+        """Close the channel; its calls end."""
+        self._closing.set()
+        self.channel.close()
 
 
-class Owned(Generic[T]):
+class AsyncOpened:
+    """A channel of an asynchronous client."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.reached = False
+        """Whether it has reached a server."""
+        self._closing = asyncio.Event()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait; raises Cancelled when the channel is closed before or meanwhile."""
+        try:
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        except TimeoutError:
+            return
+        raise _closed()
+
+    async def close(self) -> None:
+        """Close the channel; its calls end."""
+        self._closing.set()
+        await self.channel.close()
+
+
+def _closed() -> Cancelled:
+    return Cancelled("the client was closed while the call ran")
+
+
+class Owned(Generic[C]):
     """One channel for each owner (a process, or an event loop of a process), opened when it is first needed."""
 
-    def __init__(self, make: Callable[[], T], owner: Callable[[], object]) -> None:
+    def __init__(self, make: Callable[[], C], owner: Callable[[], object]) -> None:
         self._make = make
         self._owner = owner
         self._lock = threading.Lock()
-        self._held: tuple[object, Opened[T]] | None = None
-        self._inherited: list[Opened[T]] = []
+        self._held: tuple[object, C] | None = None
+        self._inherited: list[C] = []
 
-    def get(self) -> Opened[T]:
+    def get(self) -> C:
         """The owner's channel."""
         owner = self._owner()
         with self._lock:
@@ -125,80 +120,62 @@ class Owned(Generic[T]):
                 if self._held is not None:
                     # Kept open: closing another owner's channel waits for threads that this process does not have.
                     self._inherited.append(self._held[1])
-                self._held = (owner, Opened(self._make()))
+                self._held = (owner, self._make())
             return self._held[1]
 
-    def take(self) -> T | None:
+    def take(self) -> C | None:
         """Remove and return the owner's channel; None when there is none."""
         with self._lock:
             held, self._held = self._held, None
-        return held[1].channel if held is not None and held[0] == self._owner() else None
+        return held[1] if held is not None and held[0] == self._owner() else None
 
 
 class Connection:
     """The channel of a synchronous client."""
 
     def __init__(self, target: Target) -> None:
-        self._target = target
+        self.target = target
         self._owned = Owned(self._open, os.getpid)
 
-    def _open(self) -> grpc.Channel:
-        target = self._target
+    def _open(self) -> Opened:
+        target, options = self.target, options_of(self.target)
         if target.credentials is None:
-            return grpc.insecure_channel(target.address, options=target.all_options)
-        return grpc.secure_channel(target.address, target.credentials, options=target.all_options)
+            return Opened(grpc.insecure_channel(target.for_grpc, options=options))
+        return Opened(grpc.secure_channel(target.for_grpc, target.credentials, options=options))
 
-    def channel(self, deadline: Deadline) -> grpc.Channel:
-        """The channel, which has reached a server at least once."""
-        opened = self._owned.get()
-        if not opened.reached:
-            wait_s = min(self._target.connect_timeout, deadline.left())
-            try:
-                probe: Any = opened.channel.unary_unary(_PROBE)
-                probe(b"", timeout=wait_s, wait_for_ready=True)
-            except grpc.RpcError as error:
-                self._target.check_probe(error, wait_s)
-            opened.reached = True
-        return opened.channel
+    def opened(self) -> Opened:
+        """The channel."""
+        return self._owned.get()
 
     def close(self) -> None:
         """Close the channel; the next call opens another."""
-        channel = self._owned.take()
-        if channel is not None:
-            channel.close()
+        opened = self._owned.take()
+        if opened is not None:
+            opened.close()
 
 
 class AsyncConnection:
     """The channel of an asynchronous client."""
 
     def __init__(self, target: Target) -> None:
-        self._target = target
+        self.target = target
         self._owned = Owned(self._open, lambda: (os.getpid(), asyncio.get_running_loop()))
 
-    def _open(self) -> grpc.aio.Channel:
-        target = self._target
+    def _open(self) -> AsyncOpened:
+        target, options = self.target, options_of(self.target)
         if target.credentials is None:
-            return grpc.aio.insecure_channel(target.address, options=target.all_options)
-        return grpc.aio.secure_channel(target.address, target.credentials, options=target.all_options)
+            return AsyncOpened(grpc.aio.insecure_channel(target.for_grpc, options=options))
+        return AsyncOpened(grpc.aio.secure_channel(target.for_grpc, target.credentials, options=options))
 
-    async def channel(self, deadline: Deadline) -> grpc.aio.Channel:
-        """The channel, which has reached a server at least once."""
-        opened = self._owned.get()
-        if not opened.reached:
-            wait_s = min(self._target.connect_timeout, deadline.left())
-            try:
-                probe: Any = opened.channel.unary_unary(_PROBE)
-                await probe(b"", timeout=wait_s, wait_for_ready=True)
-            except grpc.RpcError as error:
-                self._target.check_probe(error, wait_s)
-            opened.reached = True
-        return opened.channel
+    def opened(self) -> AsyncOpened:
+        """The channel."""
+        return self._owned.get()
 
     async def close(self) -> None:
         """Close the channel; the next call opens another."""
-        channel = self._owned.take()
-        if channel is not None:
-            await channel.close()
+        opened = self._owned.take()
+        if opened is not None:
+            await opened.close()
 
 
 def deliver(callback: Callable[[Any], Any], value: Any) -> None:
@@ -213,11 +190,28 @@ async def deliver_async(callback: Callable[[Any], Any], value: Any) -> None:
         await result
 
 
-def pause(seconds: float) -> None:
-    """Sleep."""
-    time.sleep(seconds)
+def receive(call: Any) -> Any:
+    """The next message of a server stream, or :data:`END`; raises Failure."""
+    try:
+        return next(call, END)
+    except grpc.RpcError as error:
+        raise Failure(error) from error
 
 
-async def pause_async(seconds: float) -> None:
-    """Sleep without blocking the event loop."""
-    await asyncio.sleep(seconds)
+async def receive_async(call: Any) -> Any:
+    """The next message of a server stream, or :data:`END`; raises Failure."""
+    try:
+        message = await call.read()
+    except grpc.RpcError as error:
+        raise Failure(error) from error
+    return END if message is grpc.aio.EOF else message
+
+
+def apart(function: Callable[..., R], *arguments: Any) -> R:
+    """Call a function that may block."""
+    return function(*arguments)
+
+
+async def apart_async(function: Callable[..., R], *arguments: Any) -> R:
+    """Call a function that may block, in a thread of its own."""
+    return await asyncio.to_thread(function, *arguments)

@@ -46,10 +46,12 @@ class EditSettings(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A request to send, and the photo behind its inversion if this client has it."""
+    """A request to send, and the images behind the inversions that it names, if this client has them."""
 
     request: edit_pb.EditRequest
     origin: Origin | None
+    second_image: types_pb.Image | None = None
+    """The method's second image."""
 
 
 def edit(
@@ -175,20 +177,37 @@ def repeat(resolved: Resolved, request_id: str | None) -> Edit:
     request = edit_pb.EditRequest()
     request.CopyFrom(resolved.message)
     request.request_id = request_id or new_id()
-    return Edit(request, resolved.origin if request.WhichOneof("source") == "inversion" else None)
+    origin = resolved.origin if request.WhichOneof("source") == "inversion" else None
+    return Edit(request, origin, resolved.second_image)
 
 
-def from_origin(work: Edit) -> edit_pb.EditRequest | None:
-    """The same edit from the photo instead of its inversion; None if this client does not have the photo."""
-    if work.origin is None:
-        return None
+def with_images(work: Edit, missing: str) -> Edit | None:
+    """The same edit with the image instead of its inversion, which the server does not have; None without the image.
+
+    ``missing`` is the name of the inversion; empty if the server does not say it.
+    """
     request = edit_pb.EditRequest()
     request.CopyFrom(work.request)
     request.request_id = new_id()  # the server refuses a request id that comes with another payload
-    request.image.CopyFrom(work.origin.image)
-    request.inversion_parameters.CopyFrom(work.origin.parameters)
-    request.model = request.model or work.origin.model
-    return request
+    second = second_of(request)
+    if request.inversion and missing in ("", request.inversion) and work.origin is not None:
+        request.image.CopyFrom(work.origin.image)
+        if not request.HasField("inversion_parameters"):  # a resolved request has those of its inversion
+            request.inversion_parameters.CopyFrom(work.origin.parameters)
+        request.model = request.model or work.origin.model
+    elif (
+        second is not None and second.inversion and missing in ("", second.inversion) and work.second_image is not None
+    ):
+        second.image.CopyFrom(work.second_image)
+    else:
+        return None
+    return Edit(request, work.origin, work.second_image)
+
+
+def second_of(request: edit_pb.EditRequest) -> Any:
+    """The message with the second image of the request's method, or its inversion; None if it takes none."""
+    method = EDIT_METHODS.get(request.WhichOneof("method") or "")
+    return method._second(request) if method is not None else None
 
 
 def refuse_too_large(content: bytes, model: str, limits: Mapping[str, Limits]) -> None:
@@ -209,8 +228,13 @@ def refuse_too_large(content: bytes, model: str, limits: Mapping[str, Limits]) -
 
 
 def new_id() -> str:
-    """A random request id. Retries of the channel have the same one, so that they join the first attempt."""
+    """A random request id. All attempts of a call have the same one, so that they join the first."""
     return str(uuid.uuid4())
+
+
+def new_direction_id() -> str:
+    """A random id of a direction."""
+    return uuid.uuid4().hex[:16]
 
 
 def model_name(model: str) -> str:

@@ -9,7 +9,7 @@ from google.longrunning import operations_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from underpaint import _status, _wire, results
+from underpaint import _requests, _status, _wire, results
 from underpaint.choices import Fit, Sampler
 from underpaint.methods import INVERSION_METHODS, LEARN_METHODS
 from underpaint.resources import Direction, InversionHandle, Origin
@@ -20,23 +20,23 @@ from underpaint.v1 import model_service_pb2 as model_pb
 from underpaint.v1 import types_pb2 as types_pb
 
 
-def edited(message: edit_pb.EditResponse, sent: edit_pb.EditRequest, origin: Origin | None) -> results.Edited:
-    """The result of an edit. It keeps ``sent``'s photo, or ``origin``, to make its inversion again after it expires."""
+def edited(message: edit_pb.EditResponse, sent: _requests.Edit) -> results.Edited:
+    """The result of an edit. It keeps the images that were sent, to make their inversions again after they expire."""
     return results.Edited(
         image_bytes=message.image.content,
         media_type=message.image.media_type or "image/png",
         mask_bytes=message.mask.content if message.HasField("mask") else None,
-        **_answer(message, sent, origin),
+        **_answer(message, sent),
     )
 
 
-def mask(message: edit_pb.ComputeMaskResponse, sent: edit_pb.EditRequest, origin: Origin | None) -> results.Mask:
+def mask(message: edit_pb.ComputeMaskResponse, sent: _requests.Edit) -> results.Mask:
     """The result of a mask computation."""
     return results.Mask(
         mask_bytes=message.mask.content,
         difference=_floats(message.difference),
         coverage=_wire.short(message.coverage),
-        **_answer(message, sent, origin),
+        **_answer(message, sent),
     )
 
 
@@ -154,12 +154,18 @@ def usage(message: types_pb.Usage) -> results.Usage:
     )
 
 
-def _answer(message: Any, sent: edit_pb.EditRequest, origin: Origin | None) -> dict[str, Any]:
-    if sent.WhichOneof("source") == "image":
-        # From the request that was sent: a resolved request with an inversion as its source has no parameters.
-        origin = Origin(sent.image, sent.inversion_parameters, message.resolved.model)
+def _answer(message: Any, sent: _requests.Edit) -> dict[str, Any]:
+    request, resolved, origin, second_image = sent.request, message.resolved, sent.origin, sent.second_image
+    if request.WhichOneof("source") == "image":
+        # A server of an earlier version leaves the parameters out of a resolved request whose source is an inversion.
+        has_parameters = resolved.HasField("inversion_parameters")
+        parameters = (resolved if has_parameters else request).inversion_parameters
+        origin = Origin(request.image, parameters, resolved.model)
+    second = _requests.second_of(request)
+    if second is not None and second.HasField("image"):
+        second_image = second.image
     return {
-        "resolved": results.Resolved(message.resolved, origin),
+        "resolved": results.Resolved(resolved, origin, second_image),
         "inversion": InversionHandle(message.inversion, origin=origin) if message.inversion else None,
         "usage": usage(message.usage),
         "fitting": _fitting(message),

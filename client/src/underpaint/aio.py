@@ -13,12 +13,21 @@ from typing import Any, Literal, Self, TypeVar, Unpack, overload
 import grpc
 
 from underpaint import _calls, _requests, resources
-from underpaint._channel import AsyncConnection, Deadline, Target, deliver_async, pause_async
+from underpaint._channel import (
+    END,
+    AsyncConnection,
+    AsyncOpened,
+    Failure,
+    apart_async,
+    deliver_async,
+    receive_async,
+)
 from underpaint._many import in_order_async
 from underpaint._progress import listening
-from underpaint._status import translate
+from underpaint._retry import Attempts, Deadline, FirstContact
+from underpaint._target import Target
 from underpaint.choices import Fit, Priority, Sampler
-from underpaint.errors import ServerError, Unavailable
+from underpaint.errors import ServerError
 from underpaint.images import ImageLike
 from underpaint.methods import (
     DEFAULT_EDIT,
@@ -45,7 +54,8 @@ from underpaint.results import (
 
 T = TypeVar("T")
 _POLL_S, _LONG_POLL_S = 0.5, 10.0
-_RETRY_S = 1.0
+_ANSWER_S = 10.0
+"""Seconds for the state of an operation to arrive after the time for which it was waited for."""
 ProgressLike = bool | Callable[[Progress], Any] | None
 _DDIM, _DIFFEDIT = Ddim(), DiffEdit()
 
@@ -54,7 +64,9 @@ class AsyncClient:
     """Inverts and edits images on an Underpaint server.
 
     Connects at the first call and disconnects with ``async with`` or ``close``. Threads or tasks may share one client.
-    A call that fails with UNAVAILABLE (a full queue, a server that restarts) is retried, up to four attempts in all.
+    A call that fails with UNAVAILABLE (a full queue, a server that restarts, a broken connection) is sent again until
+    its timeout passes, under the same request id, so that the server does the work once. Each retry is logged, with the
+    reason, by the logger ``underpaint``.
 
     Arguments that several methods have:
 
@@ -79,16 +91,22 @@ class AsyncClient:
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] | None = None,
         options: Sequence[tuple[str, Any]] = (),
+        max_retries: int | None = None,
     ) -> None:
-        """Create a client; it connects at the first call.
+        """Create a client; it connects at the first call. Raises WrongTarget for a target that is not an address.
 
-        ``target`` is any gRPC target: host:port, or ``dns:///name:port``, which spreads calls over all addresses of
-        the name. ``timeout`` is the default time limit of a call in seconds. ``connect_timeout`` is how many seconds
-        the first call waits for a server. ``credentials`` turn on TLS. ``metadata`` is sent with every call, such as
-        ``{"authorization": "Bearer ..."}``. ``options`` are gRPC channel arguments; they override the client's own.
+        ``target`` is host:port (50051 without a port), ``unix:/path`` of a socket, or any other gRPC target. Calls are
+        spread over all addresses of a name. ``timeout`` is the default time limit of a call in seconds.
+        ``connect_timeout`` is how many seconds the first call waits for a server. ``credentials`` turn on TLS.
+        ``metadata`` is sent with every call, such as ``{"authorization": "Bearer ..."}``. ``options`` are gRPC channel
+        arguments; they override the client's own. ``max_retries`` is how often a call is sent again at most; 0: never,
+        None: until its timeout passes.
         """
-        self._connection = AsyncConnection(Target(target, credentials, options, connect_timeout))
+        if max_retries is not None and max_retries < 0:
+            raise ValueError(f"max_retries is {max_retries}: it must be 0 or more, or None for no limit")
+        self._connection = AsyncConnection(Target(target, credentials, tuple(options), connect_timeout))
         self._timeout = timeout
+        self._max_retries = max_retries
         self._metadata = tuple((metadata or {}).items())
         self._limits: dict[str, Limits] = {}
 
@@ -276,7 +294,11 @@ class AsyncClient:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Edited:
-        """Send a resolved request unchanged under a new request id; the result has the same bytes."""
+        """Send a resolved request unchanged under a new request id; the result has the same bytes.
+
+        If the server no longer has an inversion that it names, the image is inverted again, if this client has it: a
+        Resolved of :meth:`edit` has it, one that was read from JSON has not (InversionExpired).
+        """
         work = _requests.repeat(resolved, request_id)
         return await self._edit(work, progress, on_preview, preview_every, timeout)
 
@@ -474,36 +496,63 @@ class AsyncClient:
 
     async def _run(self, flow: _calls.Flow[T], timeout: float | None) -> T:
         deadline = Deadline(self._timeout if timeout is None else timeout)
+        opened = await self._opened(deadline)
         try:
             call = next(flow)
             while True:
+                attempts = Attempts(call, self._connection.target, deadline, self._max_retries)
                 try:
-                    answer = await self._perform(call, deadline)
-                except grpc.RpcError as error:
-                    call = flow.throw(translate(error, call.request_id))
+                    answer = await self._answer(call, opened, attempts)
+                except Failure as failure:
+                    call = flow.throw(failure.error)
                 else:
                     call = flow.send(answer)
         except StopIteration as stop:
             result: T = stop.value
             return result
 
-    async def _perform(self, call: _calls.Call, deadline: Deadline) -> Any:
-        channel = await self._connection.channel(deadline)
+    async def _opened(self, deadline: Deadline) -> AsyncOpened:
+        opened = self._connection.opened()
+        contact = FirstContact(self._connection.target, deadline)
+        while not opened.reached:
+            try:
+                await self._send(_calls.PROBE, opened, contact.left())
+            except Failure as failure:
+                pause_s = await apart_async(contact.failed, failure.error)
+                if pause_s is not None:
+                    await opened.pause(pause_s)
+                    continue
+            opened.reached = True
+        return opened
+
+    async def _answer(self, call: _calls.Call, opened: AsyncOpened, attempts: Attempts) -> Any:
+        while True:
+            try:
+                return await self._send(call, opened, attempts.left())
+            except Failure as failure:
+                pause_s = attempts.failed(failure.error)
+            await opened.pause(pause_s)
+
+    async def _send(self, call: _calls.Call, opened: AsyncOpened, timeout_s: float) -> Any:
         if call.more:
-            rpc: Any = channel.stream_unary
+            rpc: Any = opened.channel.stream_unary
         else:
-            rpc = channel.unary_unary if call.reader is None else channel.unary_stream
+            rpc = opened.channel.unary_unary if call.reader is None else opened.channel.unary_stream
         start = rpc(
             call.method.path,
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.method.response.FromString,
         )
         request = iter((call.request, *call.more)) if call.more else call.request
-        running = start(request, timeout=deadline.left(), metadata=self._metadata)
         if call.reader is None:
-            return await running
+            try:
+                return await start(request, timeout=timeout_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                raise Failure(error) from error
+        running = start(request, timeout=timeout_s, metadata=self._metadata)
+        call.reader.begin()
         try:
-            async for message in running:
+            while (message := await receive_async(running)) is not END:
                 for callback, value in call.reader.feed(message):
                     await deliver_async(callback, value)
         finally:
@@ -535,8 +584,10 @@ class AsyncLearning:
         end = float("inf") if timeout is None else time.monotonic() + timeout
         with listening(progress) as on_progress:
             while True:
-                poll_s = _POLL_S if on_progress is not None else _LONG_POLL_S
-                operation = await self._poll(max(0.0, min(poll_s, end - time.monotonic())), end)
+                left_s = max(0.0, end - time.monotonic())
+                poll_s = min(_POLL_S if on_progress is not None else _LONG_POLL_S, left_s)
+                limit_s = min(self._client._timeout, left_s + _ANSWER_S)
+                operation = await self._client._run(_calls.wait_operation(self.name, poll_s), limit_s)
                 if on_progress is not None and operation.progress is not None:
                     await deliver_async(on_progress, operation.progress)
                 if operation.done or time.monotonic() >= end:
@@ -558,14 +609,3 @@ class AsyncLearning:
     async def forget(self, *, timeout: float | None = None) -> None:
         """Delete it from the server's list once it is done, else OperationRunning; its direction is kept."""
         await self._client._run(_calls.delete_operation(self.name), timeout)
-
-    async def _poll(self, seconds: float, end: float) -> Operation:
-        retry_until = min(end, time.monotonic() + self._client._timeout)
-        while True:
-            try:
-                return await self._client._run(_calls.wait_operation(self.name, seconds), None)
-            except Unavailable as error:
-                retry_s = error.retry_after_s or _RETRY_S
-                if time.monotonic() + retry_s > retry_until:
-                    raise
-                await pause_async(retry_s)

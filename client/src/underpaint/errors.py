@@ -20,13 +20,14 @@
     │   ├── LearningUnsupported           LEARNING_UNSUPPORTED: the model has no CLIP for the loss
     │   ├── OperationRunning              OPERATION_RUNNING: only an operation that is done can be deleted
     │   └── ModelNotReady                 MODEL_NOT_READY: loading failed
-    ├── Unavailable                   all attempts were refused; retry after ``retry_after_s``
+    ├── Unavailable                   all attempts failed; retry after ``retry_after_s``
     │   ├── QueueFull                     QUEUE_FULL
     │   ├── Draining                      DRAINING
     │   ├── ModelLoading                  MODEL_LOADING
     │   ├── WorkerRestarted               WORKER_RESTARTED
     │   ├── StoreUnavailable              STORE_UNAVAILABLE: the server cannot reach its store
     │   └── ConnectionFailed              no server answers, or the connection broke
+    │       └── WrongTarget                   no server can answer at the target as it is written
     ├── DeadlineExceeded              the ``timeout`` is too short
     │   ├── DeadlineUnattainable          DEADLINE_UNATTAINABLE: refused at once, ``metadata`` has estimate_s
     │   └── DeadlinePassed                DEADLINE_PASSED: it passed in the queue or while running
@@ -100,6 +101,7 @@ class UnderpaintError(Exception):
         """Request id, to find the request in the server's log; empty if it had none."""
         self.details = details
         """All ``google.rpc`` details of the error."""
+        self._answer_lost = False  # whether an earlier attempt of the call may have been carried out
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.__dict__.copy())
@@ -205,6 +207,10 @@ class StoreUnavailable(Unavailable):
 
 class ConnectionFailed(Unavailable):
     """No server answers at the target, or the connection broke."""
+
+
+class WrongTarget(ConnectionFailed):
+    """The target is not an address, no host has its name, or what is there speaks TLS, plain text or no gRPC."""
 
 
 class DeadlineExceeded(UnderpaintError):

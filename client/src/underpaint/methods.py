@@ -181,6 +181,11 @@ class EditMethod(_Named):
         """Whether the edit uses noise from ``request.seed``; else a generated source's seed is the only one."""
         return True
 
+    @classmethod
+    def _second(cls, request: edit_pb.EditRequest) -> Any:
+        """The message with the method's second image, or with an ``inversion`` of it; None if it takes none."""
+        return None
+
 
 EDIT_METHODS = EditMethod._table
 """Every way to edit, by name."""
@@ -399,6 +404,10 @@ class ContentInjection(_DdimInverting):
     @classmethod
     def _draws_noise(cls, request: edit_pb.EditRequest) -> bool:
         return bool(request.content_injection.boosting_start)
+
+    @classmethod
+    def _second(cls, request: edit_pb.EditRequest) -> Any:
+        return request.content_injection
 
 
 DEFAULT_EDIT = Edict()

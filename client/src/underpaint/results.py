@@ -15,7 +15,7 @@ from underpaint.methods import EDIT_METHODS, InversionMethod
 from underpaint.resources import Direction as Direction
 from underpaint.resources import InversionHandle as InversionHandle
 from underpaint.resources import Origin as Origin
-from underpaint.v1 import edit_service_pb2
+from underpaint.v1 import edit_service_pb2, types_pb2
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -208,6 +208,8 @@ class Resolved:
     """The message of the contract."""
     origin: Origin | None = field(default=None, repr=False, compare=False)
     """The photo behind its inversion, if this client has it; not part of the JSON."""
+    second_image: types_pb2.Image | None = field(default=None, repr=False, compare=False)
+    """The method's second image, such as the content to inject, if this client has it; not part of the JSON."""
 
     @property
     def seed(self) -> int:

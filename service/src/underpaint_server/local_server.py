@@ -16,6 +16,7 @@ _START_S = 240.0
 """Longest wait for a log line, in seconds."""
 _STOP_S = 150.0
 """Longest wait for the server's exit before it is killed, in seconds."""
+_LOOPBACK = "localhost,127.0.0.1,::1"
 
 
 class LocalServer:
@@ -77,6 +78,16 @@ class LocalServer:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment for a program that calls the server: ``UNDERPAINT_TARGET`` is its address, and a proxy that
+        the environment names is not used for this machine."""
+        excluded = {}
+        for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+            if name in os.environ or name != "no_grpc_proxy":  # gRPC reads this one instead of no_proxy where it is set
+                excluded[name] = ",".join(filter(None, (os.environ.get(name), _LOOPBACK)))
+        return {**os.environ, **excluded, "UNDERPAINT_TARGET": self.target}
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send signal ``number`` and wait for the server's exit; returns the exit status."""
         assert self._process is not None
@@ -125,8 +136,8 @@ class LocalServer:
 def main() -> int:
     """``python -m underpaint_server.local_server COMMAND...``: run a command while a new server runs.
 
-    ``UNDERPAINT_TARGET`` gives the command the server's address. Settings are read from the ``UNDERPAINT_*`` variables.
-    Returns the command's exit status.
+    The command has the environment of :attr:`LocalServer.environment`. Settings are read from the ``UNDERPAINT_*``
+    variables. Returns the command's exit status.
     """
     if len(sys.argv) < 2:
         print("usage: python -m underpaint_server.local_server COMMAND...", file=sys.stderr)
@@ -134,7 +145,7 @@ def main() -> int:
     print("starting a server ...", file=sys.stderr)
     with LocalServer() as server:
         print(f"the server listens on {server.target}", file=sys.stderr)
-        return subprocess.call(sys.argv[1:], env={**os.environ, "UNDERPAINT_TARGET": server.target})
+        return subprocess.call(sys.argv[1:], env=server.environment)
 
 
 if __name__ == "__main__":

@@ -170,6 +170,10 @@ class Settings(BaseSettings):
     replay_bytes: int = Field(256 * _MIB, ge=0)
     """Largest total size of the responses kept for repeats of a request_id, in bytes; beyond it the oldest are dropped.
     The default is 256 MiB; 0 keeps none."""
+    rejoin_s: float = Field(2, ge=0, le=60)
+    """Seconds for which the work of a request with a request_id goes on after its caller has left, so that a caller
+    whose connection broke can repeat the request and get the answer of the same work. A request that is cancelled uses
+    the device for as long."""
     drain_s: float = Field(120, ge=0)
     """Seconds that queued and running jobs get to finish after SIGTERM or SIGINT, while new ones are refused. What is
     left then is cancelled, and the server exits; a second signal does that at once."""

@@ -8,7 +8,7 @@ import grpc
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.front import Wire, edit, overdue, photo, refused
+from support.front import Wire, edit, overdue, photo, refused, started
 from support.waiting import until
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, model_service_pb2
 
@@ -114,3 +114,22 @@ async def test_sizes_and_first_events_are_measured(wire: Wire) -> None:
     assert wire.metric("underpaint_response_message_bytes_count", rpc="StreamEdit") == len(messages)
     assert wire.metric("underpaint_time_to_first_event_seconds_count", method="sdedit") == 1
     assert wire.metric("underpaint_image_pixels_sum") == 64 * 48
+
+
+async def test_a_call_outlives_the_age_of_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("underpaint_server.rpc.server._MINUTE_MS", 40)  # connections end after 0.2 s instead of 5 min
+    peers = set()
+
+    async def look(self: Any, request: Any, context: Any) -> model_service_pb2.ListModelsResponse:
+        peers.add(context.peer())
+        return model_service_pb2.ListModelsResponse()
+
+    monkeypatch.setattr("underpaint_server.rpc.services.models.ModelService.ListModels", look)
+    async with started() as wire:
+        wire.engine.held = True
+        long = wire.edits.Edit(edit())
+        await wire.engine.submitted.wait()
+        while len(peers) < 10:  # many connections later
+            await wire.models.ListModels(model_service_pb2.ListModelsRequest())
+        wire.engine.finish(wire.engine.handles[0])
+        assert (await long).image.content

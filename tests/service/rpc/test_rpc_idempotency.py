@@ -3,15 +3,17 @@
 import asyncio
 import gc
 import weakref
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import grpc
 import pytest
-from support.front import MINI, Wire, edit, overdue, photo, refused
+import pytest_asyncio
+from support.front import MINI, SETTINGS, Wire, edit, overdue, photo, refused, started
 from support.front import answer as computed
-from support.waiting import until
-from underpaint.v1 import edit_service_pb2, inversion_service_pb2
+from support.waiting import PATIENCE_S, until
+from underpaint.v1 import edit_service_pb2, edit_service_pb2_grpc, inversion_service_pb2
 from underpaint_server.errors import FieldInvalid, QueueFull, RequestIdReused
 from underpaint_server.rpc.calls.idempotency import Idempotency, fingerprint
 from underpaint_server.rpc.calls.singleflight import NEVER, Deadline, SharedCall, SingleFlight
@@ -194,6 +196,71 @@ async def test_the_job_is_cancelled_when_its_last_caller_leaves_and_not_before(w
     assert wire.engine.cancelled == wire.engine.handles
 
 
+@pytest_asyncio.fixture
+async def patient() -> AsyncIterator[Wire]:
+    """A server that keeps the work of callers who have left for longer than any test lasts."""
+    async with started(SETTINGS.model_copy(update={"rejoin_s": 2 * PATIENCE_S})) as wire:
+        yield wire
+
+
+async def left(wire: Wire) -> None:
+    """Wait until the server has noticed that a caller has left."""
+    await until(lambda: "CANCELLED" in {
+        sample.labels.get("grpc_code")
+        for metric in wire.metrics.registry.collect() for sample in metric.samples if sample.value
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["cancelled", "connection lost"])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_work_goes_on_for_a_caller_that_comes_back(patient: Wire, how: str, streamed: bool) -> None:
+    patient.engine.held = True
+    request = edit(request_id=str(uuid4()))
+    stream = edit_service_pb2.StreamEditRequest(edit=request)
+    async with grpc.aio.insecure_channel(patient.address) as channel:
+        stub: Any = edit_service_pb2_grpc.EditServiceStub(channel)
+        call = stub.StreamEdit(stream) if streamed else stub.Edit(request)
+        if streamed:
+            await call.read()
+        await patient.engine.submitted.wait()
+        if how == "cancelled":
+            call.cancel()
+            await left(patient)
+    await left(patient)
+    assert patient.engine.cancelled == []
+    again = patient.edits.StreamEdit(stream) if streamed else patient.edits.Edit(request)
+    await until(lambda: patient.metric("underpaint_idempotent_replays_total", result="joined") == 1)
+    patient.engine.finish(patient.engine.handles[0])
+    assert (await (last(again) if streamed else again)).image.content
+    assert len(patient.engine.jobs) == 1
+
+
+async def test_work_that_ends_before_its_caller_comes_back_is_not_done_again(patient: Wire) -> None:
+    patient.engine.held = True
+    request = edit(request_id=str(uuid4()))
+    call = patient.edits.Edit(request)
+    await patient.engine.submitted.wait()
+    call.cancel()
+    await left(patient)
+    patient.engine.finish(patient.engine.handles[0])
+    assert (await patient.edits.Edit(request)).image.content
+    assert len(patient.engine.jobs) == 1
+
+
+async def test_work_without_an_id_ends_with_its_caller(patient: Wire) -> None:
+    patient.engine.held = True
+    call = patient.edits.Edit(edit())
+    await patient.engine.submitted.wait()
+    call.cancel()
+    await until(lambda: patient.engine.cancelled)
+
+
+async def test_work_whose_deadline_has_passed_is_not_kept_for_its_caller(patient: Wire) -> None:
+    patient.engine.held = True
+    await overdue(patient, lambda timeout_s: patient.edits.Edit(edit(request_id=str(uuid4())), timeout=timeout_s))
+    await until(lambda: patient.engine.cancelled)
+
+
 async def test_an_abandoned_request_starts_anew_under_its_id(wire: Wire) -> None:
     wire.engine.held = True
     request = edit(request_id=str(uuid4()))
@@ -234,7 +301,7 @@ class Clock:
 
 def table(max_bytes: int = 10_000) -> tuple[Idempotency, Clock]:
     clock = Clock()
-    return Idempotency(ttl_s=60, max_bytes=max_bytes, metrics=Metrics(), clock=clock), clock
+    return Idempotency(ttl_s=60, max_bytes=max_bytes, rejoin_s=0, metrics=Metrics(), clock=clock), clock
 
 
 async def ask(replay: Idempotency, request_id: str, print_: bytes = b"p", bytes_: int = 100) -> tuple[Any, bool]:

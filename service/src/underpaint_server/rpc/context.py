@@ -47,7 +47,12 @@ class ServerContext:
             manager=OperationManager(settings, engine, stores.operations, stores.directions, OperationEncoder()),
             metrics=metrics,
             threads=Threads(settings.max_running + settings.queue_capacity),
-            idempotency=Idempotency(ttl_s=settings.replay_ttl_s, max_bytes=settings.replay_bytes, metrics=metrics),
+            idempotency=Idempotency(
+                ttl_s=settings.replay_ttl_s,
+                max_bytes=settings.replay_bytes,
+                rejoin_s=settings.rejoin_s,
+                metrics=metrics,
+            ),
             inverting=SingleFlight(on_join=lambda: metrics.on_store_request(result="joined")),
         )
 

@@ -62,9 +62,9 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_time_ms", _MINUTE_MS),
         ("grpc.keepalive_timeout_ms", 20_000),
-        # A client that balances over DNS resolves only when a connection ends; otherwise it finds no new replicas.
+        # A client that balances over DNS resolves only when a connection ends; otherwise it finds no new replicas. The
+        # calls of such a connection go on without a time limit (grpc.max_connection_age_grace_ms is not set).
         ("grpc.max_connection_age_ms", 5 * _MINUTE_MS),
-        ("grpc.max_connection_age_grace_ms", 10 * _MINUTE_MS),
         # Otherwise two servers could listen on one port and split the calls at random; the second must fail to start.
         ("grpc.so_reuseport", 0),
     ]

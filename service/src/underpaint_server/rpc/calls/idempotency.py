@@ -29,13 +29,21 @@ class Idempotency:
     """Requests by id. Only successful answers are kept: a request that failed may be retried with the same id.
 
     An answer is kept for ``ttl_s`` seconds. All kept answers together take at most ``max_bytes``; the oldest are
-    dropped first. ``clock`` gives seconds.
+    dropped first. Work whose last caller has left goes on for ``rejoin_s`` seconds, so that a repeat of its id can join
+    it. ``clock`` gives seconds.
     """
 
     def __init__(
-        self, *, ttl_s: float, max_bytes: int, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        ttl_s: float,
+        max_bytes: int,
+        rejoin_s: float,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ttl_s = ttl_s
+        self._rejoin_s = rejoin_s
         self._max_bytes = max_bytes
         self._metrics = metrics
         self._clock = clock
@@ -62,7 +70,7 @@ class Idempotency:
         entry = self._entries.get(request_id)
         if entry is not None and entry.call.open:
             return self._again(request_id, entry, fingerprint, deadline)
-        call: SharedCall[Any] = SharedCall(run, deadline)
+        call: SharedCall[Any] = SharedCall(run, deadline, self._rejoin_s)
         self._forget(request_id)
         self._entries[request_id] = _Entry(fingerprint, call)
         call.on_done(lambda: self._ended(request_id, call))

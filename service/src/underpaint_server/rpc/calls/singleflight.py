@@ -1,4 +1,4 @@
-"""Work that several calls wait for: it runs once, and is cancelled when the last waiting call leaves."""
+"""Work that several calls wait for: it runs once, and is cancelled when the last waiting call has left."""
 
 import asyncio
 import time
@@ -40,14 +40,21 @@ NEVER: Final = Deadline(None)
 
 
 class SharedCall(Generic[T]):
-    """Work that one or more calls wait for, each inside ``with call:``. When the last one leaves, it is cancelled.
+    """Work that one or more calls wait for, each inside ``with call:``.
 
     ``run`` is the work; it receives this object. The deadline is the latest of all calls that have joined, so that an
-    early deadline of one call does not end the work of others.
+    early deadline of one call does not end the work of others. When the last call leaves, the work is cancelled, after
+    ``rejoin_s`` seconds: a caller whose connection broke, which looks the same here as a caller that cancelled, comes
+    back within that time and finds its work going on. Work whose deadline has passed is not waited for.
     """
 
-    def __init__(self, run: Callable[["SharedCall[T]"], Awaitable[T]], deadline: Deadline) -> None:
+    def __init__(
+        self, run: Callable[["SharedCall[T]"], Awaitable[T]], deadline: Deadline, rejoin_s: float = 0.0
+    ) -> None:
         self.deadline = deadline
+        self._rejoin_s = rejoin_s
+        self._abandoned = False
+        self._leaving: asyncio.TimerHandle | None = None
         self._handle: JobHandle | None = None
         self._admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._callers = 0
@@ -56,19 +63,25 @@ class SharedCall(Generic[T]):
 
     def __enter__(self) -> Self:
         self._callers += 1
+        self._stay()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._callers -= 1
-        if self._callers == 0:
-            self._task.cancel()
+        if self._callers == 0 and not self._task.done():
+            left_s = self.deadline.left_s
+            wait_s = self._rejoin_s if left_s is None else min(self._rejoin_s, left_s)
+            if wait_s > 0:
+                self._leaving = asyncio.get_running_loop().call_later(wait_s, self._abandon)
+            else:
+                self._abandon()
 
     @property
     def open(self) -> bool:
-        """Whether another call may join: the work succeeded, or it runs and some call waits for it."""
+        """Whether another call may join: the work succeeded, or it runs and is not being cancelled."""
         if self._task.done():
             return not self._task.cancelled() and self._task.exception() is None
-        return self._callers > 0
+        return not self._abandoned
 
     @property
     def done(self) -> bool:
@@ -109,6 +122,15 @@ class SharedCall(Generic[T]):
         """Wait for the answer; raises what the work raised."""
         return await asyncio.shield(self._task)
 
+    def _abandon(self) -> None:
+        self._abandoned = True
+        self._task.cancel()
+
+    def _stay(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
+
     async def _run(self, run: Callable[["SharedCall[T]"], Awaitable[T]]) -> T:
         return await run(self)
 
@@ -117,6 +139,7 @@ class SharedCall(Generic[T]):
         error = None if task.cancelled() else task.exception()
         # The answer may be kept for minutes; the image and the latents of the job need not be.
         self._handle = None
+        self._stay()
         if self._admitted.done():
             return
         if task.cancelled():
