@@ -4,6 +4,7 @@ The contract has all that the client adds: retries by a service config, errors a
 server stream.
 """
 
+import json
 import sys
 import uuid
 from pathlib import Path
@@ -15,6 +16,25 @@ from sample import SOURCE_PROMPT, TARGET_PROMPT, flags, red_circle_png
 from underpaint.v1 import edit_service_pb2 as pb
 from underpaint.v1 import edit_service_pb2_grpc as stubs
 from underpaint.v1 import inversion_service_pb2, types_pb2
+
+
+RETRIES = {
+    "methodConfig": [
+        {
+            "name": [{}],  # every RPC
+            "waitForReady": True,
+            "retryPolicy": {
+                "maxAttempts": 5,  # gRPC makes no more
+                "initialBackoff": "0.5s",
+                "maxBackoff": "10s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+"""The service config. Without request ids, a repeat would do its work twice. A refusal says when to come back
+(grpc-retry-pushback-ms), and gRPC waits as long."""
 
 
 def explain(error: Any) -> str:
@@ -41,9 +61,10 @@ def main() -> None:
         target_prompt=TARGET_PROMPT,
         edict=pb.EdictEdit(),
     )
-    with grpc.insecure_channel(options.target) as channel:
+    retries = ("grpc.service_config", json.dumps(RETRIES))
+    with grpc.insecure_channel(options.target, options=[retries]) as channel:
         service = stubs.EditServiceStub(channel)
-        for event in service.StreamEdit(pb.StreamEditRequest(edit=edit), timeout=120, wait_for_ready=True):
+        for event in service.StreamEdit(pb.StreamEditRequest(edit=edit), timeout=120):
             if event.WhichOneof("event") == "progress":
                 print(types_pb2.Phase.Name(event.progress.phase), f"{event.progress.fraction:.0%}")
             elif event.WhichOneof("event") == "result":

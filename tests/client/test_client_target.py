@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -175,6 +176,10 @@ UNKNOWN = "no host has the name"
             NOT_GRPC,
         ),
         (
+            "connections to all backends failing; last error: UNAVAILABLE: ipv4:127.0.0.1:1: Failed parsing HTTP/2",
+            NOT_GRPC,
+        ),
+        (
             "DNS resolution failed for box:1: C-ares status is not ARES_SUCCESS qtype=A name=box is_balancer=0: "
             "Domain name not found",
             UNKNOWN,
@@ -263,6 +268,7 @@ def test_a_unix_socket_is_a_target(connect, server, tmp_path, photo, slashes, mo
         there.stop()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has them")
 def test_an_abstract_socket_is_a_target(connect, server, tmp_path, photo):
     there = type(server)(f"unix-abstract:{tmp_path}")
     try:

@@ -56,11 +56,11 @@ _WRONG: tuple[tuple[tuple[str, ...], str], ...] = (
         "the certificate of {address} is for another host: use a name that the certificate has",
     ),
     (
-        ("expected settings frame", "http1.x server"),
+        ("failed parsing http/2", "expected settings frame", "http1.x server"),
         "{address} is not a gRPC server: check the port (the metrics of a server have one of their own)",
     ),
 )
-_MAYBE_TLS = "socket closed", "connection reset", "end of tcp stream", "settings frame", "http1.x server"
+_MAYBE_TLS = "socket closed", "connection reset", "end of tcp stream", "http/2", "settings frame", "http1.x server"
 _TLS_CHECK_S = 2.0
 
 
