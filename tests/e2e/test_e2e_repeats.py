@@ -105,17 +105,21 @@ async def test_resolved_gives_the_same_bytes_here_and_on_another_server(place: s
 
 
 @pytest.mark.parametrize("place", ["toy:", "toy:pinned"])
-async def test_an_exact_edit_has_the_same_bytes_alone_and_in_a_crowd(place: str) -> None:
-    request = edit("edict", image=photo(seed=60), seed=1)
+async def test_an_edit_has_the_same_bytes_alone_and_in_a_crowd(place: str) -> None:
+    requests = [edit(name, image=photo(seed=60 + n), seed=1) for n, name in enumerate(METHODS)]
     with LocalServer(models=f"toy={place}") as server:
         async with stubs(server) as wire:
-            alone = await wire.edits.Edit(request)
+            answers = [await wire.edits.Edit(request) for request in requests]
+            alone = answers[0]
             latents = await _latents(server, alone.inversion)
-            await wire.inversions.DeleteInversion(inversion_service_pb2.DeleteInversionRequest(name=alone.inversion))
+            for name in filter(None, (answer.inversion for answer in answers)):
+                await wire.inversions.DeleteInversion(inversion_service_pb2.DeleteInversionRequest(name=name))
             crowd = [wire.edits.Edit(edit(name, image=photo(seed=n))) for n in range(12) for name in METHODS]
-            crowded, *_ = await together(server, (wire.edits.Edit(request), *crowd), inside=24)
+            same = [wire.edits.Edit(request) for request in requests]
+            all_answers = await together(server, (*same, *crowd), inside=24)
+            crowded = all_answers[0]
             again = await _latents(server, crowded.inversion)
-    assert crowded.image == alone.image
+    assert [answer.image for answer in all_answers[: len(answers)]] == [answer.image for answer in answers]
     assert latents.keys() == again.keys() == {"source", "x", "y"}
     assert all(np.array_equal(latents[name], again[name]) for name in latents)
     assert not crowded.usage.inversion_cache_hit

@@ -120,7 +120,8 @@ class Inversion:
     height: int
     """Of the image, in pixels."""
     batch_class: int | None
-    """Rows of each forward pass that it was made in; None where that number does not change the result."""
+    """Rows of each forward pass that it was made in, which is also that of edits from it; None where that number does
+    not change the result."""
     arrays: dict[str, Array] = field(repr=False)
     """By name, float64 unless stated. ``source`` (c, h, w): the encoded image. EDICT: ``x`` and ``y`` (c, h, w), the
     coupled latents. DDIM of n steps: ``trajectory`` (n + 1, c, h, w), the latents at each level, the source first; and
@@ -474,7 +475,8 @@ class ModelInfo:
     prompt_tokens: int
     """Length of the text encoder's context in tokens, start and end tokens included; 0 for a model without text."""
     batch_class: int | None
-    """Rows of each forward pass of an exact job; None where it was measured that this number does not matter."""
+    """Rows of each forward pass at the model's own size; None where it was measured that this number does not matter.
+    See :meth:`batch_class_at`."""
     content_features: str
     """Network whose features the content loss compares: "vae" or "vgg16"; empty where the model cannot learn."""
     gradients: bool
@@ -484,3 +486,10 @@ class ModelInfo:
     exact inversion can be used only where the fingerprint is the one it was made with."""
     feature_sites: tuple[str, ...] = ()
     """Names of the sites where activations can be captured and changed: "mid", "up_0", ..."""
+    other_batch_class: int | None = None
+    """Rows of each forward pass at other sizes than the model's own, which are not measured."""
+
+    def batch_class_at(self, width: int, height: int) -> int | None:
+        """Batch class of noise predictions for images of this size, in pixels: the number of rows of their passes; None
+        where it does not matter."""
+        return self.batch_class if (width, height) == (self.width, self.height) else self.other_batch_class

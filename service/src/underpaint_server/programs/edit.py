@@ -29,17 +29,17 @@ Start = tuple[dict[str, Tensor], Inversion | None]
 """Arrays to start from, and the inversion that was made for them; None where none was made."""
 
 
-def edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
+def edit(job: EditJob, model: Facts) -> Steps[Result]:
     """The program of an EditJob. Raises NonFiniteLatents."""
     prepare = preparation(job.method)
     texts = yield from _texts(job, prepare)
     companion_arrays = companion_inversion = None
     if job.companion is not None:
         (arrays, inversion), (companion_arrays, companion_inversion) = yield from together(
-            _source(job, texts, model, batch_class), _companion(job.model, job.companion, texts, model)
+            _source(job, texts, model), _companion(job.model, job.companion, texts, model)
         )
     else:
-        arrays, inversion = yield from _source(job, texts, model, batch_class)
+        arrays, inversion = yield from _source(job, texts, model)
     task: Editing[Any, Any] = Editing(
         arrays=arrays,
         grid=_grid(job, prepare, model),
@@ -77,7 +77,7 @@ def _grid(job: EditJob, prepare: Preparation[Any, Any], model: Facts) -> Grid:
     return inversion_grid(job.inversion, model)
 
 
-def _source(job: EditJob, texts: Texts, model: Facts, batch_class: int | None) -> Steps[Start]:
+def _source(job: EditJob, texts: Texts, model: Facts) -> Steps[Start]:
     """The arrays that the edit starts from."""
     source = job.source
     match source:
@@ -94,7 +94,7 @@ def _source(job: EditJob, texts: Texts, model: Facts, batch_class: int | None) -
     if job.inversion is None:
         return {"source": latents}, None
     guidance = Guidance(texts["source_prompt"], texts["empty"], job.inversion.guidance_scale)
-    inverted = yield from run_inverter(job.model, job.inversion, latents, guidance, model, batch_class)
+    inverted = yield from run_inverter(job.model, job.inversion, latents, guidance, model)
     return tensors.arrays(inverted, model), inverted if isinstance(source, Photo) else None
 
 
@@ -104,5 +104,5 @@ def _companion(model_id: str, companion: Companion, texts: Texts, model: Facts) 
         return tensors.arrays(companion.source.inversion, model), None
     latents = yield from parts.encode(companion.source, model)
     guidance = Guidance(texts["empty"], texts["empty"], companion.inversion.guidance_scale)
-    inverted = yield from run_inverter(model_id, companion.inversion, latents, guidance, model, None)
+    inverted = yield from run_inverter(model_id, companion.inversion, latents, guidance, model)
     return tensors.arrays(inverted, model), inverted
