@@ -139,7 +139,7 @@ class ToyBackend:
                     return Pulled(*torch.autograd.grad(noise_pred, (x, mean), cotangent))
             case PullBackDecode(latents=z, cotangent=cotangent):
                 small = functional.avg_pool2d(cotangent[None].double(), SCALE)[0] * SCALE**2
-                return torch.cat([small, torch.zeros_like(z[3:])])
+                return torch.cat([small * (z[:3].abs() <= 1), torch.zeros_like(z[3:])])
             case Score():
                 return _score(row)
             case Encode(image=image):
