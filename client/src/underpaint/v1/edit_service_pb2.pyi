@@ -456,7 +456,9 @@ class ContentInjectionEdit(_message.Message):
     every: _builtins.int
     """Inject at every n-th step only, counted from the noisiest; 0 means 1, every step."""
     boosting_start: _builtins.float
-    """Share of the schedule below which each step adds fresh noise (eta 1), [0, 1]; 0 adds none. Unset means 0."""
+    """Share of the schedule below which each step but the last adds fresh noise (eta 1), [0, 1]; 0 adds none. Unset
+    means 0.
+    """
     interpolation: Global___Interpolation.ValueType
     """How activations are mixed."""
     @_builtins.property
