@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from e2e.harness import Samples, disc, eventually, idle, masking, running, scrape, stubs, together
 from safetensors.numpy import load
-from support.front import edit, merged, photo
+from support.front import edit, merged, photo, refused
 from underpaint import (
     AsyncClient,
     Client,
@@ -23,7 +23,7 @@ from underpaint import (
     Resolved,
     SdEdit,
 )
-from underpaint.v1 import edit_service_pb2, inversion_service_pb2
+from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 from underpaint_server.local_server import LocalServer
 
 ROWS = "underpaint_network_rows_total"
@@ -102,6 +102,38 @@ async def test_resolved_gives_the_same_bytes_here_and_on_another_server(place: s
             mask = here.compute_mask(disc(), "a corgi", DiffEdit(samples=4))
         await _repeat_mask(other, mask.resolved.message, mask.mask_bytes)
         await _repeat_mask(one, mask.resolved.message, mask.mask_bytes)
+
+
+async def test_an_edit_is_repeated_from_its_photo_when_its_inversion_is_gone(toy: LocalServer) -> None:
+    """Deleted here; a restart with the store in memory comes to the same. The content of an injection is a photo too."""
+    source, content = photo((150, 40), seed=70), photo(seed=71)
+    source.fit = types_pb2.FIT_RESIZE
+    content.fit = types_pb2.FIT_PAD
+    given = {"steps": 9, "strength": 0.9, "guidance_scale": 2.0, "source_prompt": "a cat"}
+    async with stubs(toy) as wire, AsyncClient(toy.target) as client:
+        for name in ("edict", "ddim", "diffedit", "content_injection"):
+            more: dict[str, Any] = {"content_injection": {"image": content}} if name == "content_injection" else {}
+            first = await wire.edits.Edit(edit(name, image=source, inversion_parameters=given, seed=1, **more))
+            async for stored in client.list_inversions():
+                await client.delete_inversion(stored)
+            refusal = await refused(wire.edits.Edit(first.resolved))
+            assert refusal.reason == "INVERSION_EXPIRED"
+            request = edit_service_pb2.EditRequest()
+            request.CopyFrom(first.resolved)
+            request.image.CopyFrom(source)
+            if more:
+                request.content_injection.image.CopyFrom(content)
+            again = await wire.edits.Edit(request)
+            assert (again.image, again.resolved) == (first.image, first.resolved), name
+
+
+def test_the_client_repeats_an_edit_whose_inversion_is_gone(toy: LocalServer) -> None:
+    with Client(toy.target) as client:
+        for method in (Edict(steps=9), Ddim(steps=9), DiffEdit(steps=9, samples=4)):
+            made = client.edit(disc((9, 9, 200)), "a corgi", method, source_prompt="a cat", guidance_scale=2)
+            assert made.inversion is not None
+            client.delete_inversion(made.inversion)
+            assert client.repeat(made.resolved).image_bytes == made.image_bytes
 
 
 @pytest.mark.parametrize("place", ["toy:", "toy:pinned"])

@@ -106,7 +106,9 @@ class EditRequest(_message.Message):
 
     @_builtins.property
     def inversion_parameters(self) -> _inversion_service_pb2.InversionParameters:
-        """How to invert `image`. Must be empty for other sources, and for methods that invert nothing."""
+        """How to invert `image`. For `inversion`, how it was made: may be empty, and a field that is set must be the
+        inversion's own. Must be empty for `generated`, and for methods that invert nothing.
+        """
 
     @_builtins.property
     def sdedit(self) -> Global___SdEdit:
@@ -464,7 +466,7 @@ class ContentInjectionEdit(_message.Message):
     @_builtins.property
     def image(self) -> _types_pb2.Image:
         """An image. It is fitted to the size of the source, inverted with the same schedule and without a prompt, and its
-        inversion is stored; `resolved` names that inversion.
+        inversion is stored; `resolved` names that inversion. Should it be gone by then, set `image` again.
         """
 
     @_builtins.property
@@ -547,7 +549,8 @@ class EditResponse(_message.Message):
     @_builtins.property
     def resolved(self) -> Global___EditRequest:
         """The request with all defaults and random values filled in, which gives the same result again. Its source is the
-        inversion if it is stored, otherwise `image` has the fitted pixels.
+        inversion if it is stored, otherwise `image` has the fitted pixels. Should the inversion be gone by then, set
+        `image` in its place, with the `fit` of the first request: `inversion_parameters` say how to invert it.
         """
 
     @_builtins.property
@@ -816,7 +819,8 @@ class ComputeMaskResponse(_message.Message):
     @_builtins.property
     def resolved(self) -> Global___EditRequest:
         """The request with all defaults and random values filled in, which gives the same result again. Its source is the
-        inversion if it is stored, otherwise `image` has the fitted pixels.
+        inversion if it is stored, otherwise `image` has the fitted pixels. Should the inversion be gone by then, set
+        `image` in its place, with the `fit` of the first request: `inversion_parameters` say how to invert it.
         """
 
     @_builtins.property
