@@ -62,7 +62,7 @@ async def test_latents_are_the_same_alone_and_in_a_crowd(embedded: LocalServer, 
     photo = disc((120, 30, 160))
     is_invariant(*batch_class_of(embedded))
     async with AsyncClient(embedded.target) as client:
-        for name, method in INVERSIONS.items():
+        for method in INVERSIONS.values():
             alone = await client.invert(photo, method=method, steps=8, source_prompt="a circle")
             before = load(await client.export_inversion(alone))
             await client.delete_inversion(alone)

@@ -105,7 +105,7 @@ async def test_resolved_gives_the_same_bytes_here_and_on_another_server(place: s
 
 
 async def test_an_edit_is_repeated_from_its_photo_when_its_inversion_is_gone(toy: LocalServer) -> None:
-    """Deleted here; a restart with the store in memory comes to the same. The content of an injection is a photo too."""
+    """Deleted here; a restart with the store in memory comes to the same. An injection's content is a photo too."""
     source, content = photo((150, 40), seed=70), photo(seed=71)
     source.fit = types_pb2.FIT_RESIZE
     content.fit = types_pb2.FIT_PAD
@@ -125,6 +125,16 @@ async def test_an_edit_is_repeated_from_its_photo_when_its_inversion_is_gone(toy
                 request.content_injection.image.CopyFrom(content)
             again = await wire.edits.Edit(request)
             assert (again.image, again.resolved) == (first.image, first.resolved), name
+
+
+def test_a_stored_inversion_says_again_what_its_caller_may_not_expect(toy: LocalServer) -> None:
+    with Client(toy.target) as client:
+        method = EdictInversion(mixing_coefficient=0.6)
+        made = [client.invert(disc((7, 70, 7)), method=method, steps=50, source_prompt="((a cat))") for _ in range(2)]
+    assert made[1].usage is not None
+    assert made[1].usage.inversion_cache_hit
+    assert {notice.reason for notice in made[0].notices} == {"PROMPT_SYNTAX", "INVERSION_INEXACT"}
+    assert made[1].notices == made[0].notices
 
 
 def test_the_client_repeats_an_edit_whose_inversion_is_gone(toy: LocalServer) -> None:

@@ -1,4 +1,4 @@
-"""A network whose bits depend on the number of rows of its pass, as those of a bfloat16 network on a CPU with AMX do."""
+"""A network whose bits depend on the number of rows of its pass, as in bfloat16 on a CPU with AMX."""
 
 from functools import partial
 

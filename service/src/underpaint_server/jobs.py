@@ -107,6 +107,16 @@ class InversionOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """A property of a result that is no error but that its caller may not expect."""
+
+    reason: str
+    """PROMPT_TRUNCATED, PROMPT_SYNTAX, PROMPT_UNUSED, NOISE_TOO_LOW, INVERSION_INEXACT, MASK_EMPTY or MASK_FULL."""
+    message: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inversion:
     """An inversion: its latents, and what is needed to use them again."""
 
@@ -133,6 +143,8 @@ class Inversion:
     """Of the reconstructed image against the image, in dB; None where it was not measured."""
     reconstruction_max_abs_error: float | None = None
     """Largest absolute difference of a reconstructed latent from its source; None where it was not measured."""
+    notices: tuple[Notice, ...] = ()
+    """What its caller may not expect of it."""
 
 
 # --- what to edit -----------------------------------------------------------------------------------------------
@@ -373,14 +385,6 @@ class Preview:
     pixels: Picture = field(repr=False)
     step: int
     """Finished steps of the phase."""
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """A warning in a result; ``reason`` is PROMPT_TRUNCATED, MASK_EMPTY or MASK_FULL, ``message`` is for people."""
-
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A network whose bits depend on the size of its passes: what promises a return returns, and company changes no byte."""
+"""A network whose bits depend on the size of its passes: what promises a return returns, company changes no byte."""
 
 from collections.abc import Sequence
 from dataclasses import replace

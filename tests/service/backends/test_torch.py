@@ -192,3 +192,12 @@ def test_what_the_text_encoder_cannot_read_is_reported(embedded: Backend) -> Non
     (short, cut) = embedded.predict(Batch([Embed("a red apple"), Embed(long)], 4))
     assert short.dropped == ""
     assert cut.dropped.startswith("a red apple") or cut.dropped.startswith("red") or cut.dropped.startswith("apple")
+
+
+def test_what_is_dropped_is_quoted_as_the_caller_wrote_it(embedded: Backend) -> None:
+    """Tokens decoded again would be in small letters, with other spaces and without what has no token."""
+    long = "A  Red\tApple, ÉCOLE de peinture (très Grande), 日本 ... " * 5
+    (cut,) = embedded.predict(Batch([Embed(long)], 4))
+    assert cut.dropped
+    assert long.rstrip().endswith(cut.dropped)
+    assert len(cut.dropped) < len(long) - 20

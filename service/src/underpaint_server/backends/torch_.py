@@ -172,7 +172,8 @@ class TorchBackend:
         return min(chosen, self._settings.max_batch_size)
 
     def _is_heavy(self) -> bool:
-        return self._model.unet.device.type == "cpu" and self._model.unet.num_parameters() > CPU_MEASURED_PARAMETERS
+        unet = self._model.unet
+        return bool(unet.device.type == "cpu" and unet.num_parameters() > CPU_MEASURED_PARAMETERS)
 
     def _may_measure(self) -> bool:
         """Decided by size, not by elapsed time: the decision changes the bits of results, so it must not vary."""

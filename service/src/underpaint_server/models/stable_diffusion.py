@@ -165,5 +165,7 @@ class StableDiffusion:
         return [Embedded(h, self._dropped(text)) for h, text in zip(hidden, texts, strict=True)]
 
     def _dropped(self, text: str) -> str:
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return str(self.tokenizer.decode(ids[self.prompt_tokens - 2 :])).strip()
+        """The end of the caller's own text that begins with the first token that does not fit."""
+        spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        over = spans["offset_mapping"][self.prompt_tokens - 2 :]
+        return text[over[0][0] :].strip() if over else ""

@@ -20,7 +20,7 @@ from underpaint_server.methods.task import (
 )
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
-from underpaint_server.programs import parts
+from underpaint_server.programs import notices, parts
 from underpaint_server.programs.invert import run_inverter
 from underpaint_server.programs.parts import Texts
 from underpaint_server.rows import Decode, Steps
@@ -56,8 +56,14 @@ def edit(job: EditJob, model: Facts) -> Steps[Result]:
     tensors.check_finite(outcome.latents)
     (image,) = yield [Decode(outcome.latents)]
     mask = None if outcome.mask is None else tensors.mask_picture(outcome.mask, model)
-    notices = texts.notices + outcome.notices
-    return Edited(tensors.picture(image), mask, inversion, Usage(), notices, companion_inversion)
+    found = (
+        *texts.notices,
+        *notices.about_unused_prompts(job),
+        *notices.about_noise(task.grid, _strength(job), model),
+        *(notices.about_exactness(job.inversion, arrays) if job.inversion is not None else ()),
+        *outcome.notices,
+    )
+    return Edited(tensors.picture(image), mask, inversion, Usage(), found, companion_inversion)
 
 
 def _texts(job: EditJob, prepare: Preparation[Any, Any]) -> Steps[Texts]:
@@ -75,6 +81,11 @@ def _grid(job: EditJob, prepare: Preparation[Any, Any], model: Facts) -> Grid:
         return prepare.grid(job.method, model)
     assert job.inversion is not None
     return inversion_grid(job.inversion, model)
+
+
+def _strength(job: EditJob) -> float:
+    """The share of the schedule that the edit uses: that of its inversion, or the method's own, or all of it."""
+    return job.inversion.strength if job.inversion is not None else getattr(job.method, "strength", 1.0)
 
 
 def _source(job: EditJob, texts: Texts, model: Facts) -> Steps[Start]:

@@ -9,7 +9,7 @@ from underpaint_server.jobs import Inversion, InversionOptions, Inverted, Invert
 from underpaint_server.methods.task import Editing, Inverting, inversion_grid, inverter, reconstructor
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
-from underpaint_server.programs import parts
+from underpaint_server.programs import notices, parts
 from underpaint_server.rows import Decode, Steps
 
 
@@ -23,7 +23,14 @@ def invert(job: InvertJob, model: Facts) -> Steps[Result]:
         inversion = yield from run_inverter(job.model, job.options, source, guidance, model)
     if job.verify:
         inversion = yield from _verified(inversion, job.source, guidance, model)
-    return Inverted(inversion, Usage(), texts.notices)
+    arrays, grid = tensors.arrays(inversion, model), inversion_grid(job.options, model)
+    found = (
+        *texts.notices,
+        *notices.about_unused_prompts(job),
+        *notices.about_noise(grid, job.options.strength, model),
+        *notices.about_exactness(job.options, arrays, inversion.reconstruction_max_abs_error),
+    )
+    return Inverted(replace(inversion, notices=found), Usage(), found)
 
 
 def run_inverter(
