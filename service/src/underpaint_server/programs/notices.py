@@ -65,8 +65,8 @@ def about_noise(grid: Grid, strength: float, model: Facts) -> Iterable[Notice]:
         steps = f"{len(grid) - 1} step{'s' if len(grid) > 2 else ''}"
         yield Notice(
             "NOISE_TOO_LOW",
-            f"the noisiest of {steps} is timestep {top.timestep} and keeps {sqrt(top.alpha_bar):.0%} of the image, where "
-            f"strength {strength:g} means {meant:.0%}; use more steps",
+            f"the noisiest of {steps} is timestep {top.timestep} and keeps {sqrt(top.alpha_bar):.0%} of the image; "
+            f"strength {strength:g} means {meant:.0%}: use more steps",
         )
 
 
