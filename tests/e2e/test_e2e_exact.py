@@ -152,8 +152,8 @@ def test_no_change_changes_nothing_whether_the_size_of_a_pass_matters_or_not(
             assert edited.image_bytes == seen, way
         for calibration in (0.0, 0.4):
             content = disc(size=(32, 32))
-            method = ContentInjection(content=content, weight=0.0, calibration=calibration, steps=12)
-            injected = client.edit(photo, "a corgi", method, guidance_scale=2, model=model, seed=2)
+            injection = ContentInjection(content=content, weight=0.0, calibration=calibration, steps=12)
+            injected = client.edit(photo, "a corgi", injection, guidance_scale=2, model=model, seed=2)
             assert injected.inversion is not None
             plain = client.edit(injected.inversion, "a corgi", Ddim(), guidance_scale=2, model=model)
             assert injected.image_bytes == plain.image_bytes, calibration

@@ -211,7 +211,7 @@ def test_a_mask_may_have_the_photo_s_size_or_the_model_s(embedded: LocalServer) 
 
 def test_what_the_text_encoder_cannot_read_is_told(embedded: LocalServer) -> None:
     with Client(embedded.target) as client:
-        edited = client.edit(disc(), "a circle " * 100 + "and a pineapple", SdEdit(steps=2))
+        edited = client.edit(disc(), "a circle " * 100 + "and a pineapple", SdEdit(steps=5))
     assert [notice.reason for notice in edited.notices] == ["PROMPT_TRUNCATED"]
     assert "pineapple" in edited.notices[0].message
 

@@ -54,7 +54,8 @@ def company(size: int = 64) -> list[Job]:
 def autoencoded(backend: TorchBackend) -> Picture:
     """The photo encoded and decoded."""
     nowhere = np.zeros((64, 64), np.uint8)
-    return run(backend, edit_job("mini", 64, diffedit(nowhere), steps=2)).pixels
+    pixels: Picture = run(backend, edit_job("mini", 64, diffedit(nowhere), steps=2)).pixels
+    return pixels
 
 
 @SAMPLERS
@@ -63,6 +64,13 @@ def test_weights_of_one_reproduce_the_photo(backend: TorchBackend, sampler: Samp
     """The residuals are computed in wide passes, and the picture is drawn in narrow ones."""
     job = edit_job("mini", 64, disentangled(STEPS, STEPS, sampler), steps=STEPS)
     assert np.array_equal(run(backend, job, *others).pixels, autoencoded(backend))
+
+
+def test_weights_of_one_reproduce_the_photo_in_float32_too() -> None:
+    backend = load_drifting(Settings(dtype="float32"))
+    job = edit_job("mini", 64, disentangled(STEPS, STEPS, Sampler.PLMS), steps=STEPS)
+    assert backend.facts.info.batch_class == 4
+    assert np.array_equal(run(backend, job).pixels, autoencoded(backend))
 
 
 @pytest.mark.parametrize("others", [(), tuple(company())], ids=["alone", "in company"])

@@ -88,9 +88,9 @@ class EditRequest(_message.Message):
     seed: _builtins.int
     """Seed of the noise of the method; unset means a random one, which `resolved` reports."""
     guidance_scale: _builtins.float
-    """Classifier-free guidance scale; 1 is none. Unset means the inversion's for edict, the direction's for a direction,
-    otherwise 3 for sdedit and ddim, 5 for diffedit and disentangled, 1 for content injection; always 1 for a model
-    without a text encoder.
+    """Classifier-free guidance scale, [0, 30]; 1 is none, and below it the result nears that of the negative prompt. Unset
+    means the inversion's for edict, the direction's for a direction, otherwise 3 for sdedit and ddim, 5 for diffedit
+    and disentangled, 1 for content injection; always 1 for a model without a text encoder.
     """
     output_media_type: _builtins.str
     """Media type of the result: "image/png", "image/jpeg" or "image/webp"; empty means "image/png"."""
