@@ -127,6 +127,29 @@ async def test_an_edit_is_repeated_from_its_photo_when_its_inversion_is_gone(toy
             assert (again.image, again.resolved) == (first.image, first.resolved), name
 
 
+async def test_an_edit_of_a_stored_inversion_is_repeated_from_the_photo_too(toy: LocalServer) -> None:
+    """Methods that invert nothing start from the encoded photo, which is the same."""
+    source, content = photo((150, 40), seed=72), photo(seed=73)
+    requests = {
+        "sdedit": edit("sdedit", seed=1),
+        "disentangled": edit(
+            "disentangled", seed=1, disentangled={"switch_step": 4, "sampler": types_pb2.SAMPLER_PLMS}
+        ),
+        "content_injection": edit("content_injection", seed=1, content_injection={"image": content}),
+        "ddim": edit("ddim", seed=1),
+    }
+    async with stubs(toy) as wire:
+        for name, request in requests.items():
+            made = await wire.edits.Edit(edit("ddim", image=source, inversion_parameters={"source_prompt": "a cat"}))
+            request.inversion = made.inversion
+            first = await wire.edits.Edit(request)
+            await wire.inversions.DeleteInversion(inversion_service_pb2.DeleteInversionRequest(name=made.inversion))
+            resolved = edit_service_pb2.EditRequest()
+            resolved.CopyFrom(first.resolved)
+            resolved.image.CopyFrom(source)
+            assert (await wire.edits.Edit(resolved)).image == first.image, name
+
+
 def test_a_stored_inversion_says_again_what_its_caller_may_not_expect(toy: LocalServer) -> None:
     with Client(toy.target) as client:
         method = EdictInversion(mixing_coefficient=0.6)
