@@ -24,7 +24,7 @@ INVARIANCE = "batch invariance"
 @pytest.fixture
 def is_invariant(record_property: Callable[[str, object], None]) -> Callable[[str, int | None], bool]:
     """Whether a network's answers have the same bits at every batch size here: on some processors they do not, and
-    exact jobs are pinned to a batch class. Takes number format and batch class of a model, and says them in the end."""
+    passes are pinned to a batch class. Takes number format and batch class of a model, and says them in the end."""
 
     def note(dtype: str, batch_class: int | None) -> bool:
         record_property(INVARIANCE, f"{dtype} {'yes' if batch_class is None else f'no (pinned to {batch_class})'}")

@@ -54,7 +54,7 @@ def main() -> None:
     begin = time.monotonic()
     served = {**locations, UNCONDITIONAL: args.unconditional}
     models = ",".join(f"{name}={location}" for name, location in served.items())
-    # A quick run skips the server's measurement of whether it must pin exact jobs.
+    # A quick run skips the server's measurement of whether it must pin the size of passes.
     pinning = "pinned" if args.quick else "auto"
     with (
         LocalServer(models=models, dtype=args.dtype, exact_batching=pinning) as server,

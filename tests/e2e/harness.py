@@ -180,7 +180,7 @@ async def eventually(look: Callable[[], Any]) -> Any:
 
 
 def batch_class_of(server: LocalServer) -> tuple[str, int | None]:
-    """Number format of the server's only model, and the batch class that its exact jobs are pinned to."""
+    """Number format of the server's only model, and the batch class that its passes are pinned to."""
     line = server.wait_for("model ready")
     return line["dtype"], line["batch_class"]
 

@@ -9,7 +9,19 @@ import pytest
 from e2e.harness import batch_class_of, disc, together
 from PIL import Image
 from safetensors.numpy import load
-from underpaint import AsyncClient, Client, Ddim, DdimInversion, DiffEdit, Edict, Generated, Inversion, SdEdit
+from underpaint import (
+    AsyncClient,
+    Client,
+    ContentInjection,
+    Ddim,
+    DdimInversion,
+    DiffEdit,
+    Disentangled,
+    Edict,
+    Generated,
+    Inversion,
+    SdEdit,
+)
 from underpaint_server.local_server import LocalServer
 
 EXACT = 1e-10
@@ -119,6 +131,34 @@ def test_outside_its_mask_diffedit_keeps_every_bit(toy: LocalServer) -> None:
     assert not np.array_equal(_pixels(found.image_bytes)[~black], kept[~black])
 
 
+@pytest.mark.parametrize("model", ["toy", "other"])
+@pytest.mark.parametrize("sampler", ["ddim", "plms"])
+def test_no_change_changes_nothing_whether_the_size_of_a_pass_matters_or_not(
+    toy: LocalServer, model: str, sampler: str
+) -> None:
+    """The other model's predictions depend on the size of the pass."""
+    photo = disc((90, 60, 200), (32, 32))
+    ways: list[dict[str, Any]] = [
+        {"weights": [1.0] * 12},
+        {"weights": [0.3] * 12, "scale": 0.0},
+        {"switch_step": 12, "steps": 12},
+        {"switch_step": 3, "steps": 12, "scale": 0.0},
+    ]
+    with Client(toy.target) as client:
+        seen = _autoencoded(client, photo, model)
+        for way in ways:
+            method = Disentangled(sampler=sampler, **way)
+            edited = client.edit(photo, "a corgi", method, source_prompt="a castle", model=model, seed=2)
+            assert edited.image_bytes == seen, way
+        for calibration in (0.0, 0.4):
+            content = disc(size=(32, 32))
+            injection = ContentInjection(content=content, weight=0.0, calibration=calibration, steps=12)
+            injected = client.edit(photo, "a corgi", injection, guidance_scale=2, model=model, seed=2)
+            assert injected.inversion is not None
+            plain = client.edit(injected.inversion, "a corgi", Ddim(), guidance_scale=2, model=model)
+            assert injected.image_bytes == plain.image_bytes, calibration
+
+
 def _crowd(client: AsyncClient) -> list[Awaitable[Any]]:
     """Eight jobs of all kinds and lengths."""
     photos = [disc((20 * n, 200 - 20 * n, 90)) for n in range(8)]
@@ -151,9 +191,10 @@ def _error(inversion: Inversion) -> float:
     return inversion.reconstruction_max_abs_error
 
 
-def _autoencoded(client: Client, photo: Image.Image) -> bytes:
+def _autoencoded(client: Client, photo: Image.Image, model: str = "") -> bytes:
     """The photo encoded and decoded: an edit that may change nothing."""
-    nowhere = client.edit(photo, "anything", DiffEdit(mask=Image.new("L", photo.size), steps=5, strength=0.4), seed=1)
+    method = DiffEdit(mask=Image.new("L", photo.size), steps=5, strength=0.4)
+    nowhere = client.edit(photo, "anything", method, seed=1, model=model)
     assert [notice.reason for notice in nowhere.notices] == ["MASK_EMPTY"]
     return nowhere.image_bytes
 

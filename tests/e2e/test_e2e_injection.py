@@ -42,15 +42,15 @@ def pixels(edited: Edited) -> np.ndarray:
 def test_without_weight_the_embedded_model_draws_the_source_bit_for_bit(
     embedded: LocalServer, is_invariant: Any
 ) -> None:
-    """An injection's passes are larger: bit for bit, then, where their size changes no bit."""
-    steady = is_invariant(*batch_class_of(embedded))
+    """Though an injection asks for more rows at a time."""
+    is_invariant(*batch_class_of(embedded))
     with Client(embedded.target) as client:
         way: dict[str, Any] = {"target_prompt": "a red circle", "guidance_scale": 2.0}
         content = ContentInjection(content=BLUE, weight=0.0, steps=10)
         injected = client.edit(disc(), method=content, **way)
         plain = client.edit(stored(injected), method=Ddim(), **way)
         assert np.abs(pixels(injected) - pixels(plain)).mean() < 1
-        assert injected.image_bytes == plain.image_bytes or not steady
+        assert injected.image_bytes == plain.image_bytes
         mixed = client.edit(stored(injected), method=ContentInjection(content=BLUE, weight=0.5), **way)
         assert np.abs(pixels(mixed) - pixels(plain)).mean() > 5
         itself = client.edit(stored(injected), method=ContentInjection(content=disc(), weight=1.0, calibration=0.5))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from e2e.harness import Samples, disc, eventually, idle, masking, running, scrape, stubs, together
 from safetensors.numpy import load
-from support.front import edit, merged, photo
+from support.front import edit, merged, photo, refused
 from underpaint import (
     AsyncClient,
     Client,
@@ -23,7 +23,7 @@ from underpaint import (
     Resolved,
     SdEdit,
 )
-from underpaint.v1 import edit_service_pb2, inversion_service_pb2
+from underpaint.v1 import edit_service_pb2, inversion_service_pb2, types_pb2
 from underpaint_server.local_server import LocalServer
 
 ROWS = "underpaint_network_rows_total"
@@ -104,18 +104,87 @@ async def test_resolved_gives_the_same_bytes_here_and_on_another_server(place: s
         await _repeat_mask(one, mask.resolved.message, mask.mask_bytes)
 
 
+async def test_an_edit_is_repeated_from_its_photo_when_its_inversion_is_gone(toy: LocalServer) -> None:
+    """Deleted here; a restart with the store in memory comes to the same. An injection's content is a photo too."""
+    source, content = photo((150, 40), seed=70), photo(seed=71)
+    source.fit = types_pb2.FIT_RESIZE
+    content.fit = types_pb2.FIT_PAD
+    given = {"steps": 9, "strength": 0.9, "guidance_scale": 2.0, "source_prompt": "a cat"}
+    async with stubs(toy) as wire, AsyncClient(toy.target) as client:
+        for name in ("edict", "ddim", "diffedit", "content_injection"):
+            more: dict[str, Any] = {"content_injection": {"image": content}} if name == "content_injection" else {}
+            first = await wire.edits.Edit(edit(name, image=source, inversion_parameters=given, seed=1, **more))
+            async for stored in client.list_inversions():
+                await client.delete_inversion(stored)
+            refusal = await refused(wire.edits.Edit(first.resolved))
+            assert refusal.reason == "INVERSION_EXPIRED"
+            request = edit_service_pb2.EditRequest()
+            request.CopyFrom(first.resolved)
+            request.image.CopyFrom(source)
+            if more:
+                request.content_injection.image.CopyFrom(content)
+            again = await wire.edits.Edit(request)
+            assert (again.image, again.resolved) == (first.image, first.resolved), name
+
+
+async def test_an_edit_of_a_stored_inversion_is_repeated_from_the_photo_too(toy: LocalServer) -> None:
+    """Methods that invert nothing start from the encoded photo, which is the same."""
+    source, content = photo((150, 40), seed=72), photo(seed=73)
+    requests = {
+        "sdedit": edit("sdedit", seed=1),
+        "disentangled": edit(
+            "disentangled", seed=1, disentangled={"switch_step": 4, "sampler": types_pb2.SAMPLER_PLMS}
+        ),
+        "content_injection": edit("content_injection", seed=1, content_injection={"image": content}),
+        "ddim": edit("ddim", seed=1),
+    }
+    async with stubs(toy) as wire:
+        for name, request in requests.items():
+            made = await wire.edits.Edit(edit("ddim", image=source, inversion_parameters={"source_prompt": "a cat"}))
+            request.inversion = made.inversion
+            first = await wire.edits.Edit(request)
+            await wire.inversions.DeleteInversion(inversion_service_pb2.DeleteInversionRequest(name=made.inversion))
+            resolved = edit_service_pb2.EditRequest()
+            resolved.CopyFrom(first.resolved)
+            resolved.image.CopyFrom(source)
+            assert (await wire.edits.Edit(resolved)).image == first.image, name
+
+
+def test_a_stored_inversion_says_again_what_its_caller_may_not_expect(toy: LocalServer) -> None:
+    with Client(toy.target) as client:
+        method = EdictInversion(mixing_coefficient=0.6)
+        made = [client.invert(disc((7, 70, 7)), method=method, steps=50, source_prompt="((a cat))") for _ in range(2)]
+    assert made[1].usage is not None
+    assert made[1].usage.inversion_cache_hit
+    assert {notice.reason for notice in made[0].notices} == {"PROMPT_SYNTAX", "INVERSION_INEXACT"}
+    assert made[1].notices == made[0].notices
+
+
+def test_the_client_repeats_an_edit_whose_inversion_is_gone(toy: LocalServer) -> None:
+    with Client(toy.target) as client:
+        for method in (Edict(steps=9), Ddim(steps=9), DiffEdit(steps=9, samples=4)):
+            made = client.edit(disc((9, 9, 200)), "a corgi", method, source_prompt="a cat", guidance_scale=2)
+            assert made.inversion is not None
+            client.delete_inversion(made.inversion)
+            assert client.repeat(made.resolved).image_bytes == made.image_bytes
+
+
 @pytest.mark.parametrize("place", ["toy:", "toy:pinned"])
-async def test_an_exact_edit_has_the_same_bytes_alone_and_in_a_crowd(place: str) -> None:
-    request = edit("edict", image=photo(seed=60), seed=1)
+async def test_an_edit_has_the_same_bytes_alone_and_in_a_crowd(place: str) -> None:
+    requests = [edit(name, image=photo(seed=60 + n), seed=1) for n, name in enumerate(METHODS)]
     with LocalServer(models=f"toy={place}") as server:
         async with stubs(server) as wire:
-            alone = await wire.edits.Edit(request)
+            answers = [await wire.edits.Edit(request) for request in requests]
+            alone = answers[0]
             latents = await _latents(server, alone.inversion)
-            await wire.inversions.DeleteInversion(inversion_service_pb2.DeleteInversionRequest(name=alone.inversion))
+            for name in filter(None, (answer.inversion for answer in answers)):
+                await wire.inversions.DeleteInversion(inversion_service_pb2.DeleteInversionRequest(name=name))
             crowd = [wire.edits.Edit(edit(name, image=photo(seed=n))) for n in range(12) for name in METHODS]
-            crowded, *_ = await together(server, (wire.edits.Edit(request), *crowd), inside=24)
+            same = [wire.edits.Edit(request) for request in requests]
+            all_answers = await together(server, (*same, *crowd), inside=24)
+            crowded = all_answers[0]
             again = await _latents(server, crowded.inversion)
-    assert crowded.image == alone.image
+    assert [answer.image for answer in all_answers[: len(answers)]] == [answer.image for answer in answers]
     assert latents.keys() == again.keys() == {"source", "x", "y"}
     assert all(np.array_equal(latents[name], again[name]) for name in latents)
     assert not crowded.usage.inversion_cache_hit

@@ -392,7 +392,8 @@ class Client:
         """Start to learn a direction, the edit from ``source_prompt`` to ``target_prompt``; it takes minutes.
 
         ``examples`` are 1 to 16 photos (paths, encoded bytes or ``PIL.Image``), or seeds of images that the model
-        generates from the source prompt. ``name`` is the id of the direction, 1 to 63 characters of a-z, 0-9 and "-";
+        generates from the source prompt; the photos must fit into one message, 24 MiB in all unless the server says
+        otherwise. ``name`` is the id of the direction, 1 to 63 characters of a-z, 0-9 and "-";
         random when empty. ``display_name`` is a name to show to people. ``steps`` and ``sampler`` are those of the
         schedule; edits with the direction use the same. ``guidance_scale`` is the classifier-free guidance weight (5).
         ``method`` is :class:`GradientLearning` or :class:`SearchLearning`; None takes gradients where the model has

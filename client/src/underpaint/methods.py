@@ -373,7 +373,7 @@ class ContentInjection(_DdimInverting):
     every: int | None = None
     """Inject in every n-th step, counted from the noisiest. Default: 1."""
     boosting_start: float | None = None
-    """Share of the schedule from which on down fresh noise is added to each step, [0, 1]: 0 adds none. Default: 0."""
+    """Share of the schedule below which each step but the last adds fresh noise, [0, 1]: 0 adds none. Default: 0."""
     interpolation: Interpolation | str | None = None
     """How activations are mixed. Default: slerp."""
     sites: Sequence[str] = ()

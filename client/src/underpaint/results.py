@@ -131,7 +131,8 @@ class Notice:
     """A warning about a result."""
 
     reason: str
-    """PROMPT_TRUNCATED, MASK_EMPTY or MASK_FULL."""
+    """PROMPT_TRUNCATED, PROMPT_SYNTAX, PROMPT_UNUSED, NOISE_TOO_LOW, INVERSION_INEXACT, MASK_EMPTY, MASK_FULL, or one
+    that a later server adds."""
     message: str
     """Explanation to show to a user."""
 

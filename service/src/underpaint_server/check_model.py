@@ -115,8 +115,8 @@ def _facts(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "parameters", ", ".join(f"{part} {_short(count)}" for part, count in about.parameters.items())
     yield "runs in", f"{info.dtype} on {facts.device}, {torch.get_num_threads()} CPU threads"
     yield "methods", ", ".join(info.methods)
-    pinned = f"run in passes of {info.batch_class} rows" if info.batch_class else "share passes of any size"
-    yield "exact jobs", pinned
+    passes = f"of {info.batch_class} rows" if info.batch_class else "of any size, which does not change a bit"
+    yield "passes", passes
     yield "digest", info.digest
     yield "fingerprint", info.fingerprint
 
@@ -130,7 +130,7 @@ def _tests(backend: Backend, settings: Settings) -> Iterator[tuple[str, str]]:
     yield "encode, decode", _through_autoencoder(backend, photo)
     yield "EDICT", _round_trip(backend, settings, photo)
     pace = _pace(backend, settings, photo)
-    yield "network row", ", ".join(f"{seconds:.2g} s in passes of {size}" for size, seconds in pace.items())
+    yield "network row", ", ".join(f"{seconds:.2g} s at {size} rows a pass" for size, seconds in pace.items())
     yield "an edit", _edits(info, settings, alone_s=pace[min(pace)], busy_s=min(pace.values()))
     yield "memory", _memory(backend)
 
@@ -165,13 +165,14 @@ def _round_trip(backend: Backend, settings: Settings, photo: Photo) -> str:
 
 
 def _pace(backend: Backend, settings: Settings, photo: Photo) -> dict[int, float]:
-    """Rows of a pass -> seconds per row, for passes of 2, 4, 8 ... rows up to ``settings.max_batch_size``."""
+    """Rows of a pass, without padding -> seconds per row, for 2, 4, 8 ... rows up to the largest pass."""
     info = backend.facts.info
+    largest = info.batch_class or settings.max_batch_size
     options = InversionOptions(DdimInversion(), TIMED_STEPS, 1.0, 1.0, "")
     job = InvertJob(info.id, photo, options, verify=False)
     pace: dict[int, float] = {}
     size = 2
-    while size <= settings.max_batch_size:
+    while size <= largest:
         begin = now()
         try:
             _, passes = _run(backend, settings, [job] * size, f"passes of {size} rows")

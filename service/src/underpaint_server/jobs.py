@@ -107,6 +107,16 @@ class InversionOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """A property of a result that is no error but that its caller may not expect."""
+
+    reason: str
+    """PROMPT_TRUNCATED, PROMPT_SYNTAX, PROMPT_UNUSED, NOISE_TOO_LOW, INVERSION_INEXACT, MASK_EMPTY or MASK_FULL."""
+    message: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inversion:
     """An inversion: its latents, and what is needed to use them again."""
 
@@ -120,7 +130,8 @@ class Inversion:
     height: int
     """Of the image, in pixels."""
     batch_class: int | None
-    """Rows of each forward pass that it was made in; None where that number does not change the result."""
+    """Rows of each forward pass that it was made in, which is also that of edits from it; None where that number does
+    not change the result."""
     arrays: dict[str, Array] = field(repr=False)
     """By name, float64 unless stated. ``source`` (c, h, w): the encoded image. EDICT: ``x`` and ``y`` (c, h, w), the
     coupled latents. DDIM of n steps: ``trajectory`` (n + 1, c, h, w), the latents at each level, the source first; and
@@ -132,6 +143,8 @@ class Inversion:
     """Of the reconstructed image against the image, in dB; None where it was not measured."""
     reconstruction_max_abs_error: float | None = None
     """Largest absolute difference of a reconstructed latent from its source; None where it was not measured."""
+    notices: tuple[Notice, ...] = ()
+    """What its caller may not expect of it."""
 
 
 # --- what to edit -----------------------------------------------------------------------------------------------
@@ -375,14 +388,6 @@ class Preview:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """A warning in a result; ``reason`` is PROMPT_TRUNCATED, MASK_EMPTY or MASK_FULL, ``message`` is for people."""
-
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
     """What a job cost."""
 
@@ -474,7 +479,8 @@ class ModelInfo:
     prompt_tokens: int
     """Length of the text encoder's context in tokens, start and end tokens included; 0 for a model without text."""
     batch_class: int | None
-    """Rows of each forward pass of an exact job; None where it was measured that this number does not matter."""
+    """Rows of each forward pass at the model's own size; None where it was measured that this number does not matter.
+    See :meth:`batch_class_at`."""
     content_features: str
     """Network whose features the content loss compares: "vae" or "vgg16"; empty where the model cannot learn."""
     gradients: bool
@@ -484,3 +490,10 @@ class ModelInfo:
     exact inversion can be used only where the fingerprint is the one it was made with."""
     feature_sites: tuple[str, ...] = ()
     """Names of the sites where activations can be captured and changed: "mid", "up_0", ..."""
+    other_batch_class: int | None = None
+    """Rows of each forward pass at other sizes than the model's own, which are not measured."""
+
+    def batch_class_at(self, width: int, height: int) -> int | None:
+        """Batch class of noise predictions for images of this size, in pixels: the number of rows of their passes; None
+        where it does not matter."""
+        return self.batch_class if (width, height) == (self.width, self.height) else self.other_batch_class

@@ -93,7 +93,7 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PullBackDecode:
-    """Vector-Jacobian product of the :class:`Decode` of these latents, before its result is clamped to [-1, 1].
+    """Vector-Jacobian product of the :class:`Decode` of these latents, its clamp to [-1, 1] included.
 
     Its result is the gradient of the loss with respect to the latents, (c, h, w), float64.
     """

@@ -61,7 +61,7 @@ class LogLevel(StrEnum):
 
 
 class ExactBatching(StrEnum):
-    """How an exact job gets bitwise equal noise predictions when it inverts and when it denoises."""
+    """How equal requests get bitwise equal noise predictions, alone and beside others."""
 
     AUTO = "auto"
     PINNED = "pinned"
@@ -115,11 +115,13 @@ class Settings(BaseSettings):
     """CPU threads of the engine process; 0 uses all cores that the process may run on. Servers that share a store must
     use the same number, because exact inversions can be used only by servers that compute bitwise equal results."""
     exact_batching: ExactBatching = ExactBatching.AUTO
-    """Whether exact (EDICT) jobs run in forward passes of one fixed size. auto: measure at startup whether the batch
-    size changes the bits of a noise prediction, and fix the size only if it does. pinned: always fix it."""
-    exact_batch_class: int = Field(4, ge=2, le=64)
-    """Rows of each forward pass of exact jobs where that size is fixed (see exact-batching). Servers that share a store
-    must use the same number."""
+    """Whether all forward passes of the network have one fixed number of rows. auto: measure at startup whether that
+    number changes the bits of a noise prediction, and fix it only if it does; it is also fixed for images that do not
+    have the model's own size. pinned: always fix it. Then results have the same bits whatever else the server does."""
+    exact_batch_class: int = Field(0, ge=0, le=64)
+    """Rows of each forward pass where that number is fixed (see exact-batching), at least 2 and at most max-batch-size.
+    A larger number makes a busy server faster and a lone request slower. 0 chooses 8 on a GPU, 4 on a CPU, and 2 for
+    networks of more than 200M parameters on a CPU. Servers that share a store must use the same number."""
     max_batch_size: int = Field(16, ge=2, le=256)
     """Largest number of rows (latents) in one forward pass. A larger number makes better use of the device and needs
     more of its memory."""
@@ -203,6 +205,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.exact_batch_class == 1:
+            raise ValueError("exact_batch_class: a pass has at least 2 rows; give 2 to 64, or 0 for the default")
         for spec in self.models:
             name, equals, _ = spec.partition("=")
             if not name or not equals:

@@ -1,6 +1,7 @@
 """Learning's derivatives on a real network: against plain backpropagation through the whole drawing."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,29 @@ def test_the_derivative_by_the_weights_is_that_of_full_backpropagation(backend: 
     run, _ = drive(sample(task, WEIGHTS), lambda row: answer(backend, row))
     found, _ = drive(backward(task, run, WEIGHTS, cotangent), lambda row: answer(backend, row))
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_learning_s_derivative_is_that_of_full_backpropagation_where_pixels_saturate(backend: TorchBackend) -> None:
+    """Through the sampler, the decoder with its clamp, the CLIP and the autoencoder's features, in one graph."""
+    task = replace(mixing(backend, Sampler.DDIM), guidance_scale=12.0)
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64, requires_grad=True)
+    plain, _ = drive(reference(task), lambda row: answer(backend, row))
+    (start,) = backend.predict(Batch([Decode(plain)], 2))
+    model, loss = backend._model, backend._edit_loss
+    assert loss is not None
+    images = model.decode(drawn_in_one_graph(backend, task, weights)[None])
+    saturated = float((images.abs() == 1).float().mean())
+    assert saturated > 0.01, "the case that is meant"
+    row = Score(images[0], start, "a red heart", "a blue heart", 0.05, gradient=True)
+    total = loss._directional(images, start[None], [row]) + 0.05 * loss._content(images, start[None])
+    (expected,) = torch.autograd.grad(total.sum(), weights)
+
+    run, _ = drive(sample(task, WEIGHTS), lambda row: answer(backend, row))
+    image = answer(backend, Decode(run.latents))
+    scored = answer(backend, Score(image, start, "a red heart", "a blue heart", 0.05, gradient=True))
+    by_latents = answer(backend, PullBackDecode(run.latents, scored.gradient))
+    found, _ = drive(backward(task, run, WEIGHTS, by_latents), lambda row: answer(backend, row))
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_a_score_s_gradient_is_its_slope(backend: TorchBackend) -> None:

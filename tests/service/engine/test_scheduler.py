@@ -55,14 +55,16 @@ def test_derivatives_of_the_network_wait_their_turn_like_its_predictions() -> No
     assert [r.job for r in pick(row(1, backward, served=4), row(2, served=5)).rows] == [1]
 
 
-def test_a_batch_class_is_kept_and_its_free_places_are_used() -> None:
-    chosen = pick(row(1, PINNED), row(1, PINNED, index=1), row(2, SMALL, served=5), row(3, LARGE, served=5))
-    assert chosen.size == 4
-    assert [t.job for t in chosen.rows] == [1, 1, 2]
+def test_a_batch_class_is_kept_with_few_rows_and_with_many() -> None:
+    few = pick(row(1, PINNED), row(2, PINNED, index=1), row(3, LARGE, served=5))
+    assert ([t.job for t in few.rows], few.size) == ([1, 2], 4)
+    many = pick(*(row(job, PINNED) for job in range(9)))
+    assert (len(many.rows), many.size) == (4, 4)
 
 
-def test_rows_without_a_class_do_not_wait_for_one() -> None:
+def test_rows_of_another_class_do_not_share_a_pass() -> None:
     assert pick(row(1, SMALL), row(2, PINNED, served=1)).rows == (row(1, SMALL),)
+    assert pick(row(1, PINNED), row(2, SMALL, served=1)).rows == (row(1, PINNED),)
 
 
 rows = st.lists(
@@ -82,9 +84,8 @@ def test_every_pass_is_sound(waiting: list[WaitingRow], cap: int) -> None:
         return
     assert 1 <= len(chosen.rows) <= chosen.size
     assert set(chosen.rows) <= set(waiting)
-    assert len({(t.key.model, t.key.kind, t.key.shape) for t in chosen.rows}) == 1
-    classes = {t.key.batch_class for t in chosen.rows} - {None}
-    assert chosen.size in classes or (not classes and chosen.size <= max(cap, 2))
+    (key,) = {t.key for t in chosen.rows}
+    assert chosen.size == key.batch_class or (key.batch_class is None and chosen.size <= max(cap, 2))
     assert chosen.rows[0].priority == max(t.priority for t in waiting)
 
 

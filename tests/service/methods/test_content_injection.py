@@ -147,6 +147,19 @@ def test_boosting_adds_the_jobs_own_noise_to_the_last_steps_only() -> None:
     assert torch.equal(result(editing(boosting_start=0.25)), result(editing(boosting_start=0.25)))
 
 
+@pytest.mark.parametrize("more", [{"injection_end": 0.4}, {"injection_end": 0.0}, {"injection_end": 0.0, "every": 19}])
+@pytest.mark.parametrize("calibration", [0.0, 0.3])
+def test_no_noise_of_boosting_stays_in_the_picture(more: dict[str, Any], calibration: float) -> None:
+    """Stable Diffusion's finished level has alpha_bar below 1, so a last step with eta 1 would leave noise of 0.021."""
+    task = editing(boosting_start=1.0, calibration=calibration, **more)
+    groups = groups_of(task)
+    last, finished = groups[-1][0], result(task)
+    loud = replace(task, noise=lambda purpose, index: task.noise(purpose, index) * (100 if index == 1 else 1))
+    assert torch.equal(groups_of(loud)[-1][0].latents, last.latents)
+    assert torch.equal(result(loud), finished)
+    assert torch.equal(result(editing(boosting_start=0.05)), result(editing())), "one step is the last"
+
+
 def test_the_region_decides_where() -> None:
     region = torch.zeros(8, 8, dtype=torch.float64)
     region[:, :4] = 1

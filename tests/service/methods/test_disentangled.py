@@ -92,6 +92,7 @@ def mixing(sampler: Sampler, guidance_scale: float = 3.0, seed: int = 1, residua
         sampler=sampler,
         start=normal(SHAPE, "start"),
         residuals=0.1 * normal((STEPS, *SHAPE), "residuals") if residuals else None,
+        probe_residual=0.1 * normal(SHAPE, "probe") if residuals else None,
     )
 
 
@@ -113,7 +114,8 @@ def drawn_plainly(task: Mixing, weights: Tensor) -> Tensor:
         if task.sampler is Sampler.DDIM:
             e = history[-1]
         elif i == 0:
-            e = (history[0] + predict(moved(history[0]), t.timestep)) / 2
+            probe = moved(history[0]) + (0 if task.probe_residual is None else task.probe_residual)
+            e = (history[0] + predict(probe, t.timestep)) / 2
         elif i == 1:
             e = (3 * history[1] - history[0]) / 2
         elif i == 2:
@@ -182,6 +184,22 @@ def test_weight_one_leads_back_to_a_real_picture(sampler: Sampler) -> None:
     assert (back - source).abs().max() < 1e-10
     other, _ = drive(sample(task, [0.0] * STEPS), answer)
     assert (other.latents - source).abs().max() > 1e-2
+
+
+def test_the_probe_of_a_real_picture_is_the_picture_under_its_own_noise() -> None:
+    """Heun's step asks the network about the level it leads to, where a real picture's latents have other noise."""
+    source = standard_normal(SHAPE, seed=7, purpose="source")
+
+    def noise(purpose: str, index: int) -> torch.Tensor:
+        return standard_normal(SHAPE, seed=7, purpose=purpose, index=index)
+
+    task, _ = drive(anchor(mixing(Sampler.PLMS), source, noise), answer)
+    run, _ = drive(sample(task, [1.0] * STEPS), answer)
+    assert run.probe is not None
+    assert (run.probe - run.states[1]).abs().max() < 1e-12
+    level = task.grid[-2]
+    own = level.alpha_bar**0.5 * source + (1 - level.alpha_bar) ** 0.5 * noise("anchor", 1)
+    assert (run.states[1] - own).abs().max() < 1e-12
 
 
 @given(st.integers(0, STEPS))

@@ -92,11 +92,56 @@ async def _source(wire: Wire, method: str, source: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", ["edict", "ddim", "diffedit"])
-async def test_a_resolved_edit_of_an_image_has_no_pixels(wire: Wire, method: str) -> None:
-    answer = await wire.edits.Edit(edit(method))
-    assert answer.resolved.WhichOneof("source") == "inversion"
-    assert answer.resolved.inversion == answer.inversion
-    assert not answer.resolved.HasField("inversion_parameters")
+async def test_a_resolved_edit_of_an_image_names_its_inversion_and_says_how_it_was_made(
+    wire: Wire, method: str
+) -> None:
+    parameters = inversion_service_pb2.InversionParameters(steps=9, strength=0.7, source_prompt="a cat")
+    first = await wire.edits.Edit(edit(method, inversion_parameters=parameters))
+    resolved = first.resolved
+    assert (resolved.WhichOneof("source"), resolved.inversion) == ("inversion", first.inversion)
+    name = inversion_service_pb2.GetInversionRequest(name=first.inversion)
+    stored = await wire.inversions.GetInversion(name)
+    stored = stored.inversion
+    assert resolved.inversion_parameters == stored.parameters
+    assert stored.parameters.steps == 9
+    assert (await wire.edits.Edit(resolved)).resolved == resolved
+
+
+@pytest.mark.parametrize("method", ["edict", "ddim", "diffedit"])
+async def test_a_resolved_edit_is_repeated_from_its_image_when_the_inversion_is_gone(wire: Wire, method: str) -> None:
+    image = photo((300, 100))
+    image.fit = types_pb2.FIT_RESIZE
+    parameters = inversion_service_pb2.InversionParameters(steps=9, strength=0.7, source_prompt="a cat")
+    first = await wire.edits.Edit(edit(method, image=image, inversion_parameters=parameters))
+    await wire.inversions.DeleteInversion(inversion_service_pb2.DeleteInversionRequest(name=first.inversion))
+    assert (await refused(wire.edits.Edit(first.resolved))).reason == "INVERSION_EXPIRED"
+    resolved = edit_service_pb2.EditRequest()
+    resolved.CopyFrom(first.resolved)
+    resolved.image.CopyFrom(image)
+    again = await wire.edits.Edit(resolved)
+    assert again.image.content == first.image.content
+    assert again.resolved == first.resolved
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 7), ("strength", 0.5), ("guidance_scale", 2.0), ("source_prompt", "a dog"), ("ddim.convention", 2)],
+)
+async def test_an_inversion_is_not_what_its_parameters_say_and_that_is_refused(
+    wire: Wire, field: str, value: Any
+) -> None:
+    """Ignored, they would hide that the edit is another one than was meant."""
+    first = await wire.edits.Edit(edit("ddim"))
+    request = edit("ddim", inversion=first.inversion)
+    part: Any = request.inversion_parameters
+    *parents, name = field.split(".")
+    for parent in parents:
+        part = getattr(part, parent)
+    setattr(part, name, value)
+    assert (await refused(wire.edits.Edit(request))).paths == [f"inversion_parameters.{field}"]
+    request.inversion_parameters.Clear()
+    request.inversion_parameters.edict.SetInParent()
+    assert (await refused(wire.edits.Edit(request))).paths == ["inversion_parameters.edict"]
 
 
 async def test_a_resolved_sdedit_keeps_the_fitted_pixels_of_any_size(wire: Wire) -> None:

@@ -97,8 +97,8 @@ FIELDS: dict[str, tuple[Callable[[], edit_service_pb2.EditRequest], list[str]]] 
         ["diffedit.threshold", "diffedit.samples", "diffedit.mask_strength", "diffedit.reference_prompt"],
     ),
     "unused by sdedit": (lambda: edit("sdedit", inversion_parameters=parameters(steps=5)), ["inversion_parameters"]),
-    "unused with an inversion": (
-        lambda: edit(inversion="inversions/" + "a" * 64, inversion_parameters=parameters(steps=5)),
+    "unused by sdedit with an inversion": (
+        lambda: edit("sdedit", inversion="inversions/" + "a" * 64, inversion_parameters=parameters(steps=5)),
         ["inversion_parameters"],
     ),
     "unused with a generated source": (

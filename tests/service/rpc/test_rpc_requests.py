@@ -18,6 +18,7 @@ from underpaint_server.jobs import (
     Photo,
     Stored,
 )
+from underpaint_server.methods import METHODS as EDIT_METHODS
 from underpaint_server.methods.ddim.options import DdimInversion
 from underpaint_server.methods.edict.options import EdictInversion
 from underpaint_server.rpc.requests.edit import edit_draft
@@ -110,7 +111,8 @@ def job_of(draft: EditDraft, request: edit_service_pb2.EditRequest) -> tuple[Edi
             start = EditSource(drawn, draft.inversion, fitting.untouched((drawn.width, drawn.height)))
         case StoredSource():
             inversion = Inversion("mini", MINI.digest, options, 64, 48, None, {})
-            start = EditSource(Stored(inversion), options, fitting.untouched((64, 48)), NAME)
+            inverts = EDIT_METHODS[draft.method.name].inversion is not None
+            start = EditSource(Stored(inversion), options if inverts else None, fitting.untouched((64, 48)), NAME)
         case _:
             start = EditSource(Photo(pixels), draft.inversion, fitting.untouched((64, 48)))
     content = request.content_injection.WhichOneof("content")

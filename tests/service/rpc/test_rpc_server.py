@@ -86,6 +86,7 @@ async def test_a_taken_port_is_an_error_and_not_a_second_server() -> None:
         (("--listen", "localhost"), "listen: 'localhost' is not HOST:PORT"),
         (("--metrics-listen", "localhost"), "metrics_listen: 'localhost' is not HOST:PORT"),
         (("--listen", "localhost:99999"), "'localhost:99999' is not HOST:PORT"),
+        (("--exact-batch-class", "1"), "exact_batch_class: a pass has at least 2 rows"),
         (("--listen", "::1:50051"), "[::1]:50051"),
         (("--log-level", "loud"), "log_level"),
         (("--no-such-flag", "1"), "no-such-flag"),

@@ -188,7 +188,9 @@ class LearnDirectionRequest(_message.Message):
 
     @_builtins.property
     def examples(self) -> _containers.RepeatedCompositeFieldContainer[Global___DirectionExample]:
-        """1 to 16 examples to learn from. One is enough; more make the direction more general."""
+        """1 to 16 examples to learn from. One is enough; more make the direction more general. All images of a request must
+        fit into one message, 24 MiB by default; send larger photos at the model's size.
+        """
 
     @_builtins.property
     def candidates(self) -> Global___SearchCandidates:

@@ -88,9 +88,9 @@ class EditRequest(_message.Message):
     seed: _builtins.int
     """Seed of the noise of the method; unset means a random one, which `resolved` reports."""
     guidance_scale: _builtins.float
-    """Classifier-free guidance scale; 1 is none. Unset means the inversion's for edict, the direction's for a direction,
-    otherwise 3 for sdedit and ddim, 5 for diffedit and disentangled, 1 for content injection; always 1 for a model
-    without a text encoder.
+    """Classifier-free guidance scale, [0, 30]; 1 is none, and below it the result nears that of the negative prompt. Unset
+    means the inversion's for edict, the direction's for a direction, otherwise 3 for sdedit and ddim, 5 for diffedit
+    and disentangled, 1 for content injection; always 1 for a model without a text encoder.
     """
     output_media_type: _builtins.str
     """Media type of the result: "image/png", "image/jpeg" or "image/webp"; empty means "image/png"."""
@@ -106,7 +106,9 @@ class EditRequest(_message.Message):
 
     @_builtins.property
     def inversion_parameters(self) -> _inversion_service_pb2.InversionParameters:
-        """How to invert `image`. Must be empty for other sources, and for methods that invert nothing."""
+        """How to invert `image`. For `inversion`, how it was made: may be empty, and a field that is set must be the
+        inversion's own. Must be empty for `generated`, and for methods that invert nothing.
+        """
 
     @_builtins.property
     def sdedit(self) -> Global___SdEdit:
@@ -456,13 +458,15 @@ class ContentInjectionEdit(_message.Message):
     every: _builtins.int
     """Inject at every n-th step only, counted from the noisiest; 0 means 1, every step."""
     boosting_start: _builtins.float
-    """Share of the schedule below which each step adds fresh noise (eta 1), [0, 1]; 0 adds none. Unset means 0."""
+    """Share of the schedule below which each step but the last adds fresh noise (eta 1), [0, 1]; 0 adds none. Unset
+    means 0.
+    """
     interpolation: Global___Interpolation.ValueType
     """How activations are mixed."""
     @_builtins.property
     def image(self) -> _types_pb2.Image:
         """An image. It is fitted to the size of the source, inverted with the same schedule and without a prompt, and its
-        inversion is stored; `resolved` names that inversion.
+        inversion is stored; `resolved` names that inversion. Should it be gone by then, set `image` again.
         """
 
     @_builtins.property
@@ -545,7 +549,8 @@ class EditResponse(_message.Message):
     @_builtins.property
     def resolved(self) -> Global___EditRequest:
         """The request with all defaults and random values filled in, which gives the same result again. Its source is the
-        inversion if it is stored, otherwise `image` has the fitted pixels.
+        inversion if it is stored, otherwise `image` has the fitted pixels. Should the inversion be gone by then, set
+        `image` in its place, with the `fit` of the first request: `inversion_parameters` say how to invert it.
         """
 
     @_builtins.property
@@ -814,7 +819,8 @@ class ComputeMaskResponse(_message.Message):
     @_builtins.property
     def resolved(self) -> Global___EditRequest:
         """The request with all defaults and random values filled in, which gives the same result again. Its source is the
-        inversion if it is stored, otherwise `image` has the fitted pixels.
+        inversion if it is stored, otherwise `image` has the fitted pixels. Should the inversion be gone by then, set
+        `image` in its place, with the `fit` of the first request: `inversion_parameters` say how to invert it.
         """
 
     @_builtins.property

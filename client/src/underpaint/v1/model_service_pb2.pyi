@@ -141,7 +141,9 @@ class Limits(_message.Message):
     SIZE_MULTIPLE_FIELD_NUMBER: _builtins.int
     MAX_MASK_SAMPLES_FIELD_NUMBER: _builtins.int
     max_image_bytes: _builtins.int
-    """Largest size of one encoded image in bytes."""
+    """Largest size of one encoded image in bytes. All images of a request must fit into one message too, whose largest size
+    the server's --max-message-bytes sets, 24 MiB by default.
+    """
     max_image_pixels: _builtins.int
     """Largest number of pixels of one image, checked by its header before it is decoded."""
     max_steps: _builtins.int

@@ -340,7 +340,11 @@ class Notice(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """One of PROMPT_TRUNCATED, MASK_EMPTY and MASK_FULL."""
+    """PROMPT_TRUNCATED: a prompt is longer than the text encoder's context. PROMPT_SYNTAX: weights, BREAK, "<lora:...>"
+    and other syntax is read literally. PROMPT_UNUSED: a prompt has no effect at this guidance scale. NOISE_TOO_LOW:
+    the noisiest of so few steps has far less noise than the strength means. INVERSION_INEXACT: rounding makes an exact
+    inversion inexact. MASK_EMPTY, MASK_FULL: DiffEdit changes nothing, or keeps nothing. More may be added.
+    """
     message: _builtins.str
     """An explanation for people."""
     def __init__(

@@ -1,8 +1,8 @@
 """Measure whether the bits of a row's result depend on the size of its pass.
 
 Libraries choose kernels and block sizes by the size of a matrix, and another block size adds in another order. EDICT
-amplifies one differing bit to a visible error (see ARCHITECTURE.md). So an exact job runs in passes of one fixed size,
-unless this measurement finds no difference between sizes.
+amplifies one differing bit to a visible error, and other methods to several levels of a pixel (see ARCHITECTURE.md).
+So all passes have one fixed size, unless this measurement finds no difference between sizes.
 """
 
 from collections.abc import Callable

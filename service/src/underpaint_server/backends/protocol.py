@@ -30,11 +30,8 @@ class Backend(Protocol):
         ...
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
-        """Batch class of rows of this kind and shape: size of pass at which equal rows give equal bits; None for any.
-
-        For :class:`Denoise` rows it is asked for once per exact job, when the job starts, and then holds for the whole
-        job; :class:`PullBack` rows never have one. For rows of other kinds it is asked for as they are queued.
-        """
+        """Batch class of rows of this kind and shape: the number of rows of their passes; None where it does not change
+        the bits of a result. It is constant."""
         ...
 
     def minimum(self, kind: type[Row]) -> int:

@@ -42,9 +42,12 @@ These kinds are a few percent of a job's work, so padding costs less than measur
 DIFFERENTIATED = (PullBack, PullBackDecode, Score)
 """Kinds of row that are computed in grad mode."""
 CPU_MEASURED_PARAMETERS = 200_000_000
-"""On a CPU, a network with more parameters is pinned to the batch class: measuring its invariance takes minutes."""
+"""On a CPU, a network with more parameters is pinned to a batch class: measuring its invariance takes minutes."""
 MINIMUM = 2
 """Smallest size of a pass: torch chooses other kernels for one image than for several."""
+BATCH_CLASS_CPU, BATCH_CLASS_CUDA = 4, 8
+"""Default batch class. Guidance asks for two rows at a time, so a small one pads a lone job's passes less, and a large
+one costs a busy server less. A GPU computes 8 rows in little more time than 2."""
 
 
 class TorchBackend:
@@ -63,6 +66,7 @@ class TorchBackend:
         channels = model.latent_channels
         self._native = (channels, height // model.vae_scale, width // model.vae_scale)
         self._embeds = model.embeds_shape
+        self._batch_class = self._default_class()
         self._invariant = self._may_measure() and self._is_invariant()
         info = ModelInfo(
             id=model_id,
@@ -79,6 +83,7 @@ class TorchBackend:
             gradients=edit_loss is not None,
             fingerprint=self._fingerprint(),
             feature_sites=self._taps.sites,
+            other_batch_class=self._batch_class,
         )
         self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device, model.about)
 
@@ -110,10 +115,15 @@ class TorchBackend:
             raise DeviceLost(str(error)) from error
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
-        """See :class:`Backend`. Only the native shape is measured, at start; other shapes are pinned."""
+        """See :class:`Backend`. Only the native shape is measured, at start; other shapes are pinned.
+
+        A pull-back needs several times the memory of a prediction, so its class is the smallest.
+        """
         if not is_network_row(kind):
             return SIDE_STAGES[kind]
-        return None if self._invariant and shape == self._native else self._settings.exact_batch_class
+        if self._invariant and shape == self._native:
+            return None
+        return MINIMUM if kind is PullBack else self._batch_class
 
     def minimum(self, kind: type[Row]) -> int:
         """See :class:`Backend`."""
@@ -155,23 +165,38 @@ class TorchBackend:
         assert isinstance(self._model, StableDiffusion), "only Stable Diffusion has an edit loss"
         return self._model
 
+    def _default_class(self) -> int:
+        """Rows of each pass where their number changes bits. A heavy network on a CPU gains nothing from more rows."""
+        default = BATCH_CLASS_CPU if self._model.unet.device.type == "cpu" else BATCH_CLASS_CUDA
+        chosen = self._settings.exact_batch_class or (MINIMUM if self._is_heavy() else default)
+        return min(chosen, self._settings.max_batch_size)
+
+    def _is_heavy(self) -> bool:
+        unet = self._model.unet
+        return bool(unet.device.type == "cpu" and unet.num_parameters() > CPU_MEASURED_PARAMETERS)
+
     def _may_measure(self) -> bool:
         """Decided by size, not by elapsed time: the decision changes the bits of results, so it must not vary."""
-        heavy = self._model.unet.device.type == "cpu" and self._model.unet.num_parameters() > CPU_MEASURED_PARAMETERS
-        return self._settings.exact_batching is ExactBatching.AUTO and not heavy
+        return self._settings.exact_batching is ExactBatching.AUTO and not self._is_heavy()
 
     def _is_invariant(self) -> bool:
         try:
             return is_batch_invariant(
                 self._noise_preds, self._native, self._embeds, minimum=MINIMUM, maximum=self._settings.max_batch_size
             )
-        except torch.OutOfMemoryError:  # max_batch_size does not fit, but the smaller batch class may
+        except torch.OutOfMemoryError:  # max_batch_size does not fit, but the batch class may
             torch.cuda.empty_cache()
             return False
 
     def _fingerprint(self) -> str:
-        size = MINIMUM if self._invariant else self._settings.exact_batch_class
-        return fingerprint(self._noise_preds, self._native, self._embeds, size=size)
+        size = MINIMUM if self._invariant else self._batch_class
+        try:
+            return fingerprint(self._noise_preds, self._native, self._embeds, size=size)
+        except torch.OutOfMemoryError as error:
+            raise ModelNotReady(
+                f"a pass of {size} rows does not fit in the device's memory; use a smaller --exact-batch-class or a "
+                "--dtype of half precision"
+            ) from error
 
     @torch.inference_mode()
     def _noise_preds(self, latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from underpaint_server.rows import (
     Row,
     Score,
     Scored,
+    is_network_row,
 )
 from underpaint_server.settings import Settings
 
@@ -77,12 +78,12 @@ def _mean(text: str) -> Tensor:
 class ToyBackend:
     """See the module.
 
-    With ``invariant`` false, each noise prediction gets 1e-7 times the size of its pass added, so its bits depend on
-    that size. With ``gradients`` false, the model does not offer to learn directions with gradients.
+    With ``invariant`` false, each noise prediction gets 1e-3 times the size of its pass added, so it depends on that
+    size. With ``gradients`` false, the model does not offer to learn directions with gradients.
     """
 
     def __init__(self, model_id: str, settings: Settings, *, invariant: bool = True, gradients: bool = True) -> None:
-        self._class = None if invariant else settings.exact_batch_class
+        self._class = None if invariant else settings.exact_batch_class or 4
         info = ModelInfo(
             id=model_id,
             digest=sha256(f"toy {invariant}".encode()).hexdigest(),
@@ -98,6 +99,7 @@ class ToyBackend:
             gradients=gradients,
             fingerprint=f"toy-{self._class}",
             feature_sites=("mid", "up_0"),
+            other_batch_class=self._class,
         )
         schedule = Schedule(scaled_linear(), steps_offset=1)
         self.facts = Facts(info, schedule, SHAPE[0], SCALE, torch.device("cpu"), About("toy"))
@@ -112,7 +114,9 @@ class ToyBackend:
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
         """See :class:`Backend`."""
-        return self._class if kind is Denoise else None
+        if self._class is None or not is_network_row(kind):
+            return None
+        return self._class if kind is Denoise else 2
 
     def minimum(self, kind: type[Row]) -> int:
         """See :class:`Backend`."""
@@ -126,7 +130,7 @@ class ToyBackend:
         match row:
             case Denoise(latents=x, alpha_bar=abar, prompt_embeds=mean):
                 residual, features = _through_sites(row, _residual(x, abar, mean))
-                noise_pred = _pull(abar) * residual + (0.0 if self._class is None else 1e-7 * size)
+                noise_pred = _pull(abar) * residual + (0.0 if self._class is None else 1e-3 * size)
                 return Captured(noise_pred, features) if row.capture else noise_pred
             case PullBack(latents=x, alpha_bar=abar, prompt_embeds=mean, cotangent=cotangent):
                 with torch.enable_grad():
@@ -135,7 +139,7 @@ class ToyBackend:
                     return Pulled(*torch.autograd.grad(noise_pred, (x, mean), cotangent))
             case PullBackDecode(latents=z, cotangent=cotangent):
                 small = functional.avg_pool2d(cotangent[None].double(), SCALE)[0] * SCALE**2
-                return torch.cat([small, torch.zeros_like(z[3:])])
+                return torch.cat([small * (z[:3].abs() <= 1), torch.zeros_like(z[3:])])
             case Score():
                 return _score(row)
             case Encode(image=image):

@@ -183,22 +183,17 @@ class Engine:
             return [self._attempt(replace(chosen, rows=(row,)))[0] for row in chosen.rows]
 
     def _attempt_smaller(self, chosen: Selection, error: OutOfMemory) -> list[Any]:
-        """Split a pass that the device's memory cannot hold.
-
-        Rows of a batch class need a pass of exactly that size, so they fail; all others are run in smaller passes.
-        """
-        pinned = [row for row in chosen.rows if row.key.batch_class is not None]
-        free = chosen.rows[len(pinned) :]
-        if not free or (len(free) == 1 and not pinned):
-            return [error] * len(chosen.rows)
-        self._report(Split(free[0].key.model, "oom"))
-        middle = len(free) if pinned else len(free) // 2
-        self._caps[free[0].key] = middle
-        answers: list[Any] = [error] * len(pinned)
-        for part in (free[:middle], free[middle:]):
-            if part:
-                answers += self._attempt(Selection(part, max(len(part), self._minimum(part[0].key))))
-        return answers
+        """Halve a pass that the device's memory cannot hold; rows of a batch class, which need a pass of exactly that
+        size, fail."""
+        rows, key = chosen.rows, chosen.rows[0].key
+        if key.batch_class is not None or len(rows) == 1:
+            return [error] * len(rows)
+        self._report(Split(key.model, "oom"))
+        middle = self._caps[key] = len(rows) // 2
+        parts = (rows[:middle], rows[middle:])
+        return [
+            answer for part in parts for answer in self._attempt(Selection(part, max(len(part), self._minimum(key))))
+        ]
 
     # --- advance -------------------------------------------------------------------------------------------------
 

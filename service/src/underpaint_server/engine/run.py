@@ -10,20 +10,17 @@ from underpaint_server.engine.messages import StartJob
 from underpaint_server.engine.scheduler import WaitingRow
 from underpaint_server.jobs import (
     EditJob,
-    Generated,
+    Inversion,
     InvertJob,
     Job,
-    LearnJob,
-    MaskJob,
     Phase,
     Progress,
     Result,
     Stored,
     Usage,
 )
-from underpaint_server.methods import is_exact, job_name
+from underpaint_server.methods import job_name
 from underpaint_server.methods.cost import Stage
-from underpaint_server.models.facts import Facts
 from underpaint_server.plans import plan
 from underpaint_server.programs import program
 from underpaint_server.rows import Captured, Decode, Denoise, Encode, Key, PullBack, PullBackDecode, Row, Score
@@ -44,8 +41,8 @@ class JobRun:
         self.served = 0
         self.progress = ProgressCounter(start, plan(start.job))
         self._backend = backend
-        self._batch_class = _batch_class(start.job, backend)
-        self._generator = program(start.job, backend.facts, self._batch_class)
+        self._batch_class = _stored_batch_class(start.job)
+        self._generator = program(start.job, backend.facts)
         self._group: Sequence[Row] = next(self._generator)
         self._answers: dict[int, Any] = {}
         self._denoised: tuple[Denoise, Any] | None = None
@@ -97,17 +94,16 @@ class JobRun:
     def _key(self, row: Row) -> Key:
         kind = type(row)
         match row:
-            case Denoise(latents=latents):
-                return Key(self.start.job.model, kind, tuple(latents.shape), self._batch_class)
-            case PullBack(latents=latents):
-                return Key(self.start.job.model, kind, tuple(latents.shape), None)
             case Encode(image=image) | Score(image=image):
                 shape = tuple(image.shape)
+            case Denoise(latents=latents) | PullBack(latents=latents):
+                shape = tuple(latents.shape)
             case Decode(latents=latents) | PullBackDecode(latents=latents):
                 shape = tuple(latents.shape)
             case _:
                 shape = ()
-        return Key(self.start.job.model, kind, shape, self._backend.batch_class(kind, shape))
+        stored = self._batch_class if kind is Denoise else None
+        return Key(self.start.job.model, kind, shape, stored or self._backend.batch_class(kind, shape))
 
 
 class ProgressCounter:
@@ -192,31 +188,18 @@ class ProgressCounter:
         return Phase.DECODING, 0, 1
 
 
-def _batch_class(job: Job, backend: Backend) -> int | None:
-    """Batch class of an exact job, None for all others.
+def _stored_batch_class(job: Job) -> int | None:
+    """Batch class of the stored inversion that the job starts from; None without one.
 
-    A job that starts from a stored inversion takes the inversion's batch class: only then does the network give the
-    same bits as when the inversion was made.
+    Only in passes of that size does the network give the same bits as when the inversion was made.
     """
-    if not is_exact(job):
-        return None
-    inversion = job.inversion if isinstance(job, InvertJob) else None
-    if isinstance(job, EditJob) and isinstance(job.source, Stored):
-        inversion = job.source.inversion
-    if inversion is not None and inversion.batch_class is not None:
-        return inversion.batch_class
-    assert not isinstance(job, LearnJob)
-    return backend.batch_class(Denoise, _latent_shape(job, backend.facts))
-
-
-def _latent_shape(job: InvertJob | EditJob | MaskJob, facts: Facts) -> tuple[int, int, int]:
-    match job.source:
-        case Stored(inversion=inversion):
-            return facts.latent_shape(inversion.width, inversion.height)
-        case Generated(width=width, height=height):
-            return facts.latent_shape(width, height)
-        case photo:
-            return facts.latent_shape(photo.pixels.shape[1], photo.pixels.shape[0])
+    match job:
+        case InvertJob(inversion=Inversion(batch_class=batch_class)):
+            return batch_class
+        case EditJob(source=Stored(inversion=inversion)):
+            return inversion.batch_class
+        case _:
+            return None
 
 
 def now() -> float:

@@ -6,7 +6,7 @@ the job whose last pass is longest ago. So a job waits for at most one round of 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from underpaint_server.rows import Key, is_network_row
 
@@ -39,20 +39,17 @@ def choose(rows: Sequence[WaitingRow], cap: Callable[[Key], int], minimum: Calla
     """The next pass, or None if no row waits.
 
     ``cap`` and ``minimum`` give the most and the fewest rows of a pass with that key. A key with a batch class gets a
-    pass of exactly that many rows; if it has fewer rows waiting, rows of the same shape without a batch class, which
-    may run in a pass of any size, fill the pass before padding does.
+    pass of exactly that many rows.
     """
     if not rows:
         return None
     ordered = sorted(rows, key=_urgency)
     key = ordered[0].key
     members = [row for row in ordered if row.key == key]
-    if key.batch_class is None:
-        members = members[: cap(key)]
-        return Selection(tuple(members), max(len(members), minimum(key)))
-    unpinned = replace(key, batch_class=None)
-    members += [row for row in ordered if row.key == unpinned]
-    return Selection(tuple(members[: key.batch_class]), key.batch_class)
+    if key.batch_class is not None:
+        return Selection(tuple(members[: key.batch_class]), key.batch_class)
+    members = members[: cap(key)]
+    return Selection(tuple(members), max(len(members), minimum(key)))
 
 
 def _urgency(row: WaitingRow) -> tuple[int, bool, int, int, int]:

@@ -45,15 +45,3 @@ def job_name(job: Job) -> str:
             return "mask"
         case LearnJob():
             return "learn"
-
-
-def is_exact(job: Job) -> bool:
-    """Whether the job is exact: equal rows must get bitwise equal noise predictions (EDICT)."""
-    match job:
-        case InvertJob():
-            return job.options.method.exact
-        case EditJob():
-            inversion = METHODS[job.method.name].inversion
-            return inversion is not None and inversion.exact
-        case _:
-            return False

@@ -143,21 +143,18 @@ class StableDiffusion:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (b, c, h, w) to images (b, 3, H, W), float32, clamped to [-1, 1]."""
-        return self._decode(latents).clamp(-1, 1)
+        unscaled = latents / float(self.vae.config.scaling_factor) + float(self.vae.config.shift_factor or 0)
+        images: Tensor = self.vae.decode(unscaled.float(), return_dict=False)[0]
+        return images.clamp(-1, 1)
 
     def pull_back_decode(self, latents: Tensor, cotangents: Tensor) -> Tensor:
-        """Vector-Jacobian products of decoding before the clamp, (b, c, h, w), float64; needs grad mode.
+        """Vector-Jacobian products of :meth:`decode`, (b, c, h, w), float64; needs grad mode.
 
         ``cotangents`` (b, 3, H, W), float32, are gradients with respect to the images.
         """
         latents = latents.clone().requires_grad_()
-        (by_latents,) = torch.autograd.grad(self._decode(latents), latents, cotangents)
+        (by_latents,) = torch.autograd.grad(self.decode(latents), latents, cotangents)
         return by_latents
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        unscaled = latents / float(self.vae.config.scaling_factor) + float(self.vae.config.shift_factor or 0)
-        images: Tensor = self.vae.decode(unscaled.float(), return_dict=False)[0]
-        return images
 
     def embed(self, texts: list[str]) -> list[Embedded]:
         """The texts' last hidden states, from one pass, each with the end of its text that did not fit the context."""
@@ -168,5 +165,7 @@ class StableDiffusion:
         return [Embedded(h, self._dropped(text)) for h, text in zip(hidden, texts, strict=True)]
 
     def _dropped(self, text: str) -> str:
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return str(self.tokenizer.decode(ids[self.prompt_tokens - 2 :])).strip()
+        """The end of the caller's own text that begins with the first token that does not fit."""
+        spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        over = spans["offset_mapping"][self.prompt_tokens - 2 :]
+        return text[over[0][0] :].strip() if over else ""

@@ -9,13 +9,13 @@ from underpaint_server.programs.mask import compute_mask
 from underpaint_server.rows import Steps
 
 
-def program(job: Job, model: Facts, batch_class: int | None) -> Steps[Result]:
+def program(job: Job, model: Facts) -> Steps[Result]:
     """The generator that computes the result of ``job``. The engine fills in its ``usage``, which is empty here."""
     match job:
         case InvertJob():
-            return invert(job, model, batch_class)
+            return invert(job, model)
         case EditJob():
-            return edit(job, model, batch_class)
+            return edit(job, model)
         case MaskJob():
             return compute_mask(job, model)
         case LearnJob():

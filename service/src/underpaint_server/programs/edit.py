@@ -20,7 +20,7 @@ from underpaint_server.methods.task import (
 )
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
-from underpaint_server.programs import parts
+from underpaint_server.programs import notices, parts
 from underpaint_server.programs.invert import run_inverter
 from underpaint_server.programs.parts import Texts
 from underpaint_server.rows import Decode, Steps
@@ -29,17 +29,17 @@ Start = tuple[dict[str, Tensor], Inversion | None]
 """Arrays to start from, and the inversion that was made for them; None where none was made."""
 
 
-def edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
+def edit(job: EditJob, model: Facts) -> Steps[Result]:
     """The program of an EditJob. Raises NonFiniteLatents."""
     prepare = preparation(job.method)
     texts = yield from _texts(job, prepare)
     companion_arrays = companion_inversion = None
     if job.companion is not None:
         (arrays, inversion), (companion_arrays, companion_inversion) = yield from together(
-            _source(job, texts, model, batch_class), _companion(job.model, job.companion, texts, model)
+            _source(job, texts, model), _companion(job.model, job.companion, texts, model)
         )
     else:
-        arrays, inversion = yield from _source(job, texts, model, batch_class)
+        arrays, inversion = yield from _source(job, texts, model)
     task: Editing[Any, Any] = Editing(
         arrays=arrays,
         grid=_grid(job, prepare, model),
@@ -56,8 +56,14 @@ def edit(job: EditJob, model: Facts, batch_class: int | None) -> Steps[Result]:
     tensors.check_finite(outcome.latents)
     (image,) = yield [Decode(outcome.latents)]
     mask = None if outcome.mask is None else tensors.mask_picture(outcome.mask, model)
-    notices = texts.notices + outcome.notices
-    return Edited(tensors.picture(image), mask, inversion, Usage(), notices, companion_inversion)
+    found = (
+        *texts.notices,
+        *notices.about_unused_prompts(job),
+        *notices.about_noise(task.grid, _strength(job), model),
+        *(notices.about_exactness(job.inversion, arrays) if job.inversion is not None else ()),
+        *outcome.notices,
+    )
+    return Edited(tensors.picture(image), mask, inversion, Usage(), found, companion_inversion)
 
 
 def _texts(job: EditJob, prepare: Preparation[Any, Any]) -> Steps[Texts]:
@@ -77,7 +83,12 @@ def _grid(job: EditJob, prepare: Preparation[Any, Any], model: Facts) -> Grid:
     return inversion_grid(job.inversion, model)
 
 
-def _source(job: EditJob, texts: Texts, model: Facts, batch_class: int | None) -> Steps[Start]:
+def _strength(job: EditJob) -> float:
+    """The share of the schedule that the edit uses: that of its inversion, or the method's own, or all of it."""
+    return job.inversion.strength if job.inversion is not None else getattr(job.method, "strength", 1.0)
+
+
+def _source(job: EditJob, texts: Texts, model: Facts) -> Steps[Start]:
     """The arrays that the edit starts from."""
     source = job.source
     match source:
@@ -94,7 +105,7 @@ def _source(job: EditJob, texts: Texts, model: Facts, batch_class: int | None) -
     if job.inversion is None:
         return {"source": latents}, None
     guidance = Guidance(texts["source_prompt"], texts["empty"], job.inversion.guidance_scale)
-    inverted = yield from run_inverter(job.model, job.inversion, latents, guidance, model, batch_class)
+    inverted = yield from run_inverter(job.model, job.inversion, latents, guidance, model)
     return tensors.arrays(inverted, model), inverted if isinstance(source, Photo) else None
 
 
@@ -104,5 +115,5 @@ def _companion(model_id: str, companion: Companion, texts: Texts, model: Facts) 
         return tensors.arrays(companion.source.inversion, model), None
     latents = yield from parts.encode(companion.source, model)
     guidance = Guidance(texts["empty"], texts["empty"], companion.inversion.guidance_scale)
-    inverted = yield from run_inverter(model_id, companion.inversion, latents, guidance, model, None)
+    inverted = yield from run_inverter(model_id, companion.inversion, latents, guidance, model)
     return tensors.arrays(inverted, model), inverted

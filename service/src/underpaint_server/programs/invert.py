@@ -9,37 +9,45 @@ from underpaint_server.jobs import Inversion, InversionOptions, Inverted, Invert
 from underpaint_server.methods.task import Editing, Inverting, inversion_grid, inverter, reconstructor
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
-from underpaint_server.programs import parts
+from underpaint_server.programs import notices, parts
 from underpaint_server.rows import Decode, Steps
 
 
-def invert(job: InvertJob, model: Facts, batch_class: int | None) -> Steps[Result]:
+def invert(job: InvertJob, model: Facts) -> Steps[Result]:
     """The program of an InvertJob. Raises NonFiniteLatents."""
     texts = yield from parts.embed(source_prompt=job.options.source_prompt, empty="")
     guidance = Guidance(texts["source_prompt"], texts["empty"], job.options.guidance_scale)
     inversion = job.inversion
     if inversion is None:
         source = yield from parts.encode(job.source, model)
-        inversion = yield from run_inverter(job.model, job.options, source, guidance, model, batch_class)
+        inversion = yield from run_inverter(job.model, job.options, source, guidance, model)
     if job.verify:
         inversion = yield from _verified(inversion, job.source, guidance, model)
-    return Inverted(inversion, Usage(), texts.notices)
+    arrays, grid = tensors.arrays(inversion, model), inversion_grid(job.options, model)
+    found = (
+        *texts.notices,
+        *notices.about_unused_prompts(job),
+        *notices.about_noise(grid, job.options.strength, model),
+        *notices.about_exactness(job.options, arrays, inversion.reconstruction_max_abs_error),
+    )
+    return Inverted(replace(inversion, notices=found), Usage(), found)
 
 
 def run_inverter(
-    model_id: str, options: InversionOptions, source: Tensor, guidance: Guidance, model: Facts, batch_class: int | None
+    model_id: str, options: InversionOptions, source: Tensor, guidance: Guidance, model: Facts
 ) -> Steps[Inversion]:
     """Invert latents (c, h, w), float64. Raises NonFiniteLatents."""
     task = Inverting(source, inversion_grid(options, model), guidance, options)
     arrays = yield from inverter(options.method)(task)
     tensors.check_finite(*arrays.values())
+    width, height = source.shape[2] * model.vae_scale, source.shape[1] * model.vae_scale
     return Inversion(
         model=model_id,
         model_digest=model.info.digest,
         options=options,
-        width=source.shape[2] * model.vae_scale,
-        height=source.shape[1] * model.vae_scale,
-        batch_class=batch_class,
+        width=width,
+        height=height,
+        batch_class=model.info.batch_class_at(width, height),
         fingerprint=model.info.fingerprint,
         arrays={name: array.cpu().numpy() for name, array in arrays.items()},
     )

@@ -7,7 +7,7 @@ from underpaint_server.jobs import Generated, Masked, MaskJob, Photo, Result, St
 from underpaint_server.methods.task import Context, Editing, preparation
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
-from underpaint_server.programs import parts
+from underpaint_server.programs import notices, parts
 from underpaint_server.rows import Steps
 
 
@@ -40,5 +40,5 @@ def compute_mask(job: MaskJob, model: Facts) -> Steps[Result]:
         difference=computed.difference.float().cpu().numpy(),
         coverage=float(computed.mask.mean()),
         usage=Usage(),
-        notices=texts.notices + computed.notices,
+        notices=(*texts.notices, *notices.about_unused_prompts(job), *computed.notices),
     )

@@ -13,6 +13,7 @@ from underpaint_server.diffusion.sampling import Guidance, denoise
 from underpaint_server.jobs import EditJob, Generated, MaskJob, Notice, Photo
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
+from underpaint_server.programs import notices
 from underpaint_server.rows import Embed, Encode, Steps
 
 
@@ -23,7 +24,7 @@ class Texts:
     embeds: Mapping[str, Tensor]
     """Prompt embeddings (tokens, width) by role, such as "target_prompt"."""
     notices: tuple[Notice, ...]
-    """PROMPT_TRUNCATED, for each prompt that is longer than the encoder's context."""
+    """PROMPT_TRUNCATED for each prompt that is longer than the encoder's context, and PROMPT_SYNTAX."""
 
     def __getitem__(self, role: str) -> Tensor:
         return self.embeds[role]
@@ -33,12 +34,13 @@ def embed(**texts: str) -> Steps[Texts]:
     """Embed all prompts of a job, given by role, in one group; equal prompts are embedded once."""
     unique = list(dict.fromkeys(texts.values()))
     answers = dict(zip(unique, (yield [Embed(text) for text in unique]), strict=True))
-    notices = tuple(
+    truncated = (
         Notice("PROMPT_TRUNCATED", f"{role} is too long for the text encoder; ignored: '{answers[text].dropped}'")
         for role, text in texts.items()
         if answers[text].dropped
     )
-    return Texts({role: answers[text].prompt_embeds for role, text in texts.items()}, notices)
+    embeds = {role: answers[text].prompt_embeds for role, text in texts.items()}
+    return Texts(embeds, (*truncated, *notices.about_syntax(texts)))
 
 
 def source_prompt(job: EditJob | MaskJob) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from underpaint.v1 import types_pb2
+from underpaint.v1.inversion_service_pb2 import InversionParameters
 
 from underpaint_server.jobs import EditOptions, Generated, InversionOptions, ModelInfo, Photo, Priority, Stored
 from underpaint_server.wire.fitting import Fitting
@@ -21,6 +22,8 @@ class StoredSource:
 
     inversion: str
     """64 hexadecimal digits."""
+    parameters: InversionParameters = field(default_factory=InversionParameters)
+    """How the request says that it was made; fields that are set must be its own."""
 
 
 DraftSource = Upload | StoredSource | Generated

@@ -30,7 +30,7 @@ class ContentInjection(EditOptions):
     every: int
     """Inject at every ``every``-th step, counted from the noisiest; at least 1."""
     boosting_start: float
-    """Share of the schedule, [0, 1]: the steps below it add fresh noise (eta = 1). 0 is none."""
+    """Share of the schedule, [0, 1]: the steps below it, but for the last, add fresh noise (eta = 1). 0 is none."""
     interpolation: Interpolation
     sites: tuple[str, ...]
     """Feature sites where content is injected; the paper uses "mid"."""
@@ -47,7 +47,7 @@ def injected_steps(method: ContentInjection, options: InversionOptions) -> range
 
 
 def boosted_steps(method: ContentInjection, options: InversionOptions) -> int:
-    """Number of the least noisy steps that add fresh noise."""
+    """Number of the least noisy steps that add fresh noise, the last one included, which adds none."""
     return round_down(options.num_inference_steps * method.boosting_start)
 
 

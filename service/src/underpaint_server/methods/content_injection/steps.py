@@ -6,7 +6,7 @@ middle block mixed with the content's, which was captured while the content was 
 second and the direction of the noise from the first, as in asymmetric sampling (Kwon et al., ICLR 2023).
 
 With skip-connection calibration, the latents are instead changed so that their usual prediction is near the second one,
-and the step uses a third prediction, for these latents. The last steps can add fresh noise for quality.
+and the step uses a third prediction, for these latents. The last steps but one can add fresh noise for quality.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -37,14 +37,14 @@ class Content:
     injected: Container[int]
     """Numbers of the steps that inject content."""
     boosted: int
-    """Steps with this number or a lower one add fresh noise."""
+    """Steps with this number or a lower one add fresh noise, but for the last: its noise would stay in the image."""
 
 
 def edit(task: Editing[ContentInjection, Content]) -> Steps[Outcome]:
     """The source regenerated with the content injected. With weight 0 and no fresh noise this is DDIM regeneration."""
     latents = task.arrays["trajectory"][-1]
     for k, noisy, clean in downwards(task.grid):
-        noise = task.noise("boosting", k) if k <= task.extra.boosted else None
+        noise = task.noise("boosting", k) if 1 < k <= task.extra.boosted else None
         if k in task.extra.injected:
             latents = yield from _injected(latents, noisy, clean, noise, task)
         else:

@@ -44,6 +44,8 @@ class Mixing:
     """(c, h, w), float64: the latents at the noisiest level."""
     residuals: Tensor | None
     """(n, c, h, w), float64: added after each step, noisiest first. None for a generated image."""
+    probe_residual: Tensor | None = None
+    """(c, h, w), float64: added to the probe of Heun's step. None for a generated image."""
 
 
 def edit(task: Editing[DisentangledEdit, Mixing]) -> Steps[Outcome]:
@@ -62,19 +64,21 @@ def anchor(mixing: Mixing, source: Tensor, noise: Callable[[str, int], Tensor]) 
     """The same mixing with the start and the residuals of an encoded image (section 4.3 and the authors' code).
 
     Weights of 1 reconstruct ``source`` (c, h, w). It is noised to each level with other noise; ``noise`` returns it
-    for a purpose and an index. These latents are known beforehand, so all their
-    predictions are computed in one group.
+    for a purpose and an index. These latents are known beforehand, so all their predictions are computed in one group.
+    Heun's probe, which a plain step computes, has the residual of that step: with weights of 1 it is the next latents.
     """
     steps = downwards(mixing.grid)
     states = [add_noise(source, noise("anchor", i), step.noisy) for i, step in enumerate(steps)]
     ends = [*states[1:], source]
     predictions = [_predict(mixing, x, step.noisy, 1.0) for x, step in zip(states, steps, strict=True)]
     drawing = Drawing(states, list((yield from together(*predictions))))
+    probe = move(states[0], drawing.noise_preds[0], steps[0].noisy, steps[0].clean)
+    anchored = replace(mixing, start=states[0], probe_residual=ends[0] - probe)
     residuals = []
     for i, (_, noisy, clean) in enumerate(steps):
-        mean = yield from _mean(mixing, drawing, i, 1.0)
+        mean = yield from _mean(anchored, drawing, i, 1.0)
         residuals.append(ends[i] - move(states[i], mean, noisy, clean))
-    return replace(mixing, start=states[0], residuals=torch.stack(residuals))
+    return replace(anchored, residuals=torch.stack(residuals))
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +124,8 @@ def _mean(mixing: Mixing, drawing: Drawing, i: int, weight: float) -> Steps[Tens
     noise_pred = drawing.noise_preds[i]
     if is_heun(mixing.sampler, i):
         _, noisy, clean = downwards(mixing.grid)[0]
-        drawing.probe = move(drawing.states[0], noise_pred, noisy, clean)
+        probe = move(drawing.states[0], noise_pred, noisy, clean)
+        drawing.probe = probe if mixing.probe_residual is None else probe + mixing.probe_residual
         ahead = yield from _predict(mixing, drawing.probe, clean, weight)
         return (noise_pred + ahead) / 2
     shares = multistep_weights(mixing.sampler, i)

@@ -123,7 +123,7 @@ async def invert(
     name = await server.threads.run(inversion_digest, draft.model, pixels, draft.options)
     stored = await find_inversion(server, name)
     if stored is not None and (not draft.verify or stored[0].reconstruction_max_abs_error is not None):
-        return _inverted(name, Inverted(stored[0], Usage()), stored[1], fitting, hit=True)
+        return _inverted(name, Inverted(stored[0], Usage(), stored[0].notices), stored[1], fitting, hit=True)
     inversion = None if stored is None else stored[0]
     job = InvertJob(draft.model.id, Photo(pixels), draft.options, draft.verify, inversion)
 

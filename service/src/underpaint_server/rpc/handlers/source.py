@@ -26,6 +26,7 @@ from underpaint_server.jobs import (
 )
 from underpaint_server.methods import METHODS
 from underpaint_server.rpc.context import ServerContext
+from underpaint_server.rpc.requests.inversion import check_same
 from underpaint_server.stores import Entry, inversion_digest
 from underpaint_server.wire import fitting as fittings
 from underpaint_server.wire import images
@@ -94,8 +95,8 @@ async def fetch_source(server: ServerContext, draft: EditDraft, *, use_store: bo
     match draft.source:
         case Upload(image=image):
             return await _from_image(server, draft, image, use_store)
-        case StoredSource(inversion=name):
-            return await _from_store(server, draft, name)
+        case StoredSource() as stored:
+            return await _from_store(server, draft, stored)
         case Generated() as generated:
             size = (generated.width, generated.height)
             return EditSource(generated, draft.inversion, fittings.untouched(size))
@@ -128,7 +129,8 @@ async def _from_image(server: ServerContext, draft: EditDraft, image: types_pb2.
     return EditSource(source, draft.inversion, fitting, name)
 
 
-async def _from_store(server: ServerContext, draft: EditDraft, name: str) -> EditSource:
+async def _from_store(server: ServerContext, draft: EditDraft, stored: StoredSource) -> EditSource:
+    name = stored.inversion
     inversion, fitting = await Fetcher(server).inversion(name)
     if inversion.model_digest != draft.model.digest:
         raise _mismatch(
@@ -140,6 +142,7 @@ async def _from_store(server: ServerContext, draft: EditDraft, name: str) -> Edi
     if not isinstance(method, required):
         description = f"was made by {method.label}; {draft.method.name} starts from an inversion by {required.label}"
         raise FieldInvalid(FieldViolation("inversion", description))
+    check_same(stored.parameters, inversion.options, "inversion_parameters")
     if required.exact and inversion.fingerprint != draft.model.fingerprint:
         raise _mismatch(
             name,

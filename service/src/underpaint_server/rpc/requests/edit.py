@@ -87,7 +87,8 @@ class _Edit:
     def _source(self) -> DraftSource:
         kind = self._request.WhichOneof("source")
         if kind == "inversion":
-            return StoredSource(inversion_id(self._request.inversion, "inversion"))
+            name = inversion_id(self._request.inversion, "inversion")
+            return StoredSource(name, self._request.inversion_parameters)
         if kind == "generated":
             return self._generated()
         if kind is None:
@@ -120,17 +121,13 @@ class _Edit:
 
     def _source_inversion(self, source: DraftSource) -> InversionOptions | None:
         parameters, method = self._request.inversion_parameters, self._method.inversion
-        if method is None or not isinstance(source, Upload):
-            reason = (
-                f"must be empty: {self._name} inverts nothing"
-                if method is None
-                else "must be empty: only `image` is inverted"
-            )
+        if method is not None and isinstance(source, StoredSource):
+            return None  # it has its own; they are compared when it is fetched
+        if method is None or isinstance(source, Generated):
             if parameters.ByteSize():
-                self._fields.report("inversion_parameters", reason)
-            if method is None or not isinstance(source, Generated):
-                return None
-            return self._generated_inversion(source, method)
+                reason = f"{self._name} inverts nothing" if method is None else "a generated image has none"
+                self._fields.report("inversion_parameters", f"must be empty: {reason}")
+            return self._generated_inversion(source, method) if method and isinstance(source, Generated) else None
         if parameters.WhichOneof("method") not in (None, method.name):
             description = f"{self._name} starts from an inversion by {method.name}; set that one, or none"
             self._fields.report("inversion_parameters.method", description)

@@ -1,7 +1,11 @@
 """InversionParameters, read and written. Fields of a single inversion are handled in its folder under ``methods``."""
 
+from collections.abc import Iterator
+
+from google.protobuf.message import Message
 from underpaint.v1 import inversion_service_pb2 as messages
 
+from underpaint_server.errors import FieldInvalid, FieldViolation
 from underpaint_server.jobs import InversionMethod, InversionOptions
 from underpaint_server.methods.message import inversion_message_of
 from underpaint_server.wire.reader import Reader
@@ -38,3 +42,19 @@ def inversion_parameters(options: InversionOptions) -> messages.InversionParamet
     )
     inversion_message_of(options.method.name).write(message, options.method)
     return message
+
+
+def check_same(parameters: messages.InversionParameters, options: InversionOptions, path: str) -> None:
+    """Raise FieldInvalid where a field of ``parameters`` is set and differs from how a stored inversion was made."""
+    violations = tuple(_differences(parameters, inversion_parameters(options), path))
+    if violations:
+        raise FieldInvalid(*violations)
+
+
+def _differences(given: Message, own: Message, path: str) -> Iterator[FieldViolation]:
+    for field, value in given.ListFields():
+        inside, its_own = f"{path}.{field.name}", getattr(own, field.name)
+        if field.message_type is not None and own.HasField(field.name):
+            yield from _differences(value, its_own, inside)
+        elif field.message_type is not None or value != its_own:
+            yield FieldViolation(inside, "is not the inversion's own; leave it out, or send the image instead")

@@ -1,9 +1,10 @@
 """Results of edits as messages, and the ``resolved`` request that gives the same result again.
 
-If the inversion of the source is stored, the source of ``resolved`` is the inversion's name and
-``inversion_parameters`` is empty, because the stored inversion has its own. If there is none (SDEdit and ComputeMask of
-an image, or an inversion that could not be stored), the source is ``image``: a PNG of the fitted pixels, which fitting
-does not change. A given mask is included at the fitted size. ``request_id`` is empty, since a repeat is a new request.
+If the inversion of the source is stored, the source of ``resolved`` is the inversion's name. If there is none (SDEdit
+and ComputeMask of an image, or an inversion that could not be stored), the source is ``image``: a PNG of the fitted
+pixels, which fitting does not change. In both cases ``inversion_parameters`` say how the source is inverted, so that an
+edit can be repeated from its photo when the inversion is gone. A given mask is included at the fitted size.
+``request_id`` is empty, since a repeat is a new request.
 
 Encoding blocks and belongs on a thread.
 """
@@ -96,7 +97,7 @@ def _set_source(request: edit_service_pb2.EditRequest, source: EditSource) -> No
             request.image.CopyFrom(images.encode(pixels))
             # FIT_RESIZE is the only fit that keeps a size other than the model's own.
             request.image.fit = types_pb2.FIT_RESIZE
-            if source.inversion is not None:
-                request.inversion_parameters.CopyFrom(inversion_parameters(source.inversion))
         case _:
             request.inversion = inversion_name(source.name)
+    if source.inversion is not None and not isinstance(source.source, Generated):
+        request.inversion_parameters.CopyFrom(inversion_parameters(source.inversion))

@@ -16,14 +16,14 @@ def inversion_digest(model: ModelInfo, pixels: Picture, options: InversionOption
     """The name of the inversion of fitted pixels (height, width, 3) uint8: 64 hexadecimal digits of SHA-256.
 
     Inversions with equal names have bitwise equal latents. The latents depend on the weights (``model.digest``), on how
-    the network is computed (``model.fingerprint``: dtype, device, threads, libraries) and on the batch class that exact
-    jobs use. Servers that differ in any of these give the same image different names, and so share no inversions.
+    the network is computed (``model.fingerprint``: dtype, device, threads, libraries) and on the batch class at their
+    size. Servers that differ in any of these give the same image different names, and so share no inversions.
     """
     head = {
         "format": _FORMAT,
         "model": model.digest,
         "fingerprint": model.fingerprint,
-        "batch_class": model.batch_class,
+        "batch_class": model.batch_class_at(pixels.shape[1], pixels.shape[0]),
         "shape": pixels.shape,
         "method": type(options.method).__name__,
         "options": asdict(options),

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from underpaint_server.errors import StoreCorrupt
-from underpaint_server.jobs import Inversion, InversionMethod, InversionOptions
+from underpaint_server.jobs import Inversion, InversionMethod, InversionOptions, Notice
 from underpaint_server.methods import INVERSIONS
 from underpaint_server.stores import codec
 
@@ -69,6 +69,7 @@ def _to_json(inversion: Inversion, fitting: Mapping[str, int], create_time: date
         "fingerprint": inversion.fingerprint,
         "reconstruction_psnr_db": _number_to_json(inversion.reconstruction_psnr_db),
         "reconstruction_max_abs_error": _number_to_json(inversion.reconstruction_max_abs_error),
+        "notices": [[notice.reason, notice.message] for notice in inversion.notices],
         "fitting": dict(fitting),
         "create_time": create_time.isoformat(),
     }
@@ -95,6 +96,7 @@ def _from_json(values: dict[str, Any]) -> Record:
         fingerprint=values["fingerprint"],
         reconstruction_psnr_db=_number_from_json(values["reconstruction_psnr_db"]),
         reconstruction_max_abs_error=_number_from_json(values["reconstruction_max_abs_error"]),
+        notices=tuple(Notice(*notice) for notice in values.get("notices", ())),  # earlier builds kept none
     )
     return Record(inversion, values["fitting"], datetime.fromisoformat(values["create_time"]))
 
