@@ -28,6 +28,7 @@ from underpaint.v1 import (
     model_service_pb2_grpc,
     types_pb2,
 )
+from underpaint_server.decoder.process import Decoder
 from underpaint_server.dispatch.job_handle import JobHandle
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.dispatch.supervisor import EngineState
@@ -241,6 +242,9 @@ SETTINGS = Settings(
     max_image_bytes=60_000, max_image_pixels=512 * 512, max_prompt_chars=100, max_steps=50, max_mask_samples=16
 )
 
+DECODER = Decoder(1024 * 1024 * 1024)
+"""One for all tests of a process; its host ends with them."""
+
 
 @asynccontextmanager
 async def started(settings: Settings = SETTINGS) -> AsyncIterator[Wire]:
@@ -249,7 +253,7 @@ async def started(settings: Settings = SETTINGS) -> AsyncIterator[Wire]:
     stores = await Stores.open(settings, metrics)
     engine = ArithmeticEngine()
     metrics.watch_engine(engine)
-    context = ServerContext.build(settings, cast(Dispatcher, engine), stores, metrics)
+    context = ServerContext.build(settings, cast(Dispatcher, engine), stores, metrics, DECODER)
     health = Health(context)
     await health.update()
     server = build_server(context, health)

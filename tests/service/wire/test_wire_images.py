@@ -14,16 +14,20 @@ from PIL import Image, ImageCms
 from support.front import MINI, encoded, picture
 from underpaint.v1 import types_pb2
 from underpaint.v1.types_pb2 import Fit
+from underpaint_server.decoder import pixels as decoder
 from underpaint_server.errors import FieldInvalid, ImageTooLarge, ImageUndecodable
 from underpaint_server.wire import fitting, images
+from underpaint_server.wire.headers import ImageLimits, sniff
 
-LIMITS = images.ImageLimits(max_bytes=1_000_000, max_pixels=1000 * 1000)
+LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=1000 * 1000, max_aspect=100)
 SIDES = st.integers(1, 3000)
 FITS = st.sampled_from(list(Fit.values()))
 
 
 def decode(content: bytes, media_type: str = "") -> Image.Image:
-    return images.rgb(images.load(images.examine(types_pb2.Image(content=content, media_type=media_type), LIMITS)))
+    header = images.examine(types_pb2.Image(content=content, media_type=media_type), LIMITS)
+    with decoder.decoding("the image", header.kind):
+        return decoder.rgb(decoder.load(content, header.kind, LIMITS, "the image"))
 
 
 @given(fit=FITS, width=SIDES, height=SIDES)
@@ -54,7 +58,7 @@ def test_fitting_a_fitted_picture_changes_nothing(fit: int, width: int, height: 
 
 
 @given(fit=FITS, width=st.integers(1, 300), height=st.integers(1, 300))
-def test_the_pixels_have_the_planned_size(fit: int, width: int, height: int) -> None:
+def test_the_pixelshave_the_planned_size(fit: int, width: int, height: int) -> None:
     plan = fitting.plan(fit, (width, height), MINI)
     assert fitting.fit_picture(Image.new("RGB", (width, height)), plan).shape == (plan.height, plan.width, 3)
     assert fitting.fit_mask(Image.new("L", (width, height)), plan).shape == (plan.height, plan.width)
@@ -196,7 +200,7 @@ def test_palettes_have_profiles_too() -> None:
     "profile", [b"rubbish", SRGB[:100], SRGB[:-400] + bytes(400), grey(SRGB)], ids=["none", "cut", "torn", "of grey"]
 )
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_a_profile_that_says_nothing_leaves_the_pixels_alone(mode: str, profile: bytes) -> None:
+def test_a_profile_that_says_nothing_leaves_the_pixelsalone(mode: str, profile: bytes) -> None:
     content = encoded(picture().convert(mode), icc_profile=profile)
     np.testing.assert_array_equal(np.asarray(decode(content)), np.asarray(picture()))
 
@@ -213,11 +217,11 @@ def test_a_large_picture_takes_no_more_than_twice_its_size() -> None:
     script = """
 import io, resource, sys
 from PIL import Image, ImageCms
-from underpaint.v1 import types_pb2
-from underpaint_server.wire import images
+from underpaint_server.decoder import pixels as decoder
+from underpaint_server.wire.headers import ImageLimits
 content = sys.stdin.buffer.read()
-limits = images.ImageLimits(len(content), 4096 * 4096)
-decode = lambda content: images.rgb(images.load(images.examine(types_pb2.Image(content=content), limits)))
+limits = ImageLimits(len(content), 4096 * 4096, 1)
+decode = lambda content: decoder.rgb(decoder.load(content, "image/png", limits, "the image"))
 small = io.BytesIO()
 Image.new("RGBA", (8, 8)).save(small, "PNG")
 decode(small.getvalue())
@@ -267,18 +271,18 @@ def test_a_png_cut_short_is_refused(length: int) -> None:
 
 
 @pytest.mark.parametrize("media_type", images.MEDIA_TYPES)
-def test_equal_pixels_give_equal_bytes(media_type: str) -> None:
+def test_equal_pixelsgive_equal_bytes(media_type: str) -> None:
     pixels = np.asarray(picture())
     image = images.encode(pixels, media_type)
     assert image == images.encode(pixels.copy(), media_type)
-    assert images.sniff(image.content) == image.media_type == media_type
+    assert sniff(image.content) == image.media_type == media_type
     if media_type != images.JPEG:
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image.content)).convert("RGB")), pixels)
 
 
 def mask_of(image: Image.Image, plan: fitting.Fitting, kind: str = "PNG") -> Any:
-    opened = images.examine(types_pb2.Image(content=encoded(image, kind)), LIMITS)
-    return images.decode_mask(opened, plan, "mask")
+    decoded = decoder.load(encoded(image, kind), f"image/{kind.lower()}", LIMITS, "the mask")
+    return decoder.mask(decoded, plan, "mask")
 
 
 @pytest.mark.parametrize("fit", [Fit.FIT_CROP, Fit.FIT_PAD, Fit.FIT_RESIZE])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from underpaint_server.decoder.process import Decoder
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.errors import ModelLoading, ModelNotFound, ModelNotReady
@@ -15,7 +16,7 @@ from underpaint_server.rpc.threads import Threads
 from underpaint_server.settings import Settings
 from underpaint_server.stores import Stores
 from underpaint_server.telemetry import Metrics
-from underpaint_server.wire.images import ImageLimits
+from underpaint_server.wire.headers import ImageLimits
 from underpaint_server.wire.names import model_id, model_name
 
 _LOADING_RETRY_S = 2.0
@@ -31,6 +32,7 @@ class ServerContext:
     manager: OperationManager
     metrics: Metrics
     threads: Threads
+    decoder: Decoder
     idempotency: Idempotency
     inverting: SingleFlight[Any]
     """Inversions that InversionService is computing, by name and whether they are verified."""
@@ -38,7 +40,9 @@ class ServerContext:
     """Set once, when the server begins to shut down."""
 
     @classmethod
-    def build(cls, settings: Settings, engine: Dispatcher, stores: Stores, metrics: Metrics) -> "ServerContext":
+    def build(
+        cls, settings: Settings, engine: Dispatcher, stores: Stores, metrics: Metrics, decoder: Decoder
+    ) -> "ServerContext":
         """Create the remaining parts from the settings."""
         return cls(
             settings=settings,
@@ -47,6 +51,7 @@ class ServerContext:
             manager=OperationManager(settings, engine, stores.operations, stores.directions, OperationEncoder()),
             metrics=metrics,
             threads=Threads(settings.max_running + settings.queue_capacity),
+            decoder=decoder,
             idempotency=Idempotency(ttl_s=settings.replay_ttl_s, max_bytes=settings.replay_bytes, metrics=metrics),
             inverting=SingleFlight(on_join=lambda: metrics.on_store_request(result="joined")),
         )
@@ -54,7 +59,8 @@ class ServerContext:
     @property
     def image_limits(self) -> ImageLimits:
         """The largest image that is decoded, by the settings."""
-        return ImageLimits(self.settings.max_image_bytes, self.settings.max_image_pixels)
+        settings = self.settings
+        return ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_aspect)
 
     def model(self, name: str, path: str = "model") -> ModelInfo:
         """The loaded model of this resource name, the default model for ``""``.
