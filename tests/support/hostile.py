@@ -77,6 +77,12 @@ def webp_chunk(kind: bytes, data: bytes) -> bytes:
     return kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
 
 
+def webp_header(width: int, height: int) -> bytes:
+    """The beginning of a WebP without loss."""
+    data = webp_chunk(b"VP8L", b"\x2f" + struct.pack("<I", width - 1 | (height - 1) << 14) + bytes(20))
+    return b"RIFF" + struct.pack("<I", 4 + len(data)) + b"WEBP" + data
+
+
 MIB: Final = 1024 * 1024
 
 FILES: Final[dict[str, Callable[[], bytes]]] = {
@@ -106,7 +112,10 @@ FILES: Final[dict[str, Callable[[], bytes]]] = {
     "jpeg of a huge profile": lambda: with_segments(
         jpeg(), *(jpeg_segment(0xE2, b"ICC_PROFILE\0" + bytes((n, 240)) + bytes(65_000)) for n in range(1, 241))
     ),
-    "webp of 250 megapixels": lambda: webp((16_383, 16_000)),
+    "png of many profiles": lambda: png(
+        64, 48, png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(MIB - 1), 9)) * 12_000
+    ),
+    "webp of 250 megapixels": lambda: webp_header(16_383, 16_000),
     "webp of 24 megapixels": lambda: webp((6000, 4000)),
     "png of 24 megapixels": lambda: png(6000, 4000, colour=6, depth=16),
 }

@@ -48,6 +48,7 @@ async def serve(settings: Settings) -> int:
     decoder = Decoder(settings.decoder_bytes)
     context = ServerContext.build(settings, engine, stores, metrics, decoder)
     metrics.watch_operations(context.manager)
+    metrics.watch_requests(context.held)
     health = Health(context)
     await health.update()
     server = build_server(context, health)

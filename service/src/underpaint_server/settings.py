@@ -142,6 +142,9 @@ class Settings(BaseSettings):
     bytes a pixel. The default is 1 GiB."""
     max_message_bytes: int = Field(24 * _MIB, ge=1)
     """Largest gRPC message that is received or sent, in bytes; the default is 24 MiB."""
+    request_bytes: int = Field(512 * _MIB, ge=1)
+    """Largest total size of the requests, with their images, of all calls in progress, in bytes; a call beyond it fails
+    with QUEUE_FULL. The default is 512 MiB."""
     max_steps: int = Field(200, ge=1, le=1000)
     """Largest number of steps that a request may ask for."""
     max_prompt_chars: int = Field(2000, ge=1)

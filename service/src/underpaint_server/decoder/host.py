@@ -106,9 +106,9 @@ class Host:
             # The front sees the end of an answer only when no process has that socket open.
             for other in (self._control, *(other for _, other in self._tasks.values())):
                 other.close()
-            with suppress(OSError):  # where there is such a thing: the kernel ends this process before any other
-                with open("/proc/self/oom_score_adj", "w") as score:
-                    score.write("1000")
+            # Where there is such a thing: the kernel, short of memory, ends this process before any other.
+            with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+                score.write("1000")
             serve(connection)
             status = 0
         except MemoryError:
@@ -157,17 +157,17 @@ def _limit(memory_bytes: int, cpu_s: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (now + memory_bytes, now + memory_bytes))
 
 
-def _answer(task: Mapping[str, Any], reader: BinaryIO) -> tuple[dict[str, Any], memoryview]:
+def _answer(task: Mapping[str, Any], reader: BinaryIO) -> tuple[dict[str, Any], bytes]:
     what, kind = task["what"], task["kind"]
     try:
         image = pixels.load(reader.read(task["bytes"]), kind, ImageLimits(*task["limits"]), what)
         with pixels.decoding(what, kind):
             picture, record = _fitted(image, task)
     except FieldInvalid as error:
-        return {"reason": error.reason, "message": error.violations[0].description, "metadata": {}}, memoryview(b"")
+        return {"reason": error.reason, "message": error.violations[0].description, "metadata": {}}, b""
     except UnderpaintError as error:
-        return {"reason": error.reason, "message": error.message, "metadata": error.metadata}, memoryview(b"")
-    return {"shape": picture.shape, "fitting": astuple(record)}, memoryview(picture).cast("B")
+        return {"reason": error.reason, "message": error.message, "metadata": error.metadata}, b""
+    return {"shape": picture.shape, "fitting": astuple(record)}, picture.tobytes()
 
 
 def _fitted(image: Any, task: Mapping[str, Any]) -> tuple[Picture, Fitting]:

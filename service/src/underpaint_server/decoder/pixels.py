@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from underpaint_server.decoder import structure
 from underpaint_server.errors import FieldInvalid, FieldViolation, ImageUndecodable, UnderpaintError
@@ -120,7 +121,7 @@ def _check_frames(image: Image.Image, what: str) -> None:
 def _scale_transparency(image: Image.Image) -> None:
     """Bring the transparent colour of a PNG to the values that its pixels are decoded to, which Pillow does not."""
     colour = image.info.get("transparency")
-    if image.format != "PNG" or image.mode == "P" or colour is None or not image.tile:
+    if not isinstance(image, PngImageFile) or image.mode == "P" or colour is None or not image.tile:
         return
     name = str(image.tile[0][3])
     factor, limit = _TO_EIGHT_BITS.get(name, 1), 0xFFFF if "16" in name else 0xFF

@@ -36,7 +36,7 @@ that neither waits for the other."""
 _BASE_BYTES: Final = 64 * 1024 * 1024
 _BYTES_PER_PIXEL: Final = {PNG: 12, JPEG: 14, WEBP: 24}
 """The most that decoding, turning and converting was seen to take, and a fifth more."""
-_CPU_S: Final = 2.0
+_CPU_S: Final = 1.0
 _CPU_S_PER_PIXEL: Final = 0.5e-6
 """Ten times what the slowest good file was seen to take."""
 _STOP_S: Final = 2.0
@@ -77,19 +77,19 @@ class Share:
         try:
             await granted
         except asyncio.CancelledError:
-            if granted.cancelled():
-                self._waiting.remove((amount, granted))
-                amount = 0  # those behind it may fit
-            self._give_back(amount)
+            self._give_back(0 if granted.cancelled() else amount)
             raise
 
     def _give_back(self, amount: int) -> None:
         self._left += amount
-        while self._waiting and self._waiting[0][0] <= self._left:
-            amount, granted = self._waiting.popleft()
+        while self._waiting:
+            amount, granted = self._waiting[0]
             if not granted.done():
+                if amount > self._left:
+                    return
                 self._left -= amount
                 granted.set_result(None)
+            self._waiting.popleft()
 
 
 class Decoder:
@@ -116,9 +116,7 @@ class Decoder:
         sizes = canvas.width, canvas.height, canvas.size_multiple
         return await self._decode(content, header, limits, {"what": IMAGE, "fit": fit, "canvas": sizes, "mask_of": ()})
 
-    async def mask(
-        self, content: bytes, header: Header, limits: ImageLimits, fitting: Fitting, path: str
-    ) -> Picture:
+    async def mask(self, content: bytes, header: Header, limits: ImageLimits, fitting: Fitting, path: str) -> Picture:
         """The mask (height, width) uint8, 0 or 255, at the fitted size, of an image with this header.
 
         Raises FieldInvalid at ``path`` for another size or mode, and what :meth:`picture` raises.
@@ -129,12 +127,19 @@ class Decoder:
             raise FieldInvalid(FieldViolation(path, error.description)) from None
         return mask
 
+    @property
+    def pid(self) -> int | None:
+        """Process id of the host; None before it is started."""
+        return None if self._host is None else self._host.pid
+
     def start(self) -> None:
         """Start the host, without waiting for it."""
         self._control, theirs = socket.socketpair()
         with theirs:
             self._host = subprocess.Popen(
-                [sys.executable, "-P", "-m", "underpaint_server.decoder.host"], stdin=theirs, stdout=subprocess.DEVNULL
+                [sys.executable, "-P", "-m", "underpaint_server.decoder.host"],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
             )
 
     def close(self) -> None:
@@ -168,7 +173,7 @@ class Decoder:
                 answer = await self._ask(json.dumps(task).encode() + b"\n", content)
                 if (decoded := _read(answer, task)) is not None:
                     return decoded
-        raise WorkerRestarted("the process that decodes images ended; retry", retry_after_s=_RETRY_S)
+        raise _ended()
 
     async def _ask(self, head: bytes, content: bytes) -> bytearray:
         """Send a task to a new process, and return all that it sends back; the process ends with this call."""
@@ -203,7 +208,7 @@ class Decoder:
                     self.close()
                     if attempt:
                         ours.close()
-                        raise WorkerRestarted("the process that decodes images does not start; retry") from None
+                        raise _ended() from None
         return ours
 
 
@@ -230,11 +235,17 @@ def _read(answer: bytearray, task: dict[str, Any]) -> tuple[Picture, Fitting] | 
     status, what = int(match[1]), task["what"]
     if status in _OUT_OF_MEMORY:
         limit = task["memory_bytes"]
-        raise too_large(f"decoding {what} takes too much memory", "bytes of memory", limit, f"more than {limit}")
+        raise too_large(
+            f"decoding {what} takes too many bytes of memory", "bytes of memory", limit, f"more than {limit}"
+        )
     if status in _OUT_OF_TIME:
-        limit = task["cpu_s"]
-        raise too_large(f"decoding {what} takes too long", "seconds of CPU time", limit, f"more than {limit:.3g}")
+        limit = round(task["cpu_s"], 1)
+        raise too_large(f"decoding {what} takes too many seconds", "seconds of CPU time", limit, f"more than {limit}")
     raise ImageUndecodable(f"{what} cannot be decoded as {task['kind']}: the library crashed")
+
+
+def _ended() -> WorkerRestarted:
+    return WorkerRestarted("the process that decodes images ended; retry in a second", retry_after_s=_RETRY_S)
 
 
 def _error(head: dict[str, Any]) -> Exception:

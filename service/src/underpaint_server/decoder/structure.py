@@ -17,7 +17,9 @@ MAX_SEGMENTS: Final = 4096
 MAX_CHUNKS: Final = 65536
 """Most chunks of a PNG or WebP. A PNG of 16 MiB, in the usual chunks of 8 KiB, has 2048."""
 
-_MARKER: Final = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+_BETWEEN_SEGMENTS: Final = 65536
+"""Most bytes before the first scan that belong to no segment; Pillow reads them one by one."""
+_MARKER: Final = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 """A marker that is neither a zero byte of the pixels' data nor a restart."""
 _SCAN: Final = 0xDA
 _END: Final = 0xD9
@@ -38,6 +40,8 @@ Counts = Iterator[tuple[str, int, int]]
 def _jpeg(content: bytes) -> Counts:
     position, segments, scans = 2, 0, 0
     while (match := _MARKER.search(content, position)) is not None and match[1][0] != _END:
+        if not scans:
+            yield "bytes between its segments", _BETWEEN_SEGMENTS, match.start() - position
         marker, position = match[1][0], match.end()
         if marker not in _WITHOUT_LENGTH:
             position += int.from_bytes(content[position : position + 2])

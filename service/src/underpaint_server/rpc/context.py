@@ -9,6 +9,7 @@ from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.errors import ModelLoading, ModelNotFound, ModelNotReady
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.operations.manager import OperationManager
+from underpaint_server.rpc.calls.held import HeldBytes
 from underpaint_server.rpc.calls.idempotency import Idempotency
 from underpaint_server.rpc.calls.singleflight import SingleFlight
 from underpaint_server.rpc.responses.operation import OperationEncoder
@@ -33,6 +34,7 @@ class ServerContext:
     metrics: Metrics
     threads: Threads
     decoder: Decoder
+    held: HeldBytes
     idempotency: Idempotency
     inverting: SingleFlight[Any]
     """Inversions that InversionService is computing, by name and whether they are verified."""
@@ -52,6 +54,7 @@ class ServerContext:
             metrics=metrics,
             threads=Threads(settings.max_running + settings.queue_capacity),
             decoder=decoder,
+            held=HeldBytes(settings.request_bytes),
             idempotency=Idempotency(ttl_s=settings.replay_ttl_s, max_bytes=settings.replay_bytes, metrics=metrics),
             inverting=SingleFlight(on_join=lambda: metrics.on_store_request(result="joined")),
         )

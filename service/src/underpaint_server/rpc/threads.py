@@ -12,6 +12,7 @@ from underpaint_server.settings import usable_cores
 P = ParamSpec("P")
 T = TypeVar("T")
 
+
 class Threads:
     """Threads for work on images.
 

@@ -1,5 +1,6 @@
 """What the first bytes of an image say, and the limits that are checked by it. Needs no library for images."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,9 @@ MASK: Final = "the mask"
 
 _SEGMENTS_BEFORE_SIZE: Final = 1024
 """Most segments of a JPEG before the one that has its size. A profile and metadata of 16 MiB take 256."""
+_BETWEEN_SEGMENTS: Final = 65536
+"""Most bytes before a segment that belong to none."""
+_MARKER: Final = re.compile(rb"\xff([\x01-\xfe])")
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 _SCAN_OR_END: Final = (0xDA, 0xD9)
@@ -81,7 +85,7 @@ def read_header(content: bytes, limits: ImageLimits, what: str) -> Header:
     kind = sniff(content)
     if not kind:
         raise ImageUndecodable(f"{what} is neither PNG, JPEG nor WebP ({len(content)} bytes)")
-    size = _SIZES[kind](content)
+    size = _SIZES[kind](content, what)
     if size is None:
         raise ImageUndecodable(f"{what} cannot be decoded as {kind}: its header is damaged")
     limits.check(*size, what)
@@ -98,31 +102,30 @@ Size = tuple[int, int] | None
 """(width, height) in pixels; None if it cannot be read."""
 
 
-def _png(content: bytes) -> Size:
+def _png(content: bytes, _what: str) -> Size:
     if content[12:16] != b"IHDR" or len(content) < 24:
         return None
     return int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
 
 
-def _jpeg(content: bytes) -> Size:
+def _jpeg(content: bytes, what: str) -> Size:
     position = 2
     for _ in range(_SEGMENTS_BEFORE_SIZE):
-        position = content.find(b"\xff", position)  # what stands between two segments is skipped, as libraries do
-        while content[position : position + 1] == b"\xff":
-            position += 1
-        marker = content[position] if 0 < position < len(content) else _SCAN_OR_END[0]
-        if marker in _SCAN_OR_END:
+        # What stands between two segments is skipped, as libraries do.
+        match = _MARKER.search(content, position, position + _BETWEEN_SEGMENTS)
+        if match is None or match[1][0] in _SCAN_OR_END:
             return None
+        marker, position = match[1][0], match.end()
         if marker in _FRAMES:
-            height, width = content[position + 4 : position + 6], content[position + 6 : position + 8]
+            height, width = content[position + 3 : position + 5], content[position + 5 : position + 7]
             return (int.from_bytes(width), int.from_bytes(height)) if len(width) == 2 else None
-        position += 1
-        if marker not in _WITHOUT_LENGTH and marker:
+        if marker not in _WITHOUT_LENGTH:
             position += int.from_bytes(content[position : position + 2])
-    return None
+    limit = _SEGMENTS_BEFORE_SIZE
+    raise too_large(f"{what} has too many segments before its size", "segments", limit, f"more than {limit}")
 
 
-def _webp(content: bytes) -> Size:
+def _webp(content: bytes, _what: str) -> Size:
     kind, data = content[12:16], content[20:30]
     if len(data) < 10:
         return None
@@ -136,4 +139,4 @@ def _webp(content: bytes) -> Size:
     return None
 
 
-_SIZES: Final[dict[str, Callable[[bytes], Size]]] = {PNG: _png, JPEG: _jpeg, WEBP: _webp}
+_SIZES: Final[dict[str, Callable[[bytes, str], Size]]] = {PNG: _png, JPEG: _jpeg, WEBP: _webp}
