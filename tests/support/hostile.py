@@ -15,14 +15,17 @@ def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def png_header(width: int, height: int, depth: int = 8, colour: int = 0) -> bytes:
+    return PNG_MAGIC + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+
+
 def png(width: int, height: int, *extra: bytes, depth: int = 8, colour: int = 0, rows: bytes | None = None) -> bytes:
     """A PNG of ``rows``, each after its filter byte; all zero if None. ``extra`` chunks come before the pixels."""
     if rows is None:
         channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
         rows = bytes(((width * channels * depth + 7) // 8 + 1) * height)
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     pixels = png_chunk(b"IDAT", zlib.compress(rows, 9))
-    return b"".join((PNG_MAGIC, header, *extra, pixels, png_chunk(b"IEND")))
+    return b"".join((png_header(width, height, depth, colour), *extra, pixels, png_chunk(b"IEND")))
 
 
 def jpeg_segment(marker: int, data: bytes = b"") -> bytes:

@@ -139,8 +139,8 @@ def serve(connection: socket.socket) -> None:
     with connection.makefile("rb") as reader:
         task = json.loads(reader.readline())
         _limit(task["memory_bytes"], task["cpu_s"])
-        answer, data = _answer(task, reader)
-    connection.sendall(json.dumps(answer).encode() + b"\n")
+        head, data = answer(task, reader)
+    connection.sendall(json.dumps(head).encode() + b"\n")
     connection.sendall(data)
 
 
@@ -157,7 +157,11 @@ def _limit(memory_bytes: int, cpu_s: float) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (now + memory_bytes, now + memory_bytes))
 
 
-def _answer(task: Mapping[str, Any], reader: BinaryIO) -> tuple[dict[str, Any], bytes]:
+def answer(task: Mapping[str, Any], reader: BinaryIO) -> tuple[dict[str, Any], bytes]:
+    """The head and the pixels that a task is answered with, whatever the bytes of its image are.
+
+    Raises MemoryError.
+    """
     what, kind = task["what"], task["kind"]
     try:
         image = pixels.load(reader.read(task["bytes"]), kind, ImageLimits(*task["limits"]), what)

@@ -36,7 +36,7 @@ that neither waits for the other."""
 _BASE_BYTES: Final = 64 * 1024 * 1024
 _BYTES_PER_PIXEL: Final = {PNG: 12, JPEG: 14, WEBP: 24}
 """The most that decoding, turning and converting was seen to take, and a fifth more."""
-_CPU_S: Final = 1.0
+_CPU_S: Final = 0.5
 _CPU_S_PER_PIXEL: Final = 0.5e-6
 """Ten times what the slowest good file was seen to take."""
 _STOP_S: Final = 2.0
