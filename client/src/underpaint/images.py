@@ -155,9 +155,14 @@ def _to_srgb(image: "Image.Image") -> "Image.Image":
 
 
 def _transparency(image: "Image.Image") -> int | tuple[int, ...] | None:
-    """The transparent colour of a PNG that is not loaded yet, in the values that its pixels will be decoded to."""
+    """The transparent colour in the values that the pixels have, or will have when they are loaded.
+
+    Pillow keeps the one of a PNG at the file's depth, which only an image that is not loaded yet still has.
+    """
     colour, tile = image.info.get("transparency"), getattr(image, "tile", None)
-    if image.format != "PNG" or image.mode == "P" or colour is None or not tile:
+    if image.format != "PNG" or image.mode == "P" or colour is None:
         return None
-    factor = _TO_EIGHT_BITS.get(str(tile[0][3]), 1)
-    return tuple(int(value * factor) for value in colour) if isinstance(colour, tuple) else int(colour * factor)
+    values = colour if isinstance(colour, tuple) else (colour,)
+    pixels = str(tile[0][3]) if tile else "RGB;16B" if len(values) == 3 and max(values) > 255 else ""
+    scaled = [int(value * _TO_EIGHT_BITS.get(pixels, 1)) for value in values]
+    return tuple(scaled) if isinstance(colour, tuple) else scaled[0]

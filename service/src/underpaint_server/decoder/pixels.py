@@ -61,11 +61,13 @@ def upright(image: Image.Image) -> Image.Image:
 
 def rgb(image: Image.Image) -> Image.Image:
     """Convert to 8-bit RGB: to sRGB if the image has a colour profile. Transparent parts are blended with white.
+    Changes the image.
 
     Needs memory for at most one more image of that size and two masks.
     """
     profile = image.info.get("icc_profile")
     transparency = ImageChops.invert(_alpha(image)) if image.has_transparency_data else None
+    image.info.pop("transparency", None)  # Pillow would warn that the colours lose it
     colours = _opaque(_eight_bits(image))
     if profile:
         colours = _to_srgb(colours, profile)
