@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from support.front import MINI, encoded, picture
 from support.hostile import FILES
 from support.waiting import until
 from underpaint_server.decoder.process import LARGE_PX, Decoder, Share
-from underpaint_server.errors import ImageTooLarge, ImageUndecodable
+from underpaint_server.errors import ImageTooLarge, ImageUndecodable, WorkerRestarted
 from underpaint_server.jobs import Picture
 from underpaint_server.wire.fitting import Fitting
 from underpaint_server.wire.headers import IMAGE, ImageLimits, read_header
@@ -168,6 +169,32 @@ async def test_a_host_that_was_killed_is_replaced(own: Decoder) -> None:
         np.testing.assert_array_equal(pixels, np.asarray(picture()))
     assert own.pid != first
     assert not psutil.pid_exists(first), "it was waited for"
+
+
+async def test_a_host_that_accepts_nothing_is_replaced_before_it_stops_the_front(own: Decoder) -> None:
+    await decode(own, SMALL)
+    first = own.pid
+    psutil.Process(first).suspend()
+    while own.pid == first:  # until no more tasks can be put into its socket
+        call = asyncio.create_task(decode(own, SMALL))
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    await decode(own, SMALL)
+    assert not psutil.pid_exists(first or 0)
+
+
+async def test_without_descriptors_a_caller_is_told_to_retry_and_the_next_is_served(own: Decoder) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    await decode(own, SMALL)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(WorkerRestarted):
+            await decode(own, SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    pixels, _ = await decode(own, SMALL)
+    np.testing.assert_array_equal(pixels, np.asarray(picture()))
 
 
 async def test_an_image_that_waits_when_the_host_is_killed_is_decoded_by_the_next(own: Decoder) -> None:

@@ -133,21 +133,23 @@ class Decoder:
         return None if self._host is None else self._host.pid
 
     def start(self) -> None:
-        """Start the host, without waiting for it."""
-        self._control, theirs = socket.socketpair()
+        """Start the host, without waiting for it. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)  # a host that accepts nothing must not stop the event loop
         with theirs:
             self._host = subprocess.Popen(
                 [sys.executable, "-P", "-m", "underpaint_server.decoder.host"],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
             )
+        self._control = ours
 
     def close(self) -> None:
         """End the host and with it all processes."""
-        if self._control is not None:
-            self._control.close()
-            self._control = None
+        control, self._control = self._control, None
         host, self._host = self._host, None
+        if control is not None:
+            control.close()
         if host is not None:
             try:
                 host.wait(_STOP_S)
@@ -194,21 +196,27 @@ class Decoder:
 
     def _connect(self) -> socket.socket:
         """Our end of a socket pair; the other one is with the host, which forks a process for it."""
+        for _ in range(2):
+            try:
+                return self._send()
+            except OSError as error:  # the host has ended or accepts nothing, or no descriptor or process is free
+                _log.warning("the process that decodes images is started again", error=str(error))
+                if self._host is not None:
+                    self._host.kill()
+                self.close()
+        raise _ended()
+
+    def _send(self) -> socket.socket:
+        if self._control is None:
+            self.start()
+        assert self._control is not None
         ours, theirs = socket.socketpair()
         with theirs:
-            for attempt in range(2):
-                if self._control is None:
-                    self.start()
-                assert self._control is not None
-                try:
-                    socket.send_fds(self._control, [b"."], [theirs.fileno()])
-                    break
-                except (BrokenPipeError, ConnectionResetError):
-                    _log.warning("the process that decodes images ended; it is started again")
-                    self.close()
-                    if attempt:
-                        ours.close()
-                        raise _ended() from None
+            try:
+                socket.send_fds(self._control, [b"."], [theirs.fileno()])
+            except BaseException:
+                ours.close()
+                raise
         return ours
 
 
