@@ -263,7 +263,7 @@ def test_a_picture_over_a_known_limit_is_not_uploaded(client, server, photo):
     for call in (client.edit, client.compute_mask):
         with pytest.raises(errors.ImageTooLarge) as caught:
             call(large, "t", DiffEdit())
-        assert caught.value.metadata == {"limit": "5000", "actual": str(len(large))}
+        assert caught.value.metadata == {"unit": "bytes", "limit": "5000", "actual": str(len(large))}
     with pytest.raises(errors.ImageTooLarge):
         client.invert(large, model="mini")
     client.invert(large, model="unheard-of")

@@ -30,7 +30,8 @@ _MEDIA_TYPES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 def encoded(image: ImageLike) -> bytes:
     """The bytes to send for an image: those of the file, the bytes themselves, or a PNG of the Pillow image.
 
-    Raises OSError when a file cannot be read, TypeError for a value of another type.
+    Raises OSError when a file cannot be read, TypeError for a value of another type, ValueError for a Pillow image that
+    no PNG can hold: an animation, mode F, more than 16 bits of grey.
     """
     if isinstance(image, bytes):
         return image

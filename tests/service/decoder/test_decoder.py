@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -247,9 +248,12 @@ async def test_the_host_ends_when_the_front_is_killed() -> None:
         await until(lambda: not host.is_running() or host.status() == psutil.STATUS_ZOMBIE)
 
 
-async def test_the_host_gets_no_socket_of_the_front(own: Decoder) -> None:
-    await decode(own, SMALL)
-    assert psutil.Process(own.pid).net_connections() == []
+async def test_the_host_has_one_thread_and_no_socket_of_the_front(own: Decoder) -> None:
+    with socket.create_server(("127.0.0.1", 0)):
+        await decode(own, SMALL)
+        host = psutil.Process(own.pid)
+        assert host.net_connections() == []
+        assert host.num_threads() == 1, "so that it may fork"
 
 
 # --- shares -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -141,6 +142,7 @@ class Decoder:
                 [sys.executable, "-P", "-m", "underpaint_server.decoder.host"],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's threads would not survive a fork
             )
         self._control = ours
 
