@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     is 6144 x 4096, which is enough for photos of 24 megapixels; larger ones also need more decoder-bytes."""
     max_image_aspect: float = Field(32, ge=1)
     """Largest ratio of the longer side of an image or mask in a request to its shorter side."""
-    decoder_bytes: int = Field(1024 * _MIB, ge=256 * _MIB)
+    decoder_bytes: int = Field(1024 * _MIB, ge=512 * _MIB)
     """Memory in bytes that all processes that decode images may take together; an image that needs more than three
     quarters of it, or more CPU time than its size explains, is refused with IMAGE_TOO_LARGE. Decoding takes up to 24
     bytes a pixel. The default is 1 GiB."""

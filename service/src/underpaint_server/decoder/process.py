@@ -244,14 +244,14 @@ def _read(answer: bytearray, task: dict[str, Any]) -> tuple[Picture, Fitting] | 
         return None
     status, what = int(match[1]), task["what"]
     if status in _OUT_OF_MEMORY:
-        limit = task["memory_bytes"]
-        raise too_large(
-            f"decoding {what} takes too many bytes of memory", "bytes of memory", limit, f"more than {limit}"
-        )
+        raise _over(what, "bytes of memory", task["memory_bytes"])
     if status in _OUT_OF_TIME:
-        limit = round(task["cpu_s"], 1)
-        raise too_large(f"decoding {what} takes too many seconds", "seconds of CPU time", limit, f"more than {limit}")
+        raise _over(what, "seconds of CPU time", round(task["cpu_s"], 1))
     raise ImageUndecodable(f"{what} cannot be decoded as {task['kind']}: the library crashed")
+
+
+def _over(what: str, unit: str, limit: float) -> ImageTooLarge:
+    return too_large(f"decoding {what} takes too many {unit} for its size", unit, limit, f"more than {limit:.12g}")
 
 
 def _ended() -> WorkerRestarted:

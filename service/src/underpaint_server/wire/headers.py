@@ -43,8 +43,8 @@ class ImageLimits:
         if pixels > self.max_pixels:
             raise too_large(f"{what} has {pixels} pixels", "pixels", self.max_pixels, pixels)
         if aspect > self.max_aspect:
-            text = f"{what} has {width}x{height} pixels, and one side is {aspect:.6g} times as long as the other"
-            raise too_large(text, "aspect ratio", self.max_aspect, f"{aspect:.6g}")
+            text = f"{what} has {width}x{height} pixels, and one side is {aspect:.1f} times as long as the other"
+            raise too_large(text, "aspect ratio", self.max_aspect, f"{aspect:.1f}")
 
 
 @dataclass(frozen=True, slots=True)
