@@ -168,12 +168,19 @@ def test_files_and_bytes_travel_as_they_are(client, server, tmp_path):
     assert [request.image.content for request in server.named("Edit")] == [jpeg.getvalue()] * 3
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16"])
 def test_pillow_images_of_every_mode_travel_as_png(client, server, mode):
     client.edit(Image.new(mode, (9, 7)), "t")
     (request,) = server.named("Edit")
     arrived = Image.open(io.BytesIO(request.image.content))
     assert (arrived.format, arrived.size) == ("PNG", (9, 7))
+
+
+def test_a_pillow_image_that_says_no_range_of_values_is_refused_before_it_is_sent(client, server):
+    for image in (Image.new("F", (9, 7), 0.5), Image.new("I", (9, 7), 70_000)):
+        with pytest.raises(ValueError, match="scale"):
+            client.edit(image, "t")
+    assert server.requests == []
 
 
 def test_orientation_of_a_pillow_image_is_applied_before_it_is_lost(client, server, tmp_path):
@@ -274,7 +281,7 @@ def test_a_picture_over_a_known_limit_is_not_uploaded(client, server, photo):
     for call in (client.edit, client.compute_mask):
         with pytest.raises(errors.ImageTooLarge) as caught:
             call(large, "t", DiffEdit())
-        assert caught.value.metadata == {"limit": "5000", "actual": str(len(large))}
+        assert caught.value.metadata == {"unit": "bytes", "limit": "5000", "actual": str(len(large))}
     with pytest.raises(errors.ImageTooLarge):
         client.invert(large, model="mini")
     client.invert(large, model="unheard-of")

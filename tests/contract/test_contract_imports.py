@@ -37,6 +37,12 @@ def test_the_entry_point_of_the_engine_s_process_loads_no_sockets() -> None:
     assert not loaded_by("underpaint_server.__main__") & {*NETWORKS, "grpc", "obstore"}
 
 
+def test_what_decodes_images_loads_nothing_else() -> None:
+    loaded = loaded_by("underpaint_server.decoder.host")
+    assert {"PIL", "numpy"} <= loaded
+    assert not loaded & {*NETWORKS, "grpc", "google", "underpaint", "pydantic", "structlog", "asyncio"}
+
+
 @pytest.mark.parametrize("module", ["underpaint", "underpaint.__main__", "underpaint.aio"])
 def test_the_client_is_light(module: str) -> None:
     loaded = loaded_by(module)

@@ -10,10 +10,12 @@ from typing import Any
 from uuid import uuid4
 
 import grpc
+import psutil
 import pytest
 from e2e.harness import Stubs, disc, idle, scrape, stubs
 from PIL import Image
 from support.front import edit, encoded, merged, photo, picture, refused
+from support.hostile import many_scans, png, png_header
 from underpaint import Client, Edict, errors
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, model_service_pb2, types_pb2
 from underpaint_server.local_server import LocalServer
@@ -101,6 +103,10 @@ BAD: dict[str, Bad] = {
     "no pixels": undecodable(bomb(0, 0)),
     "a bomb": too_large(bomb(5000, 5000)),
     "a row too much": too_large(bomb(512, 513)),
+    "a single column": too_large(bomb(1, 40_000)),
+    "a jpeg of very many scans": too_large(many_scans(2000, 256, 256)),
+    "an animation": undecodable(encoded(picture(), "WEBP", save_all=True, append_images=[picture(seed=1)])),
+    "a palette that is not there": undecodable(png_header(64, 48, colour=3) + png(64, 48)[33:]),
     "a byte too much": too_large(encoded(picture()) + bytes(60_000)),
     "mask undecodable": Bad(edit("diffedit", diffedit={"mask": image(b"x")}), reason="IMAGE_UNDECODABLE"),
     "mask too large": Bad(edit("diffedit", diffedit={"mask": image(bomb(600, 600))}), reason="IMAGE_TOO_LARGE"),
@@ -252,6 +258,24 @@ async def test_nothing_of_any_number_of_bad_requests_stays(toy: LocalServer) -> 
         total = "underpaint_requests_total"
         assert after.sum(total, reason=reason) == before.sum(total, reason=reason) + told
     assert "Traceback" not in toy.tail(10_000)
+
+
+async def test_images_are_decoded_again_after_the_process_that_does_it_was_killed(toy: LocalServer) -> None:
+    def host() -> psutil.Process | None:
+        children = psutil.Process(toy.pid).children()
+        return next((child for child in children if "underpaint_server.decoder.host" in child.cmdline()), None)
+
+    async with stubs(toy) as wire:
+        first = host()
+        assert first is not None
+        for _ in range(2):
+            killed = host()
+            assert killed is not None
+            killed.kill()
+            assert (await wire.edits.Edit(edit("sdedit"))).image.content
+        again = host()
+        assert again is not None
+        assert again.pid != first.pid
 
 
 async def test_a_request_id_with_another_payload_is_refused(toy: LocalServer) -> None:

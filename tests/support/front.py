@@ -28,6 +28,7 @@ from underpaint.v1 import (
     model_service_pb2_grpc,
     types_pb2,
 )
+from underpaint_server.decoder.process import Decoder
 from underpaint_server.dispatch.job_handle import JobHandle
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.dispatch.supervisor import EngineState
@@ -242,6 +243,9 @@ SETTINGS = Settings(
     rejoin_s=0.1,
 )  # fmt: skip
 
+DECODER = Decoder(1024 * 1024 * 1024)
+"""One for all tests of a process; its host ends with them."""
+
 
 @asynccontextmanager
 async def started(settings: Settings = SETTINGS) -> AsyncIterator[Wire]:
@@ -250,7 +254,7 @@ async def started(settings: Settings = SETTINGS) -> AsyncIterator[Wire]:
     stores = await Stores.open(settings, metrics)
     engine = ArithmeticEngine()
     metrics.watch_engine(engine)
-    context = ServerContext.build(settings, cast(Dispatcher, engine), stores, metrics)
+    context = ServerContext.build(settings, cast(Dispatcher, engine), stores, metrics, DECODER)
     health = Health(context)
     await health.update()
     server = build_server(context, health)

@@ -223,7 +223,7 @@ def refuse_too_large(content: bytes, model: str, limits: Mapping[str, Limits]) -
         raise ImageTooLarge(
             f"the image has {len(content)} bytes, the server accepts at most {largest}: send a smaller one",
             reason="IMAGE_TOO_LARGE",
-            metadata={"limit": str(largest), "actual": str(len(content))},
+            metadata={"unit": "bytes", "limit": str(largest), "actual": str(len(content))},
         )
 
 

@@ -122,11 +122,12 @@ class FieldInvalid(InvalidRequest):
 
 
 class ImageUndecodable(InvalidRequest):
-    """The bytes are not a PNG, JPEG or WebP image, or the image is truncated."""
+    """The bytes are not a PNG, JPEG or WebP image, or the image is damaged or an animation."""
 
 
 class ImageTooLarge(InvalidRequest):
-    """The image has too many bytes or pixels; ``metadata`` has ``limit`` and ``actual``."""
+    """The image has too many bytes, pixels or parts, sides too unlike, or takes too much memory or time to decode;
+    ``metadata`` has ``unit``, ``limit`` and ``actual``."""
 
 
 class RequestIdReused(InvalidRequest):

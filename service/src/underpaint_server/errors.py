@@ -103,13 +103,15 @@ class FieldInvalid(InvalidRequest):
 
 
 class ImageUndecodable(InvalidRequest):
-    """The bytes are no PNG, JPEG or WebP image, are truncated, or are of another type than ``media_type`` names."""
+    """The bytes are no PNG, JPEG or WebP image, are damaged, are an animation, or are of another type than
+    ``media_type`` names."""
 
     reason = "IMAGE_UNDECODABLE"
 
 
 class ImageTooLarge(InvalidRequest):
-    """The image has too many bytes or pixels; metadata ``unit``, ``limit`` and ``actual``."""
+    """The image has too many bytes, pixels or parts, or needs too much memory or time to decode; metadata ``unit``,
+    ``limit`` and ``actual``."""
 
     reason = "IMAGE_TOO_LARGE"
 
@@ -210,7 +212,7 @@ class Unavailable(UnderpaintError):
 
 
 class QueueFull(Unavailable):
-    """``queue_capacity`` jobs are already waiting."""
+    """``queue_capacity`` jobs are already waiting, or the requests in progress take ``request_bytes`` already."""
 
     reason = "QUEUE_FULL"
 
@@ -228,7 +230,7 @@ class ModelLoading(Unavailable):
 
 
 class WorkerRestarted(Unavailable):
-    """The engine process died while it ran this job, or is being restarted."""
+    """The engine process died while it ran this job, or is being restarted; or the process that decodes images was."""
 
     reason = "WORKER_RESTARTED"
 

@@ -12,6 +12,7 @@ import structlog
 from obstore.exceptions import BaseError
 from prometheus_client import start_http_server
 
+from underpaint_server.decoder.process import Decoder
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.errors import ModelNotReady, StoreUnavailable
 from underpaint_server.rpc.context import ServerContext
@@ -44,8 +45,10 @@ async def serve(settings: Settings) -> int:
         return 1
     engine = Dispatcher(settings, metrics)
     metrics.watch_engine(engine)
-    context = ServerContext.build(settings, engine, stores, metrics)
+    decoder = Decoder(settings.decoder_bytes)
+    context = ServerContext.build(settings, engine, stores, metrics, decoder)
     metrics.watch_operations(context.manager)
+    metrics.watch_requests(context.held)
     health = Health(context)
     await health.update()
     server = build_server(context, health)
@@ -53,6 +56,7 @@ async def serve(settings: Settings) -> int:
     try:
         address = _bind(server, settings.listen)
         with _metrics_server(metrics, settings.metrics_listen) as metrics_address:
+            decoder.start()
             await engine.start()
             context.manager.start()
             await server.start()
@@ -66,6 +70,7 @@ async def serve(settings: Settings) -> int:
         await engine.close()
         await stores.close()
         context.threads.close()
+        decoder.close()
     _log.info("stopped")
     return 0
 

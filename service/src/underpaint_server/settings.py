@@ -133,11 +133,20 @@ class Settings(BaseSettings):
     when to retry."""
     max_image_bytes: int = Field(16 * _MIB, ge=1)
     """Largest encoded image or mask that a request may contain, in bytes; the default is 16 MiB."""
-    max_image_pixels: int = Field(4096 * 4096, ge=1)
+    max_image_pixels: int = Field(6144 * 4096, ge=1)
     """Largest width times height of an image or mask in a request, in pixels; checked before it is decoded. The default
-    is 4096 x 4096."""
+    is 6144 x 4096, which is enough for photos of 24 megapixels; larger ones also need more decoder-bytes."""
+    max_image_aspect: float = Field(32, ge=1)
+    """Largest ratio of the longer side of an image or mask in a request to its shorter side."""
+    decoder_bytes: int = Field(1024 * _MIB, ge=512 * _MIB)
+    """Memory in bytes that all processes that decode images may take together; an image that needs more than three
+    quarters of it, or more CPU time than its size explains, is refused with IMAGE_TOO_LARGE. Decoding takes up to 24
+    bytes a pixel. The default is 1 GiB."""
     max_message_bytes: int = Field(24 * _MIB, ge=1)
     """Largest gRPC message that is received or sent, in bytes; the default is 24 MiB."""
+    request_bytes: int = Field(512 * _MIB, ge=1)
+    """Largest total size of the requests, with their images, of all calls in progress, in bytes; a call beyond it fails
+    with QUEUE_FULL. The default is 512 MiB."""
     max_steps: int = Field(200, ge=1, le=1000)
     """Largest number of steps that a request may ask for."""
     max_prompt_chars: int = Field(2000, ge=1)

@@ -2,7 +2,9 @@
 
 import json
 import math
+import struct
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from underpaint_server.methods.ddim.options import DdimInversion
 from underpaint_server.methods.edict.options import EdictInversion
 from underpaint_server.stores import codec
 from underpaint_server.stores.codec import header_bytes
+from underpaint_server.stores.directions import decode as decode_direction
 from underpaint_server.stores.inversions.record import decode, decode_record, encode
 
 METHODS = st.one_of(
@@ -128,6 +131,54 @@ def test_a_record_whose_method_is_no_method_is_refused(method: object) -> None:
     file = codec.decode(encode(small(), {}, WHEN))
     with pytest.raises(StoreCorrupt, match="header cannot be read"):
         decode(codec.encode(file.record | {"method": method}, file.arrays))
+
+
+DIRECTION = (Path(__file__).parents[2] / "data" / "direction-format-1.safetensors").read_bytes()
+LIES: dict[str, Any] = {
+    "a huge shape": {"dtype": "F32", "shape": [0, 2**64 - 1]},
+    "a shape beyond memory": {"dtype": "F32", "shape": [2**40]},
+    "too many dimensions": {"dtype": "F32", "shape": [1] * 100},
+    "no shape": {"dtype": "F32", "shape": None},
+    **{f"the type {name}": {"dtype": name, "shape": [0]} for name in ("BF16", "F8_E4M3", "F4", "C64", "BOOL", "X")},
+}
+
+
+def sealed(header: dict[str, Any], body: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_a_header_that_lies_about_its_arrays_is_corrupt(case: str) -> None:
+    said = json.loads(DIRECTION[8 : header_bytes(DIRECTION)])["__metadata__"]
+    with pytest.raises(StoreCorrupt):
+        decode_direction("x", sealed({"__metadata__": said, "weights": LIES[case] | {"data_offsets": [0, 0]}}))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "[1]", "{}", '"\\ud800"', "NaN", ""])
+def test_a_record_that_is_none_is_corrupt(text: str) -> None:
+    with pytest.raises(StoreCorrupt):
+        decode_direction("x", sealed({"__metadata__": {"underpaint": text}}))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_done_to_a_direction_s_file_it_is_corrupt(seed: int) -> None:
+    random, unchanged = np.random.default_rng(seed), decode_direction("x", DIRECTION)
+    values = [b"-1", b"9" * 30, b"null", b"[", b'"', b"1e999", b"\\ud800", b"\0", b"\xff"]
+    for _ in range(300):
+        data = bytearray(DIRECTION)
+        for _ in range(int(random.integers(1, 4))):
+            start = int(random.integers(0, len(data)))
+            end = start + int(random.integers(0, 9))
+            data[start:end] = [b"", bytes(data[end:][:9]), values[int(random.integers(0, len(values)))]][
+                random.integers(3)
+            ]
+        if random.random() < 0.6:  # so that more than the length of the header is looked at
+            data[:8] = struct.pack("<Q", max(0, data.rfind(b"}") - 7))
+        try:
+            assert decode_direction("x", bytes(data)) == unchanged
+        except StoreCorrupt:
+            continue
 
 
 def test_arrays_need_not_be_contiguous() -> None:

@@ -4,6 +4,8 @@ import io
 import struct
 import subprocess
 import sys
+import zlib
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -11,19 +13,27 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 from support.front import MINI, encoded, picture
+from support.hostile import png, png_chunk, png_header
 from underpaint.v1 import types_pb2
 from underpaint.v1.types_pb2 import Fit
+from underpaint_server.decoder import pixels as decoder
+from underpaint_server.decoder.host import answer
 from underpaint_server.errors import FieldInvalid, ImageTooLarge, ImageUndecodable
+from underpaint_server.settings import Settings
 from underpaint_server.wire import fitting, images
+from underpaint_server.wire.headers import JPEG, ImageLimits, read_header, sniff
 
-LIMITS = images.ImageLimits(max_bytes=1_000_000, max_pixels=1000 * 1000)
+LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=1000 * 1000, max_aspect=100)
 SIDES = st.integers(1, 3000)
 FITS = st.sampled_from(list(Fit.values()))
 
 
 def decode(content: bytes, media_type: str = "") -> Image.Image:
-    return images.rgb(images.load(images.examine(types_pb2.Image(content=content, media_type=media_type), LIMITS)))
+    header = images.examine(types_pb2.Image(content=content, media_type=media_type), LIMITS)
+    with decoder.decoding("the image", header.kind):
+        return decoder.rgb(decoder.load(content, header.kind, LIMITS, "the image"))
 
 
 @given(fit=FITS, width=SIDES, height=SIDES)
@@ -100,6 +110,36 @@ def test_sixteen_bits_of_grey_become_eight() -> None:
     np.testing.assert_array_equal(pixels[..., 0], ramp >> 8)
 
 
+GREYS = {1: bytes([0b01000000]), 2: bytes([0b00011011]), 4: b"\x01\x23", 8: bytes([0, 1, 2, 3])}
+"""Four pixels of each depth, of which the second alone has the value 1."""
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("upper", [0, 0xFF00], ids=["", "with bits that do not count"])
+def test_a_transparent_grey_of_any_depth_is_put_on_white(depth: int, upper: int) -> None:
+    row = struct.pack(">4H", 0, 1, 256, 513) if depth == 16 else GREYS[depth]
+    transparent = png_chunk(b"tRNS", struct.pack(">H", 1 + (0 if depth == 16 else upper)))
+    grey = png(4, 1, depth=depth, rows=b"\0" + row)
+    pixels = np.asarray(decode(png(4, 1, transparent, depth=depth, rows=b"\0" + row)))
+    assert tuple(pixels[0, 1]) == (255, 255, 255)
+    np.testing.assert_array_equal(np.delete(pixels, 1, 1), np.delete(np.asarray(decode(grey)), 1, 1))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_transparent_colour_of_any_depth_is_put_on_white(depth: int) -> None:
+    scale, code = (256, ">6H") if depth == 16 else (1, ">6B")
+    row = struct.pack(code, *(scale * value for value in (10, 20, 30, 10, 20, 31)))
+    transparent = png_chunk(b"tRNS", struct.pack(">3H", *(scale * value for value in (10, 20, 30))))
+    pixels = np.asarray(decode(png(2, 1, transparent, depth=depth, colour=2, rows=b"\0" + row)))
+    assert pixels.tolist() == [[[255, 255, 255], [10, 20, 31]]]
+
+
+def test_a_palette_with_a_transparent_entry_is_put_on_white() -> None:
+    palette, transparent = png_chunk(b"PLTE", bytes(range(9))), png_chunk(b"tRNS", b"\xff\0")
+    pixels = np.asarray(decode(png(3, 1, palette, transparent, colour=3, rows=b"\0\0\1\2")))
+    assert pixels.tolist() == [[[0, 1, 2], [255, 255, 255], [6, 7, 8]]]
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "LA"])
 def test_other_modes_become_colour(mode: str) -> None:
     kind = "JPEG" if mode == "CMYK" else "PNG"
@@ -111,6 +151,21 @@ def test_pictures_are_turned_upright_first(orientation: int, size: tuple[int, in
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert decode(encoded(picture(), "JPEG", exif=exif)).size == size
+
+
+XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_orientation_that_is_not_in_exif_turns_nothing(kind: str) -> None:
+    options: dict[str, Any] = {"xmp": XMP}
+    if kind == "PNG":
+        options = {"pnginfo": PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())
+    content = encoded(picture(), kind, **options)
+    assert Image.open(io.BytesIO(content)).getexif().get(0x0112) == 6, "which Pillow would apply"
+    assert decode(content).size == (64, 48)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff", b"rubbish", b""])
@@ -213,11 +268,12 @@ def test_a_large_picture_takes_no_more_than_twice_its_size() -> None:
     script = """
 import io, resource, sys
 from PIL import Image, ImageCms
-from underpaint.v1 import types_pb2
-from underpaint_server.wire import images
+from underpaint_server.decoder import pixels as decoder
+from underpaint_server.decoder.host import answer
+from underpaint_server.wire.headers import ImageLimits
 content = sys.stdin.buffer.read()
-limits = images.ImageLimits(len(content), 4096 * 4096)
-decode = lambda content: images.rgb(images.load(images.examine(types_pb2.Image(content=content), limits)))
+limits = ImageLimits(len(content), 4096 * 4096, 1)
+decode = lambda content: decoder.rgb(decoder.load(content, "image/png", limits, "the image"))
 small = io.BytesIO()
 Image.new("RGBA", (8, 8)).save(small, "PNG")
 decode(small.getvalue())
@@ -267,18 +323,18 @@ def test_a_png_cut_short_is_refused(length: int) -> None:
 
 
 @pytest.mark.parametrize("media_type", images.MEDIA_TYPES)
-def test_equal_pixels_give_equal_bytes(media_type: str) -> None:
+def test_equal_pixelsgive_equal_bytes(media_type: str) -> None:
     pixels = np.asarray(picture())
     image = images.encode(pixels, media_type)
     assert image == images.encode(pixels.copy(), media_type)
-    assert images.sniff(image.content) == image.media_type == media_type
-    if media_type != images.JPEG:
+    assert sniff(image.content) == image.media_type == media_type
+    if media_type != JPEG:
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image.content)).convert("RGB")), pixels)
 
 
 def mask_of(image: Image.Image, plan: fitting.Fitting, kind: str = "PNG") -> Any:
-    opened = images.examine(types_pb2.Image(content=encoded(image, kind)), LIMITS)
-    return images.decode_mask(opened, plan, "mask")
+    decoded = decoder.load(encoded(image, kind), f"image/{kind.lower()}", LIMITS, "the mask")
+    return decoder.mask(decoded, plan, "mask")
 
 
 @pytest.mark.parametrize("fit", [Fit.FIT_CROP, Fit.FIT_PAD, Fit.FIT_RESIZE])
@@ -308,3 +364,140 @@ def test_opaque_masks_of_any_mode_are_read(mode: str) -> None:
 def test_masks_with_transparency_are_ambiguous(mode: str) -> None:
     with pytest.raises(FieldInvalid, match="opaque"):
         mask_of(Image.new(mode, (64, 48)), fitting.untouched((64, 48)))
+
+
+def test_the_decoder_s_values_of_fit_are_the_contract_s() -> None:
+    assert {fit.name: fit.value for fit in fitting.Fit} == dict(Fit.items())
+
+
+PHONES = {"24 megapixels": (5712, 4284), "a camera of 24 megapixels": (6000, 4000), "upright": (4284, 5712)}
+
+
+@pytest.mark.parametrize("case", PHONES)
+def test_what_phones_and_cameras_make_is_accepted_by_default(case: str) -> None:
+    settings = Settings()
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_aspect)
+    assert read_header(png_header(*PHONES[case]), limits, "the image").pixels >= 24_000_000
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "WEBP without loss", "WEBP with more"])
+@pytest.mark.parametrize("size", [(64, 48), (1, 1), (1000, 90)])
+def test_the_size_is_read_without_decoding(kind: str, size: tuple[int, int]) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "WEBP without loss": {"lossless": True},
+        "WEBP with more": {"icc_profile": SRGB},
+        "JPEG": {"progressive": True, "icc_profile": SRGB},
+    }
+    content = encoded(picture(size), kind[:4].strip(), **options.get(kind, {}))
+    header = read_header(content, LIMITS, "the image")
+    assert (header.width, header.height) == size
+
+
+@pytest.mark.parametrize(
+    ("size", "unit"), [((1, 101), "aspect ratio"), ((101, 1), "aspect ratio"), ((2000, 501), "pixels")]
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_size_beyond_a_limit_is_refused_with_it(kind: str, size: tuple[int, int], unit: str) -> None:
+    with pytest.raises(ImageTooLarge) as refusal:
+        decode(encoded(Image.new("RGB", size), kind))
+    assert refusal.value.metadata["unit"] == unit
+    assert refusal.value.metadata["limit"] in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    "between", [b"\xff" * 60, b"\0" * 60, b"\xff\0" * 30, b"\xff\xfe\0\2"], ids=["fill", "junk", "stuffing", "comment"]
+)
+def test_a_jpeg_with_bytes_between_its_segments_is_read(between: bytes) -> None:
+    content = encoded(picture(), "JPEG")
+    first = 4 + int.from_bytes(content[4:6])
+    np.testing.assert_array_equal(
+        np.asarray(decode(content[:first] + between + content[first:])), np.asarray(decode(content))
+    )
+
+
+# --- damaged on purpose -------------------------------------------------------------------------------------------
+
+
+def _originals() -> list[bytes]:
+    """Small files of every type, mode and kind of metadata."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "text"
+    meta: dict[str, Any] = {"exif": exif, "icc_profile": SRGB}
+    small = picture((20, 14))
+    modes = [small.convert(mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")]
+    files = [encoded(image, "PNG", **meta) for image in modes]
+    files += [encoded(small.convert("P"), "PNG", bits=4, transparency=1), encoded(small.convert("L"), transparency=9)]
+    files += [encoded(Image.fromarray(np.arange(280, dtype=np.uint16).reshape(14, 20)), transparency=77)]
+    files += [encoded(small, "JPEG", **meta), encoded(small, "JPEG", progressive=True, **meta)]
+    files += [encoded(small.convert("CMYK"), "JPEG"), encoded(small.convert("L"), "JPEG", restart_marker_blocks=1)]
+    files += [encoded(small, "WEBP", **meta), encoded(modes[-1], "WEBP", lossless=True, **meta)]
+    frames = {"save_all": True, "append_images": [small.rotate(90)]}
+    files += [encoded(small, "PNG", **frames), encoded(small, "WEBP", **frames), encoded(small, "MPO", **frames)]
+    return files
+
+
+def _mutated(content: bytes, random: np.random.Generator) -> bytes:
+    """Bytes changed, cut, repeated, exchanged; of a PNG, with its checksums right again."""
+    data = bytearray(content)
+    for _ in range(int(random.integers(1, 4))):
+        start, end = sorted(int(at) for at in random.integers(0, len(data), 2))
+        end = min(end, start + 40)
+        match int(random.integers(0, 6)):
+            case 0:
+                data[start] = int(random.integers(0, 256))
+            case 1:
+                data[start] ^= 1 << int(random.integers(0, 8))
+            case 2:
+                del data[start:end]
+            case 3:
+                data[end:end] = data[start:end]
+            case 4:
+                data[start : start + 4] = random.choice([b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"])
+            case 5:
+                del data[end:]
+        if len(data) < 2:
+            return content[:10]
+    return _checksums(data) if content.startswith(b"\x89PNG") and random.random() < 0.8 else bytes(data)
+
+
+def _checksums(data: bytearray) -> bytes:
+    position = 8
+    while position + 12 <= len(data):
+        size = int.from_bytes(data[position : position + 4])
+        end = position + 8 + size
+        if end + 4 > len(data):
+            break
+        data[end : end + 4] = zlib.crc32(data[position + 4 : end]).to_bytes(4)
+        position = end + 4
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_done_to_a_file_it_is_a_picture_or_refused(seed: int) -> None:
+    random, originals = np.random.default_rng(seed), _originals()
+    plan = fitting.untouched((20, 14))
+    reasons = set()
+    for round_ in range(150):
+        content = _mutated(originals[round_ % len(originals)], random)
+        task: dict[str, Any] = {
+            "what": "the image",
+            "fit": 0,
+            "canvas": (64, 48, 8),
+            "mask_of": (),
+            "bytes": len(content),
+        }
+        if round_ % 3 == 0:
+            task |= {"mask_of": astuple(plan)}
+        try:
+            task |= {"kind": read_header(content, LIMITS, "the image").kind, "limits": astuple(LIMITS)}
+        except (ImageUndecodable, ImageTooLarge) as error:
+            reasons.add(error.reason)
+            continue
+        head, data = answer(task, io.BytesIO(content))
+        reasons.add(head.get("reason", ""))
+        if "reason" in head:
+            assert head["reason"] in ("IMAGE_UNDECODABLE", "IMAGE_TOO_LARGE", "FIELD_INVALID"), head
+            assert " at 0x" not in head["message"]
+        else:
+            assert len(data) == np.prod(head["shape"])
+    assert {"", "IMAGE_UNDECODABLE"} <= reasons

@@ -74,7 +74,7 @@ class _FitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fit.ValueType], _
 class Fit(_Fit, metaclass=_FitEnumTypeWrapper):
     """Fit says how an image of any size and aspect ratio is fitted to a size that the model works at. Before that, the EXIF
     orientation is applied, colours are converted from the embedded ICC profile to sRGB, and transparent parts are
-    blended with white. An EXIF block or a profile that cannot be read is ignored.
+    blended with white. An EXIF block or a profile that cannot be read is ignored, and so is an orientation in XMP.
     """
 
 FIT_UNSPECIFIED: Fit.ValueType  # 0
@@ -234,7 +234,7 @@ class Image(_message.Message):
     FIT_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     """PNG, JPEG or WebP bytes. Input colours are those of the embedded ICC profile, or sRGB without one. Output is sRGB
-    without a profile.
+    without a profile. An animation is IMAGE_UNDECODABLE; of several images in one JPEG (MPO), the first is used.
     """
     media_type: _builtins.str
     """"image/png", "image/jpeg" or "image/webp". On input, empty means the type is detected from the bytes; a type that

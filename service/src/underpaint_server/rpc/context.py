@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from underpaint_server.decoder.process import Decoder
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.errors import ModelLoading, ModelNotFound, ModelNotReady
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.operations.manager import OperationManager
+from underpaint_server.rpc.calls.held import HeldBytes
 from underpaint_server.rpc.calls.idempotency import Idempotency
 from underpaint_server.rpc.calls.singleflight import SingleFlight
 from underpaint_server.rpc.responses.operation import OperationEncoder
@@ -15,7 +17,7 @@ from underpaint_server.rpc.threads import Threads
 from underpaint_server.settings import Settings
 from underpaint_server.stores import Stores
 from underpaint_server.telemetry import Metrics
-from underpaint_server.wire.images import ImageLimits
+from underpaint_server.wire.headers import ImageLimits
 from underpaint_server.wire.names import model_id, model_name
 
 _LOADING_RETRY_S = 2.0
@@ -31,6 +33,8 @@ class ServerContext:
     manager: OperationManager
     metrics: Metrics
     threads: Threads
+    decoder: Decoder
+    held: HeldBytes
     idempotency: Idempotency
     inverting: SingleFlight[Any]
     """Inversions that InversionService is computing, by name and whether they are verified."""
@@ -38,7 +42,9 @@ class ServerContext:
     """Set once, when the server begins to shut down."""
 
     @classmethod
-    def build(cls, settings: Settings, engine: Dispatcher, stores: Stores, metrics: Metrics) -> "ServerContext":
+    def build(
+        cls, settings: Settings, engine: Dispatcher, stores: Stores, metrics: Metrics, decoder: Decoder
+    ) -> "ServerContext":
         """Create the remaining parts from the settings."""
         return cls(
             settings=settings,
@@ -47,6 +53,8 @@ class ServerContext:
             manager=OperationManager(settings, engine, stores.operations, stores.directions, OperationEncoder()),
             metrics=metrics,
             threads=Threads(settings.max_running + settings.queue_capacity),
+            decoder=decoder,
+            held=HeldBytes(settings.request_bytes),
             idempotency=Idempotency(
                 ttl_s=settings.replay_ttl_s,
                 max_bytes=settings.replay_bytes,
@@ -59,7 +67,8 @@ class ServerContext:
     @property
     def image_limits(self) -> ImageLimits:
         """The largest image that is decoded, by the settings."""
-        return ImageLimits(self.settings.max_image_bytes, self.settings.max_image_pixels)
+        settings = self.settings
+        return ImageLimits(settings.max_image_bytes, settings.max_image_pixels, settings.max_image_aspect)
 
     def model(self, name: str, path: str = "model") -> ModelInfo:
         """The loaded model of this resource name, the default model for ``""``.

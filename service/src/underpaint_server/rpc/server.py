@@ -40,7 +40,7 @@ _DESCRIPTORS: Final = (
 
 def build_server(context: ServerContext, health: Health) -> grpc.aio.Server:
     """The server with all services; add a port and start it."""
-    interceptor = CallInterceptor(context.metrics, context.engine.configured[0])
+    interceptor = CallInterceptor(context.metrics, context.engine.configured[0], context.held)
     server = grpc.aio.server(interceptors=[interceptor], options=_options(context.settings.max_message_bytes))
     edit_service_pb2_grpc.add_EditServiceServicer_to_server(EditService(context), server)
     inversion_service_pb2_grpc.add_InversionServiceServicer_to_server(InversionService(context), server)

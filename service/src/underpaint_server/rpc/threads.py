@@ -1,21 +1,16 @@
-"""Blocking work of the front process (decoding, hashing, encoding) on threads, bounded in number and in memory."""
+"""Blocking work of the front process (hashing, encoding) on threads, and how many images wait to be decoded."""
 
 import asyncio
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from underpaint_server.errors import QueueFull
 from underpaint_server.settings import usable_cores
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-LARGE_PX: Final = 4 * 1024 * 1024
-"""Images of more pixels than this are large."""
-LARGE_AT_ONCE: Final = 2
-"""Number of large images decoded at once. A file of a few kilobytes can decode to a hundred megabytes."""
 
 
 class Threads:
@@ -27,7 +22,6 @@ class Threads:
     def __init__(self, capacity: int) -> None:
         threads = max(2, min(8, usable_cores()))
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="pixels")
-        self._large = ThreadPoolExecutor(LARGE_AT_ONCE, thread_name_prefix="large-pixels")
         self._capacity = max(capacity, threads)
         self._taken = 0
 
@@ -44,18 +38,8 @@ class Threads:
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work`` on a thread and return its result."""
-        return await _run(self._executor, lambda: work(*args, **kwargs))
-
-    async def decode(self, pixels: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``work`` that decodes an image of ``pixels`` pixels; at most ``LARGE_AT_ONCE`` large ones run at once."""
-        executor = self._large if pixels > LARGE_PX else self._executor
-        return await _run(executor, lambda: work(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: work(*args, **kwargs))
 
     def close(self) -> None:
         """Accept no more work and drop what waits; running work ends by itself."""
-        for executor in (self._executor, self._large):
-            executor.shutdown(wait=False, cancel_futures=True)
-
-
-async def _run(executor: Executor, work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(executor, work)
+        self._executor.shutdown(wait=False, cancel_futures=True)

@@ -63,6 +63,14 @@ class OperationsView(Protocol):
         """Operations that have ended and are not removed yet, at the last scan."""
 
 
+class RequestsView(Protocol):
+    """The requests of calls in progress."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of these requests."""
+
+
 class AtScrape(Collector):
     """Computes the gauges at each scrape, on the thread that serves it; None for an owner leaves its gauges out."""
 
@@ -70,6 +78,7 @@ class AtScrape(Collector):
         self.engine: EngineView | None = None
         self.store: StoreView | None = None
         self.operations: OperationsView | None = None
+        self.requests: RequestsView | None = None
 
     def collect(self) -> Iterator[Metric]:
         """The build information and the gauges of all owners that are set."""
@@ -80,6 +89,8 @@ class AtScrape(Collector):
             yield from _store_gauges(self.store)
         if self.operations is not None:
             yield _operations_gauge(self.operations)
+        if self.requests is not None:
+            yield _gauge("underpaint_request_bytes_held", "Bytes of requests in progress.", self.requests.held_bytes)
 
 
 def _engine_gauges(engine: EngineView) -> Iterator[Metric]:

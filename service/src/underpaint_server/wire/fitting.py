@@ -2,16 +2,41 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from enum import IntEnum
+from typing import Final, Protocol
 
 import numpy as np
 from PIL import Image
-from underpaint.v1.types_pb2 import Fit
 
-from underpaint_server.jobs import ModelInfo, Picture
+from underpaint_server.jobs import Picture
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
+
+
+class Fit(IntEnum):
+    """The values of ``underpaint.v1.Fit``. Not those themselves: the decoder process loads no protobuf."""
+
+    FIT_UNSPECIFIED = 0
+    FIT_CROP = 1
+    FIT_PAD = 2
+    FIT_RESIZE = 3
+
+
+class Canvas(Protocol):
+    """What fitting needs to know of a model."""
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Both sides of a fitted image are multiples of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +72,7 @@ class Fitting:
         return self.width, self.height
 
 
-def plan(fit: int, source: Size, model: ModelInfo) -> Fitting:
+def plan(fit: int, source: Size, model: Canvas) -> Fitting:
     """How an image of the size ``source`` is fitted; ``fit`` is a value of ``underpaint.v1.Fit``."""
     return _PLANS[fit](source, model)
 
@@ -81,7 +106,7 @@ def _apply(image: Image.Image, fitting: Fitting, resampling: Image.Resampling) -
     return np.pad(pixels, margins + [(0, 0)] * (pixels.ndim - 2), mode="edge")
 
 
-def _crop(source: Size, model: ModelInfo) -> Fitting:
+def _crop(source: Size, model: Canvas) -> Fitting:
     target = (model.width, model.height)
     if source == target:
         return _whole(Fit.FIT_UNSPECIFIED, source, source)
@@ -91,7 +116,7 @@ def _crop(source: Size, model: ModelInfo) -> Fitting:
     return Fitting(Fit.FIT_CROP, *source, *target, left, top, width, height, 0, 0, *target)
 
 
-def _pad(source: Size, model: ModelInfo) -> Fitting:
+def _pad(source: Size, model: Canvas) -> Fitting:
     target = (model.width, model.height)
     if source == target:
         return _whole(Fit.FIT_UNSPECIFIED, source, source)
@@ -101,7 +126,7 @@ def _pad(source: Size, model: ModelInfo) -> Fitting:
     return Fitting(Fit.FIT_PAD, *source, *target, 0, 0, *source, left, top, width, height)
 
 
-def _resize(source: Size, model: ModelInfo) -> Fitting:
+def _resize(source: Size, model: Canvas) -> Fitting:
     target = _same_area(source, model)
     return _whole(Fit.FIT_UNSPECIFIED if target == source else Fit.FIT_RESIZE, source, target)
 
@@ -110,7 +135,7 @@ def _whole(fit: int, source: Size, target: Size) -> Fitting:
     return Fitting(fit, *source, *target, 0, 0, *source, 0, 0, *target)
 
 
-def _same_area(source: Size, model: ModelInfo) -> Size:
+def _same_area(source: Size, model: Canvas) -> Size:
     """A size of about the model's pixel count and the source's aspect ratio.
 
     A source whose size can be the result of this is kept, so that fitting a fitted image changes nothing.
@@ -125,7 +150,7 @@ def _same_area(source: Size, model: ModelInfo) -> Size:
     return width, height
 
 
-_PLANS: Final[dict[int, Callable[[Size, ModelInfo], Fitting]]] = {
+_PLANS: Final[dict[int, Callable[[Size, Canvas], Fitting]]] = {
     Fit.FIT_UNSPECIFIED: _crop,
     Fit.FIT_CROP: _crop,
     Fit.FIT_PAD: _pad,

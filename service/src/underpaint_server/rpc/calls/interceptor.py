@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, InternalError, UnderpaintError
+from underpaint_server.rpc.calls.held import HeldBytes
 from underpaint_server.rpc.calls.record import CallRecord
 from underpaint_server.rpc.responses import status
 from underpaint_server.telemetry import Metrics
@@ -30,11 +31,15 @@ _DEADLINE_TOLERANCE_S: Final = 0.1
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler; ``default_model`` is the id of the model for requests that name none."""
+    """Wraps every handler; ``default_model`` is the id of the model for requests that name none.
 
-    def __init__(self, metrics: Metrics, default_model: str) -> None:
+    A unary request counts in ``held`` while its call lasts.
+    """
+
+    def __init__(self, metrics: Metrics, default_model: str, held: HeldBytes) -> None:
         self._metrics = metrics
         self._default_model = default_model
+        self._held = held
 
     async def intercept_service(
         self,
@@ -50,28 +55,35 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         def record() -> CallRecord:
             return CallRecord(self._metrics, handler_call_details.method, shape, self._default_model)
 
-        return _wrap(handler, record)
+        return _wrap(handler, record, self._held)
 
 
-def _wrap(handler: Handler, record: Callable[[], CallRecord]) -> Handler:
+def _wrap(handler: Handler, record: Callable[[], CallRecord], held: HeldBytes) -> Handler:
     inner = _function(handler)
     if handler.response_streaming:
-        return _make(handler, lambda requests, context: _stream(inner, requests, context, record()))
-    return _make(handler, lambda requests, context: _unary(inner, requests, context, record()))
+        return _make(handler, lambda requests, context: _stream(inner, requests, context, record(), held))
+    return _make(handler, lambda requests, context: _unary(inner, requests, context, record(), held))
 
 
-async def _unary(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord) -> Any:
+async def _unary(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord, held: HeldBytes) -> Any:
     async with _outcome(call, context):
-        response: Message = await inner(_recorded(request, call), context)
+        recorded = _recorded(request, call)
+        with held.hold(_size(request)):
+            response: Message = await inner(recorded, context)
         call.sent(response)
         return response
 
 
-async def _stream(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord) -> None:
+async def _stream(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord, held: HeldBytes) -> None:
     async with _outcome(call, context):
-        answers = inner(_recorded(request, call), context)
-        is_generator = inspect.isasyncgen(answers)
-        await (_write(answers, context, call) if is_generator else answers)
+        recorded = _recorded(request, call)
+        with held.hold(_size(request)):
+            await _answer(inner(recorded, context), context, call)
+
+
+async def _answer(answers: Any, context: Context, call: CallRecord) -> None:
+    is_generator = inspect.isasyncgen(answers)
+    await (_write(answers, context, call) if is_generator else answers)
 
 
 async def _write(answers: AsyncGenerator[Message, None], context: Context, call: CallRecord) -> None:
@@ -88,6 +100,10 @@ def _recorded(request: Any, call: CallRecord) -> Any:
         call.received(request)
         return request
     return _each_recorded(request, call)
+
+
+def _size(request: Any) -> int:
+    return request.ByteSize() if isinstance(request, Message) else 0
 
 
 async def _each_recorded(requests: AsyncIterator[Message], call: CallRecord) -> AsyncIterator[Message]:

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 
 import structlog
-from PIL import Image
 from underpaint.v1 import types_pb2
 
 from underpaint_server.errors import (
@@ -32,6 +31,7 @@ from underpaint_server.wire import fitting as fittings
 from underpaint_server.wire import images
 from underpaint_server.wire.drafts import EditDraft, EditSource, StoredSource, Upload
 from underpaint_server.wire.fitting import Fitting
+from underpaint_server.wire.headers import MASK
 from underpaint_server.wire.names import inversion_name
 
 _log = structlog.get_logger()
@@ -46,24 +46,23 @@ class Fetcher:
     async def picture(self, image: types_pb2.Image, model: ModelInfo) -> tuple[Picture, Fitting]:
         """The fitted pixels (height, width, 3) uint8 of an uploaded image, and how it was fitted.
 
-        Raises ImageUndecodable, ImageTooLarge, QueueFull.
+        Raises ImageUndecodable, ImageTooLarge, QueueFull, WorkerRestarted.
         """
-        threads = self._server.threads
-        with threads.slot():
-            opened = await threads.run(images.examine, image, self._server.image_limits)
-            pixels = opened.width * opened.height
-            self._server.metrics.on_image(pixels=pixels)
-            return await threads.decode(pixels, _decode_and_fit, opened, image.fit, model)
+        server, limits = self._server, self._server.image_limits
+        with server.threads.slot():
+            header = images.examine(image, limits)
+            server.metrics.on_image(pixels=header.pixels)
+            return await server.decoder.picture(image.content, header, limits, image.fit, model)
 
     async def mask(self, image: types_pb2.Image, fitting: Fitting, path: str) -> Picture:
         """The fitted mask (height, width) uint8, 0 or 255, of an uploaded mask.
 
         Raises FieldInvalid at ``path`` for a wrong size or mode, and what :meth:`picture` raises.
         """
-        threads = self._server.threads
-        with threads.slot():
-            opened = await threads.run(images.examine, image, self._server.image_limits, images.MASK)
-            return await threads.decode(opened.width * opened.height, images.decode_mask, opened, fitting, path)
+        server, limits = self._server, self._server.image_limits
+        with server.threads.slot():
+            header = images.examine(image, limits, MASK)
+            return await server.decoder.mask(image.content, header, limits, fitting, path)
 
     async def inversion(self, name: str) -> tuple[Inversion, Fitting]:
         """A stored inversion, and how its image was fitted. Raises InversionExpired, StoreCorrupt, StoreUnavailable."""
@@ -156,9 +155,3 @@ async def _from_store(server: ServerContext, draft: EditDraft, stored: StoredSou
 def _mismatch(name: str, why: str) -> InversionModelMismatch:
     resource = inversion_name(name)
     return InversionModelMismatch(f"{resource} {why}", metadata={"resource_name": resource})
-
-
-def _decode_and_fit(opened: Image.Image, fit: int, model: ModelInfo) -> tuple[Picture, Fitting]:
-    decoded = images.rgb(images.load(opened))
-    fitting = fittings.plan(fit, decoded.size, model)
-    return fittings.fit_picture(decoded, fitting), fitting

@@ -16,7 +16,8 @@ from underpaint_server.methods.message import DEFAULT_STRENGTH, Defaults, Readin
 from underpaint_server.rpc.requests.inversion import inversion_options
 from underpaint_server.settings import Settings
 from underpaint_server.wire.drafts import DraftSource, EditDraft, StoredSource, Upload
-from underpaint_server.wire.images import MEDIA_TYPES, PNG
+from underpaint_server.wire.headers import PNG
+from underpaint_server.wire.images import MEDIA_TYPES
 from underpaint_server.wire.names import inversion_id
 from underpaint_server.wire.reader import Reader
 
