@@ -105,8 +105,8 @@ BAD: dict[str, Bad] = {
     "mask undecodable": Bad(edit("diffedit", diffedit={"mask": image(b"x")}), reason="IMAGE_UNDECODABLE"),
     "mask too large": Bad(edit("diffedit", diffedit={"mask": image(bomb(600, 600))}), reason="IMAGE_TOO_LARGE"),
     "inverting no picture": Bad(invert(image=image(b"x")), reason="IMAGE_UNDECODABLE"),
-    "a message over the transport's limit": Bad(
-        edit(image=image(bytes(1_000_001))), reason="", code=grpc.StatusCode.RESOURCE_EXHAUSTED
+    "a message over the limit of messages": Bad(
+        edit(image=image(bytes(1_000_001))), reason="PAYLOAD_TOO_LARGE", code=grpc.StatusCode.RESOURCE_EXHAUSTED
     ),
     # masks
     "mask of another size": field(

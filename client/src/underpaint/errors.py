@@ -5,6 +5,7 @@
     UnderpaintError
     ├── InvalidRequest                the request is wrong; correct it, a retry fails again
     │   ├── FieldInvalid                  FIELD_INVALID: ``violations`` has the fields
+    │   ├── RequestUndecodable            REQUEST_UNDECODABLE: not a message of the call's type
     │   ├── ImageUndecodable              IMAGE_UNDECODABLE
     │   ├── ImageTooLarge                 IMAGE_TOO_LARGE: ``metadata`` has limit and actual
     │   └── RequestIdReused               REQUEST_ID_REUSED: the id came before with another payload
@@ -34,7 +35,7 @@
     │   ├── OperationsFull                OPERATIONS_FULL: too many operations wait
     │   ├── OutOfMemory                   GPU_OUT_OF_MEMORY: the image is too large for the device
     │   ├── QuotaExceeded                 QUOTA_EXCEEDED
-    │   └── PayloadTooLarge               the message is larger than the transport's limit
+    │   └── PayloadTooLarge               PAYLOAD_TOO_LARGE: ``metadata`` has limit and actual
     ├── Cancelled                     CANCELLED
     ├── Unauthenticated               TOKEN_INVALID
     ├── PermissionDenied              ROLE_REQUIRED
@@ -42,6 +43,7 @@
     │   ├── EtagMismatch                  ETAG_MISMATCH: the resource has another etag
     │   └── DirectionExists               DIRECTION_EXISTS: the id is taken
     ├── MethodDisabled                METHOD_DISABLED: in the contract, but not offered by the server
+    ├── RpcUnknown                    RPC_UNKNOWN: not in the contract of this server
     ├── DataLoss                      bytes were lost or changed
     │   ├── StoreCorrupt                  STORE_CORRUPT: a stored object fails its checksum
     │   └── ExportCorrupt                 a received export is incomplete or fails its checksum
@@ -117,6 +119,10 @@ class InvalidRequest(UnderpaintError):
 
 class FieldInvalid(InvalidRequest):
     """Fields are out of range, missing, contradictory or unused; ``violations`` names them."""
+
+
+class RequestUndecodable(InvalidRequest):
+    """The server could not read the request: it is not a message of the call's type."""
 
 
 class ImageUndecodable(InvalidRequest):
@@ -265,6 +271,10 @@ class DirectionExists(Conflict):
 
 class MethodDisabled(UnderpaintError):
     """The contract has this call, but the server does not offer it."""
+
+
+class RpcUnknown(UnderpaintError):
+    """The server does not have this call; it is older or newer than this client."""
 
 
 class DataLoss(UnderpaintError):

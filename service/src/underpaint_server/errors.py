@@ -5,6 +5,7 @@
     UnderpaintError
     ├── InvalidRequest            the request itself is wrong; repeating it fails again
     │   ├── FieldInvalid              FIELD_INVALID         one or more fields, each with its path
+    │   ├── RequestUndecodable        REQUEST_UNDECODABLE   no message, more than one, or bytes of another type
     │   ├── ImageUndecodable          IMAGE_UNDECODABLE
     │   ├── ImageTooLarge             IMAGE_TOO_LARGE
     │   └── RequestIdReused           REQUEST_ID_REUSED     same request_id, another payload
@@ -34,8 +35,10 @@
     │   └── DeadlinePassed            DEADLINE_PASSED       passed while queued or running
     ├── OperationsFull                OPERATIONS_FULL       too many unfinished operations; cancel some, or wait
     ├── OutOfMemory                   GPU_OUT_OF_MEMORY     too large for the device's memory even alone
+    ├── PayloadTooLarge               PAYLOAD_TOO_LARGE     a message has more than ``max_message_bytes``
     ├── Cancelled                     CANCELLED             the caller cancelled or disconnected
     ├── MethodDisabled                METHOD_DISABLED       in the API, but not offered by this server
+    ├── RpcUnknown                    RPC_UNKNOWN           not in the API of this server
     ├── StoreCorrupt                  STORE_CORRUPT         a stored object fails its checksum
     └── InternalError
         ├── NonFiniteLatents          NON_FINITE_LATENTS
@@ -72,6 +75,20 @@ class UnderpaintError(Exception):
         return _rebuild, (type(self), self.__dict__.copy())
 
 
+def forget_frames(error: BaseException) -> None:
+    """Drop the frames of a handled error and of its causes.
+
+    The frames refer to the request and its image, and often back to the error: they would stay until the garbage
+    collector comes.
+    """
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and one.__traceback__ is not None:
+            one.__traceback__ = None
+            left += (one.__cause__, one.__context__)
+
+
 def _rebuild(kind: type[UnderpaintError], state: dict[str, object]) -> UnderpaintError:
     error = kind.__new__(kind, state["message"])
     error.__dict__.update(state)
@@ -100,6 +117,12 @@ class FieldInvalid(InvalidRequest):
     def __init__(self, *violations: FieldViolation) -> None:
         super().__init__("; ".join(f"{v.path}: {v.description}" for v in violations))
         self.violations = violations
+
+
+class RequestUndecodable(InvalidRequest):
+    """The request is no message of the call's type, or the call has none or more than one where it must have one."""
+
+    reason = "REQUEST_UNDECODABLE"
 
 
 class ImageUndecodable(InvalidRequest):
@@ -268,6 +291,12 @@ class OutOfMemory(UnderpaintError):
     reason = "GPU_OUT_OF_MEMORY"
 
 
+class PayloadTooLarge(UnderpaintError):
+    """A request or an answer has more bytes than a message may have; metadata ``unit``, ``limit`` and ``actual``."""
+
+    reason = "PAYLOAD_TOO_LARGE"
+
+
 class Cancelled(UnderpaintError):
     """The caller cancelled or disconnected."""
 
@@ -278,6 +307,12 @@ class MethodDisabled(UnderpaintError):
     """The API has this RPC, but this server does not offer it; the message names the alternative."""
 
     reason = "METHOD_DISABLED"
+
+
+class RpcUnknown(UnderpaintError):
+    """The server has no RPC of this name; it may be older or newer than the client."""
+
+    reason = "RPC_UNKNOWN"
 
 
 class StoreCorrupt(UnderpaintError):
