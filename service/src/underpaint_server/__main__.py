@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import os
 import sys
 
 from pydantic import ValidationError
@@ -20,6 +21,8 @@ def main() -> None:
         settings = Settings(_cli_parse_args=True)
     except ValidationError as error:
         sys.exit(_explain(error))
+    # gRPC's core would write to stderr what callers send, such as the text of a GOAWAY frame, past our log lines.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Not at the top: the engine process is spawned, imports this module again, and must not load gRPC.
     from underpaint_server.server import serve
 

@@ -19,7 +19,7 @@ from underpaint_server.rpc.server import build_server
 from underpaint_server.rpc.services.health import Health
 from underpaint_server.settings import Settings
 from underpaint_server.stores import Stores
-from underpaint_server.telemetry import Metrics, configure_logging
+from underpaint_server.telemetry import Metrics, configure_logging, log_lines, log_prints
 
 _log = structlog.get_logger()
 
@@ -36,7 +36,9 @@ async def serve(settings: Settings) -> int:
     seconds. A second signal ends them at once.
     """
     configure_logging(settings.log_level)
+    log_prints()
     metrics = Metrics()
+    metrics.watch_log(log_lines())
     try:
         stores = await Stores.open(settings, metrics)
     except (ValueError, OSError, BaseError, StoreUnavailable) as error:

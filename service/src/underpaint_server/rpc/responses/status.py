@@ -1,5 +1,6 @@
 """From errors to gRPC statuses: the table of codes, and ``google.rpc.Status`` with its details."""
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -40,6 +41,7 @@ _MESSAGE_BYTES: Final = 600
 _DETAIL_BYTES: Final = 160
 _VIOLATIONS: Final = 12
 _RETRY_AFTER_S: Final = 1.0
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 Trailers = tuple[tuple[str, str | bytes], ...]
 
@@ -117,5 +119,7 @@ def _retry_after_s(error: UnderpaintError) -> float:
 
 
 def _cut(text: str, limit_bytes: int) -> str:
+    """The text without addresses of objects, which libraries put into theirs, and of at most ``limit_bytes``."""
+    text = _ADDRESS.sub("", text)
     encoded = text.encode()
     return text if len(encoded) <= limit_bytes else encoded[: limit_bytes - 3].decode(errors="ignore") + "…"
