@@ -51,7 +51,7 @@ class SharedCall(Generic[T]):
         self._handle: JobHandle | None = None
         self._admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._callers = 0
-        self._task = asyncio.ensure_future(self._run(run))
+        self._task: asyncio.Future[T] = asyncio.ensure_future(self._run(run))
         self._task.add_done_callback(self._on_done)
 
     def __enter__(self) -> Self:
@@ -62,6 +62,7 @@ class SharedCall(Generic[T]):
         self._callers -= 1
         if self._callers == 0:
             self._task.cancel()
+        self._drop_failure()
 
     @property
     def open(self) -> bool:
@@ -112,20 +113,31 @@ class SharedCall(Generic[T]):
     async def _run(self, run: Callable[["SharedCall[T]"], Awaitable[T]]) -> T:
         return await run(self)
 
-    def _on_done(self, task: "asyncio.Task[T]") -> None:
+    def _on_done(self, task: asyncio.Future[T]) -> None:
         # Reading the exception marks it as retrieved: asyncio would log it if the last call left before it was raised.
         error = None if task.cancelled() else task.exception()
         # The answer may be kept for minutes; the image and the latents of the job need not be.
         self._handle = None
-        if self._admitted.done():
-            return
-        if task.cancelled():
-            self._admitted.cancel()
-        elif error is not None:
-            self._admitted.set_exception(error)
-            self._admitted.exception()
-        else:
-            self._admitted.set_result(None)
+        if not self._admitted.done():
+            if task.cancelled():
+                self._admitted.cancel()
+            elif error is not None:
+                self._admitted.set_exception(error)
+                self._admitted.exception()
+            else:
+                self._admitted.set_result(None)
+        self._drop_failure()
+
+    def _drop_failure(self) -> None:
+        """Drop the error of work that failed, once there is no call left to raise it.
+
+        The error refers to the frames of the work, which refer to this object and to the request with its image: with
+        a reference back to the error, all of them would stay until the garbage collector comes.
+        """
+        if self._callers == 0 and self._task.done() and not self.open:
+            ended = self._task.get_loop().create_future()
+            ended.cancel()
+            self._task = self._admitted = ended
 
 
 class SingleFlight(Generic[T]):
