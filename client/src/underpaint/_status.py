@@ -20,6 +20,7 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.INVALID_ARGUMENT, "IMAGE_UNDECODABLE"): errors.ImageUndecodable,
     (_Code.INVALID_ARGUMENT, "IMAGE_TOO_LARGE"): errors.ImageTooLarge,
     (_Code.INVALID_ARGUMENT, "REQUEST_ID_REUSED"): errors.RequestIdReused,
+    (_Code.INVALID_ARGUMENT, "NON_FINITE_LATENTS"): errors.NonFiniteLatents,
     (_Code.OUT_OF_RANGE, ""): errors.InvalidRequest,
     (_Code.NOT_FOUND, ""): errors.NotFound,
     (_Code.NOT_FOUND, "MODEL_NOT_FOUND"): errors.ModelNotFound,
@@ -60,7 +61,8 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.DATA_LOSS, ""): errors.DataLoss,
     (_Code.DATA_LOSS, "STORE_CORRUPT"): errors.StoreCorrupt,
     (_Code.INTERNAL, ""): errors.ServerError,
-    (_Code.INTERNAL, "NON_FINITE_LATENTS"): errors.NonFiniteLatents,
+    (_Code.INTERNAL, "NON_FINITE_LATENTS"): errors.NonFiniteLatents,  # of a server before 2026-11-25
+    (_Code.INTERNAL, "MODEL_NON_FINITE"): errors.ModelNonFinite,
     (_Code.INTERNAL, "BUG"): errors.Bug,
     (_Code.UNKNOWN, ""): errors.ServerError,
 }

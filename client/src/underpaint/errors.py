@@ -8,6 +8,7 @@
     │   ├── RequestUndecodable            REQUEST_UNDECODABLE: not a message of the call's type
     │   ├── ImageUndecodable              IMAGE_UNDECODABLE
     │   ├── ImageTooLarge                 IMAGE_TOO_LARGE: ``metadata`` has limit and actual
+    │   ├── NonFiniteLatents              NON_FINITE_LATENTS: ``violations`` has the extreme values
     │   └── RequestIdReused               REQUEST_ID_REUSED: the id came before with another payload
     ├── NotFound                      the server has no resource of that name
     │   ├── ModelNotFound                 MODEL_NOT_FOUND
@@ -48,7 +49,7 @@
     │   ├── StoreCorrupt                  STORE_CORRUPT: a stored object fails its checksum
     │   └── ExportCorrupt                 a received export is incomplete or fails its checksum
     └── ServerError                   an error inside the server
-        ├── NonFiniteLatents              NON_FINITE_LATENTS: latents became NaN or infinite
+        ├── ModelNonFinite                MODEL_NON_FINITE: NaN or infinite without an extreme value
         └── Bug                           BUG: any other error in the server
 
 The words in capitals are ``reason``, from ``google.rpc.ErrorInfo``. An error with a reason that this client does not
@@ -131,6 +132,10 @@ class ImageUndecodable(InvalidRequest):
 
 class ImageTooLarge(InvalidRequest):
     """The image has too many bytes or pixels; ``metadata`` has ``limit`` and ``actual``."""
+
+
+class NonFiniteLatents(InvalidRequest):
+    """Extreme values made the latents NaN or infinite; ``violations`` names them."""
 
 
 class RequestIdReused(InvalidRequest):
@@ -293,8 +298,9 @@ class ServerError(UnderpaintError):
     """An error inside the server; its log has the details under ``request_id``."""
 
 
-class NonFiniteLatents(ServerError):
-    """The latents became NaN or infinite; a lower guidance scale or more steps may help."""
+class ModelNonFinite(ServerError):
+    """Numbers became NaN or infinite though nothing extreme was asked for: the server's model or its dtype is at
+    fault."""
 
 
 class Bug(ServerError):

@@ -8,6 +8,7 @@
     │   ├── RequestUndecodable        REQUEST_UNDECODABLE   no message, more than one, or bytes of another type
     │   ├── ImageUndecodable          IMAGE_UNDECODABLE
     │   ├── ImageTooLarge             IMAGE_TOO_LARGE
+    │   ├── NonFiniteLatents          NON_FINITE_LATENTS    extreme values made the latents NaN or infinite
     │   └── RequestIdReused           REQUEST_ID_REUSED     same request_id, another payload
     ├── NotFound                  no such resource
     │   ├── ModelNotFound             MODEL_NOT_FOUND
@@ -41,7 +42,7 @@
     ├── RpcUnknown                    RPC_UNKNOWN           not in the API of this server
     ├── StoreCorrupt                  STORE_CORRUPT         a stored object fails its checksum
     └── InternalError
-        ├── NonFiniteLatents          NON_FINITE_LATENTS
+        ├── ModelNonFinite            MODEL_NON_FINITE      NaN or infinite without an extreme value
         └── Bug                       BUG                   any other exception
 
 The class attribute ``reason`` is sent as ``google.rpc.ErrorInfo.reason`` and is a label in the metrics; no other values
@@ -135,6 +136,29 @@ class ImageTooLarge(InvalidRequest):
     """The image has too many bytes or pixels; metadata ``unit``, ``limit`` and ``actual``."""
 
     reason = "IMAGE_TOO_LARGE"
+
+
+class NonFiniteLatents(InvalidRequest):
+    """Latents, an image or a loss became NaN or infinite, and ``violations`` names the extreme values that were asked
+    for. The engine turns one without violations into :class:`ModelNonFinite`."""
+
+    reason = "NON_FINITE_LATENTS"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        violations: tuple[FieldViolation, ...] = (),
+        metadata: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        extremes = "; ".join(f"{v.path}: {v.description}" for v in violations)
+        super().__init__(
+            f"{message} ({extremes})" if extremes else message, metadata=metadata, retry_after_s=retry_after_s
+        )
+        self.summary = message
+        """The message without the violations."""
+        self.violations = violations
 
 
 class RequestIdReused(InvalidRequest):
@@ -326,10 +350,11 @@ class InternalError(UnderpaintError):
     """A failure of the server, not of the request."""
 
 
-class NonFiniteLatents(InternalError):
-    """A latent, or the loss of a direction that is being learned, became NaN or infinite."""
+class ModelNonFinite(InternalError):
+    """Latents, an image or a loss became NaN or infinite though nothing extreme was asked for: the checkpoint is
+    damaged, or its numbers overflow in the server's ``dtype``."""
 
-    reason = "NON_FINITE_LATENTS"
+    reason = "MODEL_NON_FINITE"
 
 
 class Bug(InternalError):

@@ -37,8 +37,8 @@ def main(pipe: Connection, settings: Settings) -> None:
     except UnderpaintError as error:
         pipe.send(LoadFailed(error))
         return
-    except Exception as error:
-        pipe.send(LoadFailed(Bug(f"{type(error).__name__}: {error}")))
+    except Exception:
+        pipe.send(LoadFailed(Bug("internal error while the models were loaded; the server log has it")))
         raise
     from underpaint_server.engine.loop import Engine
 

@@ -80,7 +80,7 @@ def _details(error: UnderpaintError, request_id: str) -> Iterator[Message]:
     if request_id:
         yield error_details_pb2.RequestInfo(request_id=request_id)
     match error:
-        case errors.FieldInvalid():
+        case errors.FieldInvalid() | errors.NonFiniteLatents():
             yield _bad_request(error)
         case errors.NotFound() | errors.Conflict():
             yield error_details_pb2.ResourceInfo(
@@ -96,7 +96,7 @@ def _details(error: UnderpaintError, request_id: str) -> Iterator[Message]:
             yield error_details_pb2.RetryInfo(retry_delay=delay)
 
 
-def _bad_request(error: errors.FieldInvalid) -> error_details_pb2.BadRequest:
+def _bad_request(error: errors.FieldInvalid | errors.NonFiniteLatents) -> error_details_pb2.BadRequest:
     return error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(field=v.path, description=_cut(v.description, _DETAIL_BYTES))
