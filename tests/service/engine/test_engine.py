@@ -26,6 +26,7 @@ from underpaint_server.errors import (
     OutOfMemory,
 )
 from underpaint_server.jobs import (
+    Descent,
     Edited,
     EditJob,
     InversionOptions,
@@ -330,7 +331,7 @@ class Broken(ToyBackend):
 def test_learning_that_grows_without_limit_is_explained_by_what_was_asked(path: str) -> None:
     learning = next(job for job in every_kind_of_job("toy", PX) if isinstance(job, LearnJob))
     if path == "learning_rate":
-        options = replace(learning.options, method=Descent(optimization_steps=3, learning_rate=1e300))
+        options = replace(learning.options, method=Descent(optimization_steps=3, learning_rate=float("inf")))
     else:
         options = replace(learning.options, guidance_scale=1e200)
     with Bench(toy()) as bench:
