@@ -12,6 +12,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import Message
 
+from underpaint_server.dispatch.queue import DEADLINE_TOLERANCE_S
 from underpaint_server.errors import (
     Bug,
     Cancelled,
@@ -35,9 +36,6 @@ _SHAPES: Final = {
     (True, False): "client_stream",
     (True, True): "bidi_stream",
 }
-
-_DEADLINE_TOLERANCE_S: Final = 0.1
-"""The caller's deadline runs out slightly before the server's, so its cancellation may arrive first."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -138,7 +136,7 @@ def _refuse(error: UnderpaintError, call: CallRecord, context: Context) -> None:
 
 def _cause_of_cancel(context: Context) -> UnderpaintError:
     left_s = context.time_remaining()
-    expired = left_s is not None and left_s <= _DEADLINE_TOLERANCE_S
+    expired = left_s is not None and left_s <= DEADLINE_TOLERANCE_S
     return DeadlinePassed("before the answer") if expired else Cancelled("by the caller")
 
 
