@@ -67,6 +67,14 @@ async def test_a_caller_cannot_forge_log_lines(logged: Logged) -> None:
     assert not any("Traceback" in line for line in logged.seen)
 
 
+async def test_a_path_that_the_library_cannot_decode_does_not_end_the_server(logged: Logged) -> None:
+    await http2.send(logged.address, http2.call(b"/x/\xff\xfe", http2.message(b"")))
+    await asyncio.to_thread(logged.wait_for, "listening again")
+    async with aio.insecure_channel(logged.address) as channel:
+        stub: Any = edit_service_pb2_grpc.EditServiceStub(channel)
+        assert (await stub.Edit(edit("sdedit"), wait_for_ready=True)).image.content
+
+
 async def test_calls_are_served_while_nobody_reads_the_log_and_when_its_reader_is_gone(logged: Logged) -> None:
     async with aio.insecure_channel(logged.address) as channel:
         stub: Any = edit_service_pb2_grpc.EditServiceStub(channel)

@@ -15,6 +15,7 @@ from prometheus_client import start_http_server
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.errors import ModelNotReady, StoreUnavailable
 from underpaint_server.rpc.context import ServerContext
+from underpaint_server.rpc.listener import Listener
 from underpaint_server.rpc.server import build_server
 from underpaint_server.rpc.services.health import Health
 from underpaint_server.settings import Settings
@@ -50,16 +51,16 @@ async def serve(settings: Settings) -> int:
     metrics.watch_operations(context.manager)
     health = Health(context)
     await health.update()
-    server = build_server(context, health)
+    listener = Listener(lambda: build_server(context, health))
     signals = _signals()
     try:
-        address = _bind(server, settings.listen)
+        address = _bind(listener.server, settings.listen)
         with _metrics_server(metrics, settings.metrics_listen) as metrics_address:
             await engine.start()
             context.manager.start()
-            await server.start()
+            await listener.start(address)
             _log.info("listening", address=address, metrics_address=metrics_address, models=list(engine.configured))
-            await _until_stopped(context, health, server, signals)
+            await _until_stopped(context, health, listener, signals)
     except _CannotBind as error:
         _log.error("cannot listen", address=error.address, error=str(error.__cause__))
         return 1
@@ -115,8 +116,12 @@ def _signals() -> Signals:
     return signals
 
 
-async def _until_stopped(context: ServerContext, health: Health, server: grpc.aio.Server, signals: Signals) -> None:
-    background = [asyncio.create_task(health.watch()), asyncio.create_task(_report_ready(context))]
+async def _until_stopped(context: ServerContext, health: Health, listener: Listener, signals: Signals) -> None:
+    background = [
+        asyncio.create_task(health.watch()),
+        asyncio.create_task(listener.watch()),
+        asyncio.create_task(_report_ready(context)),
+    ]
     try:
         first = await signals.get()
         _log.info("draining", signal=first.name, seconds=context.settings.drain_s)
@@ -124,7 +129,7 @@ async def _until_stopped(context: ServerContext, health: Health, server: grpc.ai
         await health.update()
         await _drain(context, signals)
         await context.manager.close()
-        await server.stop(_FLUSH_S)
+        await listener.stop(_FLUSH_S)
     finally:
         for task in background:
             task.cancel()

@@ -36,6 +36,8 @@ class Requests:
         self._parse = parse
         self._max_bytes = max_bytes
         self._record = record
+        self.last_bytes = 0
+        """Encoded size of the message that was read last."""
 
     async def one(self) -> Message:
         """The message of a call that has exactly one.
@@ -59,6 +61,7 @@ class Requests:
         if raw is grpc.aio.EOF:
             await self._check_cancelled()
             return None
+        self.last_bytes = len(raw)
         check_size("the request", len(raw), self._max_bytes)
         message = decoded(raw, self._parse)
         self._record.received(message, len(raw))
