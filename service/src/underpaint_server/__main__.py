@@ -15,6 +15,7 @@ from underpaint_server.settings import CheckSettings, Settings
 
 def main() -> None:
     """Read the settings and serve; exits with the server's exit status, or with 2 for invalid settings."""
+    _keep_stderr_taken()
     try:
         if sys.argv[1:2] == ["check-model"]:
             sys.exit(_check(CheckSettings(_cli_parse_args=sys.argv[2:])))
@@ -27,6 +28,16 @@ def main() -> None:
     from underpaint_server.server import serve
 
     sys.exit(asyncio.run(serve(settings)))
+
+
+def _keep_stderr_taken() -> None:
+    """Open the null device as stderr if the process has none: otherwise the next socket would get our log lines."""
+    try:
+        os.fstat(2)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        if null != 2:
+            os.dup2(null, 2)
 
 
 def _check(settings: CheckSettings) -> int:

@@ -164,3 +164,30 @@ async def test_an_answer_is_kept_for_repeats_and_nothing_else_is(wire: Wire, kep
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
     wire.engine.handles.clear()
     assert kept() == ["SharedCall"]
+
+
+async def test_what_is_remembered_does_not_grow_with_malformed_requests(wire: Wire) -> None:
+    def remembered() -> tuple[int, int, int]:
+        samples = sum(len(family.samples) for family in wire.metrics.registry.collect())
+        return samples, len(wire.context.idempotency._entries), len(wire.context.inverting._calls)
+
+    def raw(path: str) -> Any:
+        return wire.channel.unary_unary(path)
+
+    async def malformed(number: int) -> None:
+        for call in (
+            wire.edits.Edit(edit(model=f"models/{number}", request_id=str(number))),
+            wire.edits.Edit(edit(image=BAD, request_id=f"7f6b1c9e-58f5-4a39-9d3c-{number:012x}")),
+            wire.edits.Edit(edit(inversion=f"inversions/{number:064x}")),
+            wire.inversions.Invert(_invert(BAD)),
+            raw(f"/a.{number}/B{number}")(b""),
+            raw("/underpaint.v1.EditService/Edit")(b"\xff" + str(number).encode()),
+        ):
+            await refused(call)
+
+    await malformed(0)
+    before = remembered()
+    for number in range(1, 20):
+        await malformed(number)
+    assert remembered() == before
+    assert before[1:] == (0, 0)
