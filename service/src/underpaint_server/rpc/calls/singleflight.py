@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from underpaint_server.dispatch.job_handle import JobHandle
 
@@ -126,7 +126,15 @@ class SharedCall(Generic[T]):
                 self._admitted.exception()
             else:
                 self._admitted.set_result(None)
+        if error is None and not task.cancelled():
+            self._keep_answer(task)
         self._drop_failure()
+
+    def _keep_answer(self, task: asyncio.Future[T]) -> None:
+        """Keep the answer without the task, whose context refers to the whole call; it may be kept for minutes."""
+        answered: asyncio.Future[Any] = task.get_loop().create_future()
+        answered.set_result(task.result())
+        self._task = self._admitted = answered
 
     def _drop_failure(self) -> None:
         """Drop the error of work that failed, once there is no call left to raise it.
