@@ -292,11 +292,18 @@ class EmptyStore:
     entries = 0
 
 
+class SilentLog:
+    """A log that has dropped no lines."""
+
+    dropped = 0
+
+
 def exported() -> set[str]:
     """The names of all series that the server can export."""
     metrics = Metrics(CollectorRegistry())
     metrics.watch_engine(IdleEngine())
     metrics.watch_store(EmptyStore())
+    metrics.watch_log(SilentLog())
     names = set()
     for family in metrics.registry.collect():
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])

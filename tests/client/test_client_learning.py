@@ -115,7 +115,7 @@ def test_an_operation_that_learned_something():
 
 
 def test_an_operation_that_failed_has_the_error_a_call_would_raise():
-    status = status_pb2.Status(code=13, message="no")
+    status = status_pb2.Status(code=3, message="no")
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason="NON_FINITE_LATENTS", domain="underpaint"))
     status.details.add().Pack(error_details_pb2.RequestInfo(request_id="r"))
     now = _responses.operation(operations_pb2.Operation(done=True, error=status))

@@ -19,6 +19,7 @@ AT_SCRAPE = {
     "underpaint_estimated_backlog_seconds", "underpaint_engine_last_step_timestamp_seconds",
     "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries", "underpaint_operations",
     "underpaint_request_bytes_held",
+    "underpaint_log_lines_dropped_total",
 }  # fmt: skip
 
 

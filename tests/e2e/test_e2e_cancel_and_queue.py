@@ -117,6 +117,9 @@ async def test_a_deadline_that_passes_ends_the_call_and_the_work(narrow: LocalSe
     code = {"code": "DEADLINE_EXCEEDED", "reason": "DEADLINE_PASSED"}
     total = "underpaint_requests_total"
     assert after.sum(total, **code) == before.sum(total, **code) + 2
+    missed = "underpaint_deadline_misses_total"
+    assert after.sum(missed, stage="queued") == before.sum(missed, stage="queued") + 2
+    assert _cancelled(after, "queued") == _cancelled(before, "queued")
 
 
 async def test_what_cannot_meet_its_deadline_is_refused_with_the_estimate(narrow: LocalServer) -> None:

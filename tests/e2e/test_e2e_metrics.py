@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from e2e.harness import Samples, idle, masking, queued, running, scrape, stubs, together
+from e2e.harness import Samples, eventually, idle, masking, queued, running, scrape, stubs, together
 from support.front import edit, merged, photo, refused
 from support.promtool import lint, promtool
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2
@@ -106,7 +106,13 @@ async def test_every_call_is_one_line_in_the_log_with_its_request_id(toy: LocalS
         request_id = "0b9f3a52-6a53-4c38-9d36-7f1b3ad1a001"
         await wire.edits.Edit(edit("ddim", request_id=request_id))
         told = await refused(wire.edits.Edit(edit("sdedit", guidance_scale=-1)))
-    lines = {line["request_id"]: line for line in toy.events() if line["event"] == "rpc"}
+    ids = {request_id, told.details["RequestInfo"].request_id}
+
+    def logged() -> dict[str, Any] | None:
+        found = {line["request_id"]: line for line in toy.events() if line["event"] == "rpc"}
+        return found if ids <= found.keys() else None
+
+    lines = await eventually(logged)  # lines are written soon after the answers
     line = lines[request_id]
     assert (line["rpc"], line["method"], line["model"], line["code"], line["reason"]) == (
         "underpaint.v1.EditService/Edit", "ddim", "toy", "OK", "",

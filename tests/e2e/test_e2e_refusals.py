@@ -14,7 +14,7 @@ import psutil
 import pytest
 from e2e.harness import Stubs, disc, idle, scrape, stubs
 from PIL import Image
-from support.front import edit, encoded, merged, photo, picture, refused
+from support.front import edit, encoded, merged, photo, picture, refusal, refused
 from support.hostile import many_scans, png, png_header
 from underpaint import Client, Edict, errors
 from underpaint.v1 import edit_service_pb2, inversion_service_pb2, model_service_pb2, types_pb2
@@ -111,8 +111,8 @@ BAD: dict[str, Bad] = {
     "mask undecodable": Bad(edit("diffedit", diffedit={"mask": image(b"x")}), reason="IMAGE_UNDECODABLE"),
     "mask too large": Bad(edit("diffedit", diffedit={"mask": image(bomb(600, 600))}), reason="IMAGE_TOO_LARGE"),
     "inverting no picture": Bad(invert(image=image(b"x")), reason="IMAGE_UNDECODABLE"),
-    "a message over the transport's limit": Bad(
-        edit(image=image(bytes(1_000_001))), reason="", code=grpc.StatusCode.RESOURCE_EXHAUSTED
+    "a message over the limit of messages": Bad(
+        edit(image=image(bytes(1_000_001))), reason="PAYLOAD_TOO_LARGE", code=grpc.StatusCode.RESOURCE_EXHAUSTED
     ),
     # masks
     "mask of another size": field(
@@ -301,13 +301,20 @@ async def test_an_inversion_of_another_method_is_refused(toy: LocalServer) -> No
     assert (told.code, told.reason, told.paths) == (INVALID, "FIELD_INVALID", ["inversion"])
 
 
-async def test_numbers_beyond_the_network_s_range_are_our_own_fault_and_hit_nobody_else(toy: LocalServer) -> None:
+async def test_extreme_values_that_go_beyond_numbers_are_named_and_hit_nobody_else(toy: LocalServer) -> None:
     async with stubs(toy) as wire:
         # A mixing coefficient of 1e-6 multiplies the difference of the coupled latents by 1e12 in each step.
         wild = edit(inversion_parameters={"edict": {"mixing_coefficient": 1e-6}, "steps": 50, "strength": 1})
         told, good = await asyncio.gather(refused(wire.edits.Edit(wild)), wire.edits.Edit(edit("sdedit")))
-        assert (told.code, told.reason) == (grpc.StatusCode.INTERNAL, "NON_FINITE_LATENTS")
+        assert (told.code, told.reason) == (INVALID, "NON_FINITE_LATENTS")
+        assert told.paths == ["inversion_parameters.edict.mixing_coefficient"]
         assert good.image.content
+        stream = wire.edits.StreamEdit(edit_service_pb2.StreamEditRequest(edit=wild))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in stream:
+                pass
+        assert refusal(caught.value).paths == ["edit.inversion_parameters.edict.mixing_coefficient"]
+    assert "Traceback" not in toy.tail(10_000)
 
 
 def test_the_client_raises_its_own_tree(toy: LocalServer) -> None:

@@ -153,7 +153,7 @@ def test_a_network_that_overflows_is_refused(tmp_path: Path, capsys: pytest.Capt
     directory = checkpoints.build(tmp_path / "sd")
     checkpoints.scale(directory / "unet/diffusion_pytorch_model.safetensors", "conv_out.weight", 1e30)
     assert main(CheckSettings(directory=str(directory))) == 1
-    assert "NON_FINITE_LATENTS" in capsys.readouterr().err
+    assert "MODEL_NON_FINITE" in capsys.readouterr().err
 
 
 def test_settings_that_make_no_sense_end_with_2() -> None:

@@ -16,9 +16,11 @@ _Code = grpc.StatusCode
 TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.INVALID_ARGUMENT, ""): errors.InvalidRequest,
     (_Code.INVALID_ARGUMENT, "FIELD_INVALID"): errors.FieldInvalid,
+    (_Code.INVALID_ARGUMENT, "REQUEST_UNDECODABLE"): errors.RequestUndecodable,
     (_Code.INVALID_ARGUMENT, "IMAGE_UNDECODABLE"): errors.ImageUndecodable,
     (_Code.INVALID_ARGUMENT, "IMAGE_TOO_LARGE"): errors.ImageTooLarge,
     (_Code.INVALID_ARGUMENT, "REQUEST_ID_REUSED"): errors.RequestIdReused,
+    (_Code.INVALID_ARGUMENT, "NON_FINITE_LATENTS"): errors.NonFiniteLatents,
     (_Code.OUT_OF_RANGE, ""): errors.InvalidRequest,
     (_Code.NOT_FOUND, ""): errors.NotFound,
     (_Code.NOT_FOUND, "MODEL_NOT_FOUND"): errors.ModelNotFound,
@@ -46,6 +48,7 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.RESOURCE_EXHAUSTED, "OPERATIONS_FULL"): errors.OperationsFull,
     (_Code.RESOURCE_EXHAUSTED, "GPU_OUT_OF_MEMORY"): errors.OutOfMemory,
     (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): errors.QuotaExceeded,
+    (_Code.RESOURCE_EXHAUSTED, "PAYLOAD_TOO_LARGE"): errors.PayloadTooLarge,
     (_Code.CANCELLED, ""): errors.Cancelled,
     (_Code.UNAUTHENTICATED, ""): errors.Unauthenticated,
     (_Code.PERMISSION_DENIED, ""): errors.PermissionDenied,
@@ -54,10 +57,12 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.ALREADY_EXISTS, ""): errors.Conflict,
     (_Code.ALREADY_EXISTS, "DIRECTION_EXISTS"): errors.DirectionExists,
     (_Code.UNIMPLEMENTED, ""): errors.MethodDisabled,
+    (_Code.UNIMPLEMENTED, "RPC_UNKNOWN"): errors.RpcUnknown,
     (_Code.DATA_LOSS, ""): errors.DataLoss,
     (_Code.DATA_LOSS, "STORE_CORRUPT"): errors.StoreCorrupt,
     (_Code.INTERNAL, ""): errors.ServerError,
-    (_Code.INTERNAL, "NON_FINITE_LATENTS"): errors.NonFiniteLatents,
+    (_Code.INTERNAL, "NON_FINITE_LATENTS"): errors.NonFiniteLatents,  # of a server before 2026-11-25
+    (_Code.INTERNAL, "MODEL_NON_FINITE"): errors.ModelNonFinite,
     (_Code.INTERNAL, "BUG"): errors.Bug,
     (_Code.UNKNOWN, ""): errors.ServerError,
 }

@@ -5,8 +5,10 @@
     UnderpaintError
     ├── InvalidRequest                the request is wrong; correct it, a retry fails again
     │   ├── FieldInvalid                  FIELD_INVALID: ``violations`` has the fields
+    │   ├── RequestUndecodable            REQUEST_UNDECODABLE: not a message of the call's type
     │   ├── ImageUndecodable              IMAGE_UNDECODABLE
     │   ├── ImageTooLarge                 IMAGE_TOO_LARGE: ``metadata`` has limit and actual
+    │   ├── NonFiniteLatents              NON_FINITE_LATENTS: ``violations`` has the extreme values
     │   └── RequestIdReused               REQUEST_ID_REUSED: the id came before with another payload
     ├── NotFound                      the server has no resource of that name
     │   ├── ModelNotFound                 MODEL_NOT_FOUND
@@ -35,7 +37,7 @@
     │   ├── OperationsFull                OPERATIONS_FULL: too many operations wait
     │   ├── OutOfMemory                   GPU_OUT_OF_MEMORY: the image is too large for the device
     │   ├── QuotaExceeded                 QUOTA_EXCEEDED
-    │   └── PayloadTooLarge               the message is larger than the transport's limit
+    │   └── PayloadTooLarge               PAYLOAD_TOO_LARGE: ``metadata`` has limit and actual
     ├── Cancelled                     CANCELLED
     ├── Unauthenticated               TOKEN_INVALID
     ├── PermissionDenied              ROLE_REQUIRED
@@ -43,11 +45,12 @@
     │   ├── EtagMismatch                  ETAG_MISMATCH: the resource has another etag
     │   └── DirectionExists               DIRECTION_EXISTS: the id is taken
     ├── MethodDisabled                METHOD_DISABLED: in the contract, but not offered by the server
+    ├── RpcUnknown                    RPC_UNKNOWN: not in the contract of this server
     ├── DataLoss                      bytes were lost or changed
     │   ├── StoreCorrupt                  STORE_CORRUPT: a stored object fails its checksum
     │   └── ExportCorrupt                 a received export is incomplete or fails its checksum
     └── ServerError                   an error inside the server
-        ├── NonFiniteLatents              NON_FINITE_LATENTS: latents became NaN or infinite
+        ├── ModelNonFinite                MODEL_NON_FINITE: NaN or infinite without an extreme value
         └── Bug                           BUG: any other error in the server
 
 The words in capitals are ``reason``, from ``google.rpc.ErrorInfo``. An error with a reason that this client does not
@@ -121,6 +124,10 @@ class FieldInvalid(InvalidRequest):
     """Fields are out of range, missing, contradictory or unused; ``violations`` names them."""
 
 
+class RequestUndecodable(InvalidRequest):
+    """The server could not read the request: it is not a message of the call's type."""
+
+
 class ImageUndecodable(InvalidRequest):
     """The bytes are not a PNG, JPEG or WebP image, or the image is damaged or an animation."""
 
@@ -128,6 +135,10 @@ class ImageUndecodable(InvalidRequest):
 class ImageTooLarge(InvalidRequest):
     """The image has too many bytes, pixels or parts, sides too unlike, or takes too much memory or time to decode;
     ``metadata`` has ``unit``, ``limit`` and ``actual``."""
+
+
+class NonFiniteLatents(InvalidRequest):
+    """Extreme values made the latents NaN or infinite; ``violations`` names them."""
 
 
 class RequestIdReused(InvalidRequest):
@@ -274,6 +285,10 @@ class MethodDisabled(UnderpaintError):
     """The contract has this call, but the server does not offer it."""
 
 
+class RpcUnknown(UnderpaintError):
+    """The server does not have this call; it is older or newer than this client."""
+
+
 class DataLoss(UnderpaintError):
     """Bytes were lost or changed."""
 
@@ -290,8 +305,9 @@ class ServerError(UnderpaintError):
     """An error inside the server; its log has the details under ``request_id``."""
 
 
-class NonFiniteLatents(ServerError):
-    """The latents became NaN or infinite; a lower guidance scale or more steps may help."""
+class ModelNonFinite(ServerError):
+    """Numbers became NaN or infinite though nothing extreme was asked for: the server's model or its dtype is at
+    fault."""
 
 
 class Bug(ServerError):

@@ -5,8 +5,10 @@
     UnderpaintError
     ├── InvalidRequest            the request itself is wrong; repeating it fails again
     │   ├── FieldInvalid              FIELD_INVALID         one or more fields, each with its path
+    │   ├── RequestUndecodable        REQUEST_UNDECODABLE   no message, more than one, or bytes of another type
     │   ├── ImageUndecodable          IMAGE_UNDECODABLE
     │   ├── ImageTooLarge             IMAGE_TOO_LARGE
+    │   ├── NonFiniteLatents          NON_FINITE_LATENTS    extreme values made the latents NaN or infinite
     │   └── RequestIdReused           REQUEST_ID_REUSED     same request_id, another payload
     ├── NotFound                  no such resource
     │   ├── ModelNotFound             MODEL_NOT_FOUND
@@ -34,11 +36,13 @@
     │   └── DeadlinePassed            DEADLINE_PASSED       passed while queued or running
     ├── OperationsFull                OPERATIONS_FULL       too many unfinished operations; cancel some, or wait
     ├── OutOfMemory                   GPU_OUT_OF_MEMORY     too large for the device's memory even alone
+    ├── PayloadTooLarge               PAYLOAD_TOO_LARGE     a message has more than ``max_message_bytes``
     ├── Cancelled                     CANCELLED             the caller cancelled or disconnected
     ├── MethodDisabled                METHOD_DISABLED       in the API, but not offered by this server
+    ├── RpcUnknown                    RPC_UNKNOWN           not in the API of this server
     ├── StoreCorrupt                  STORE_CORRUPT         a stored object fails its checksum
     └── InternalError
-        ├── NonFiniteLatents          NON_FINITE_LATENTS
+        ├── ModelNonFinite            MODEL_NON_FINITE      NaN or infinite without an extreme value
         └── Bug                       BUG                   any other exception
 
 The class attribute ``reason`` is sent as ``google.rpc.ErrorInfo.reason`` and is a label in the metrics; no other values
@@ -72,6 +76,20 @@ class UnderpaintError(Exception):
         return _rebuild, (type(self), self.__dict__.copy())
 
 
+def forget_frames(error: BaseException) -> None:
+    """Drop the frames of a handled error and of its causes.
+
+    The frames refer to the request and its image, and often back to the error: they would stay until the garbage
+    collector comes.
+    """
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and one.__traceback__ is not None:
+            one.__traceback__ = None
+            left += (one.__cause__, one.__context__)
+
+
 def _rebuild(kind: type[UnderpaintError], state: dict[str, object]) -> UnderpaintError:
     error = kind.__new__(kind, state["message"])
     error.__dict__.update(state)
@@ -102,6 +120,12 @@ class FieldInvalid(InvalidRequest):
         self.violations = violations
 
 
+class RequestUndecodable(InvalidRequest):
+    """The request is no message of the call's type, or the call has none or more than one where it must have one."""
+
+    reason = "REQUEST_UNDECODABLE"
+
+
 class ImageUndecodable(InvalidRequest):
     """The bytes are no PNG, JPEG or WebP image, are damaged, are an animation, or are of another type than
     ``media_type`` names."""
@@ -114,6 +138,29 @@ class ImageTooLarge(InvalidRequest):
     ``limit`` and ``actual``."""
 
     reason = "IMAGE_TOO_LARGE"
+
+
+class NonFiniteLatents(InvalidRequest):
+    """Latents, an image or a loss became NaN or infinite, and ``violations`` names the extreme values that were asked
+    for. The engine turns one without violations into :class:`ModelNonFinite`."""
+
+    reason = "NON_FINITE_LATENTS"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        violations: tuple[FieldViolation, ...] = (),
+        metadata: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        extremes = "; ".join(f"{v.path}: {v.description}" for v in violations)
+        super().__init__(
+            f"{message} ({extremes})" if extremes else message, metadata=metadata, retry_after_s=retry_after_s
+        )
+        self.summary = message
+        """The message without the violations."""
+        self.violations = violations
 
 
 class RequestIdReused(InvalidRequest):
@@ -270,6 +317,12 @@ class OutOfMemory(UnderpaintError):
     reason = "GPU_OUT_OF_MEMORY"
 
 
+class PayloadTooLarge(UnderpaintError):
+    """A request or an answer has more bytes than a message may have; metadata ``unit``, ``limit`` and ``actual``."""
+
+    reason = "PAYLOAD_TOO_LARGE"
+
+
 class Cancelled(UnderpaintError):
     """The caller cancelled or disconnected."""
 
@@ -280,6 +333,12 @@ class MethodDisabled(UnderpaintError):
     """The API has this RPC, but this server does not offer it; the message names the alternative."""
 
     reason = "METHOD_DISABLED"
+
+
+class RpcUnknown(UnderpaintError):
+    """The server has no RPC of this name; it may be older or newer than the client."""
+
+    reason = "RPC_UNKNOWN"
 
 
 class StoreCorrupt(UnderpaintError):
@@ -293,10 +352,11 @@ class InternalError(UnderpaintError):
     """A failure of the server, not of the request."""
 
 
-class NonFiniteLatents(InternalError):
-    """A latent, or the loss of a direction that is being learned, became NaN or infinite."""
+class ModelNonFinite(InternalError):
+    """Latents, an image or a loss became NaN or infinite though nothing extreme was asked for: the checkpoint is
+    damaged, or its numbers overflow in the server's ``dtype``."""
 
-    reason = "NON_FINITE_LATENTS"
+    reason = "MODEL_NON_FINITE"
 
 
 class Bug(InternalError):

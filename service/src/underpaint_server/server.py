@@ -16,11 +16,12 @@ from underpaint_server.decoder.process import Decoder
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.errors import ModelNotReady, StoreUnavailable
 from underpaint_server.rpc.context import ServerContext
+from underpaint_server.rpc.listener import Listener
 from underpaint_server.rpc.server import build_server
 from underpaint_server.rpc.services.health import Health
 from underpaint_server.settings import Settings
 from underpaint_server.stores import Stores
-from underpaint_server.telemetry import Metrics, configure_logging
+from underpaint_server.telemetry import Metrics, configure_logging, log_lines, log_prints
 
 _log = structlog.get_logger()
 
@@ -37,7 +38,9 @@ async def serve(settings: Settings) -> int:
     seconds. A second signal ends them at once.
     """
     configure_logging(settings.log_level)
+    log_prints()
     metrics = Metrics()
+    metrics.watch_log(log_lines())
     try:
         stores = await Stores.open(settings, metrics)
     except (ValueError, OSError, BaseError, StoreUnavailable) as error:
@@ -51,17 +54,17 @@ async def serve(settings: Settings) -> int:
     metrics.watch_requests(context.held)
     health = Health(context)
     await health.update()
-    server = build_server(context, health)
+    listener = Listener(lambda: build_server(context, health))
     signals = _signals()
     try:
-        address = _bind(server, settings.listen)
+        address = _bind(listener.server, settings.listen)
         with _metrics_server(metrics, settings.metrics_listen) as metrics_address:
             decoder.start()
             await engine.start()
             context.manager.start()
-            await server.start()
+            await listener.start(address)
             _log.info("listening", address=address, metrics_address=metrics_address, models=list(engine.configured))
-            await _until_stopped(context, health, server, signals)
+            await _until_stopped(context, health, listener, signals)
     except _CannotBind as error:
         _log.error("cannot listen", address=error.address, error=str(error.__cause__))
         return 1
@@ -118,8 +121,12 @@ def _signals() -> Signals:
     return signals
 
 
-async def _until_stopped(context: ServerContext, health: Health, server: grpc.aio.Server, signals: Signals) -> None:
-    background = [asyncio.create_task(health.watch()), asyncio.create_task(_report_ready(context))]
+async def _until_stopped(context: ServerContext, health: Health, listener: Listener, signals: Signals) -> None:
+    background = [
+        asyncio.create_task(health.watch()),
+        asyncio.create_task(listener.watch()),
+        asyncio.create_task(_report_ready(context)),
+    ]
     try:
         first = await signals.get()
         _log.info("draining", signal=first.name, seconds=context.settings.drain_s)
@@ -127,7 +134,7 @@ async def _until_stopped(context: ServerContext, health: Health, server: grpc.ai
         await health.update()
         await _drain(context, signals)
         await context.manager.close()
-        await server.stop(_FLUSH_S)
+        await listener.stop(_FLUSH_S)
     finally:
         for task in background:
             task.cancel()

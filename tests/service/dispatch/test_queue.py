@@ -32,6 +32,7 @@ from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics
 
 PX = SHAPE[1] * SCALE
+METRICS = Metrics()
 SETTINGS = Settings(models="toy=toy:", max_running=2, queue_capacity=2)
 LONG = invert_job("toy", PX, edict_options(1000))
 ENDLESS = learn_job("toy", PX, method=Descent(1_000_000, 0.05), iterations=1_000_000)
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def started() -> AsyncIterator[Dispatcher]:
-    handle = Dispatcher(SETTINGS, Metrics())
+    handle = Dispatcher(SETTINGS, METRICS)
     await handle.start()
     await handle.wait_ready()
     yield handle
@@ -77,7 +78,7 @@ async def test_work_goes_through(engine: Dispatcher) -> None:
 
 
 async def test_before_the_models_are_loaded_callers_are_told_when_to_come_back() -> None:
-    handle = Dispatcher(SETTINGS, Metrics())
+    handle = Dispatcher(SETTINGS, METRICS)
     await handle.start()
     with pytest.raises(ModelLoading) as caught:
         submit(handle, SHORT)
@@ -186,6 +187,51 @@ async def test_deadlines_are_held_in_the_queue_and_in_the_engine(fresh: Dispatch
     with pytest.raises(DeadlinePassed):
         await running[0].result()
     running[1].cancel()
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_call_that_is_cancelled_counts_as_late_from_its_deadline_on(engine: Dispatcher, late: bool) -> None:
+    """GRPC cancels a call whose deadline passes, before anything else can see that it did."""
+    before = {stage: counted(stage) for stage in ("queued", "running")}
+    process = child()
+    process.suspend()
+    try:
+        jobs = [submit(engine, ENDLESS, Priority.LEARNING, 3600)]
+        jobs += [submit(engine, LONG, deadline_s=3600) for _ in range(3)]  # the last of them waits
+        for job in jobs:
+            job.deadline = time.monotonic() + (0 if late else 3600)
+            job.cancel()
+    finally:
+        process.resume()
+    await until(lambda: engine.num_running == 0)
+    after = {stage: counted(stage) for stage in ("queued", "running")}
+    for stage, jobs_there in (("queued", 1), ("running", 3)):
+        missed, cancelled = (now - then for now, then in zip(after[stage], before[stage], strict=True))
+        assert (missed, cancelled) == ((jobs_there, 0) if late else (0, jobs_there))
+
+
+def counted(stage: str) -> tuple[float, float]:
+    """Missed deadlines and cancellations of a stage, of all methods."""
+    names = ("underpaint_deadline_misses_total", "underpaint_cancellations_total")
+    samples = [sample for family in METRICS.registry.collect() for sample in family.samples]
+    missed, cancelled = (
+        sum(s.value for s in samples if s.name == name and s.labels["stage"] == stage) for name in names
+    )
+    return missed, cancelled
+
+
+async def test_an_impossible_deadline_is_refused_after_any_idle_time(
+    engine: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await submit(engine, SHORT).result()
+    real = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 3600)  # an hour later, nothing was done
+    with pytest.raises(DeadlineUnattainable) as caught:
+        submit(engine, LONG, deadline_s=1e-4)
+    assert float(caught.value.metadata["estimate_s"]) > 1e-4
+    monkeypatch.undo()
+    possible = submit(engine, SHORT, deadline_s=3600)
+    assert isinstance(await possible.result(), Inverted)
 
 
 async def test_a_later_deadline_counts_for_everybody_who_waits(fresh: Dispatcher) -> None:

@@ -16,13 +16,33 @@ from underpaint_server.backends.protocol import DeviceLost
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
 from underpaint_server.engine.loop import Engine
 from underpaint_server.engine.messages import Advanced, Ended, ExtendJob, Passed, Previewed, Split, StartJob
-from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, NonFiniteLatents, OutOfMemory
-from underpaint_server.jobs import Edited, EditJob, Inverted, Job, Learned, Phase, Priority, Stored
+from underpaint_server.errors import (
+    Bug,
+    Cancelled,
+    DeadlinePassed,
+    ModelNonFinite,
+    ModelNotFound,
+    NonFiniteLatents,
+    OutOfMemory,
+)
+from underpaint_server.jobs import (
+    Descent,
+    Edited,
+    EditJob,
+    InversionOptions,
+    Inverted,
+    Job,
+    Learned,
+    LearnJob,
+    Phase,
+    Priority,
+    Stored,
+)
 from underpaint_server.methods import job_name
-from underpaint_server.methods.edict.options import EdictEdit
+from underpaint_server.methods.edict.options import EdictEdit, EdictInversion
 from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.plans import plan, total_rows
-from underpaint_server.rows import Batch, Decode, Denoise
+from underpaint_server.rows import Batch, Decode, Denoise, is_network_row
 from underpaint_server.settings import Settings
 
 PX = SHAPE[1] * SCALE
@@ -237,7 +257,8 @@ def test_one_jobs_failure_never_touches_another() -> None:
     with Bench(backend) as bench:
         outcomes = bench.run([healthy, cursed, healthy])
         assert [type(o) for o in outcomes] == [Edited, Bug, Edited]
-        assert "poison" in outcomes[1].message
+        assert "poison" not in outcomes[1].message, "text of an unknown error stays in the log"
+        assert "the server log has it as job" in outcomes[1].message
         assert any(isinstance(r, Split) and r.reason == "error" for r in bench.reports)
 
 
@@ -266,7 +287,62 @@ def test_what_does_not_even_fit_alone_says_so() -> None:
     backend = toy()
     backend.memory_rows = 0
     with Bench(backend) as bench:
-        assert isinstance(bench.run([invert_job("toy", PX)])[0], OutOfMemory)
+        jobs = every_kind_of_job("toy", PX)
+        outcomes = bench.run(jobs)
+        assert [type(outcome) for outcome in outcomes] == [OutOfMemory] * len(jobs)
+        assert all(outcome.metadata == {"width": str(PX), "height": str(PX)} for outcome in outcomes)
+        assert all(f"{PX}x{PX} pixels" in outcome.message for outcome in outcomes)
+
+
+WILD = InversionOptions(EdictInversion(mixing_coefficient=1e-6), 50, 1.0, 3.0, "")
+
+
+@pytest.mark.parametrize(
+    ("job", "paths"),
+    [
+        (replace(edit_job("toy", PX, EdictEdit()), inversion=WILD),
+         ["inversion_parameters.edict.mixing_coefficient"]),
+        (invert_job("toy", PX, WILD), ["parameters.edict.mixing_coefficient"]),
+        (invert_job("toy", PX, edict_options(20, guidance_scale=float("inf"))), ["parameters.guidance_scale"]),
+    ],
+)  # fmt: skip
+def test_latents_that_grow_without_limit_are_explained_by_what_was_asked(
+    job: Any, paths: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Bench(toy()) as bench:
+        (outcome,) = bench.run([job])
+    assert isinstance(outcome, NonFiniteLatents)
+    assert [violation.path for violation in outcome.violations] == paths
+    assert all(path in outcome.message for path in paths)
+    assert "Traceback" not in capsys.readouterr().out
+
+
+class Broken(ToyBackend):
+    """Predicts NaN, whatever is asked."""
+
+    def predict(self, batch: Batch) -> Sequence[Any]:
+        answers = super().predict(batch)
+        is_network = is_network_row(type(batch.rows[0]))
+        return [answer * float("nan") for answer in answers] if is_network else answers
+
+
+@pytest.mark.parametrize("path", ["direction.guidance_scale", "learning_rate"])
+def test_learning_that_grows_without_limit_is_explained_by_what_was_asked(path: str) -> None:
+    learning = next(job for job in every_kind_of_job("toy", PX) if isinstance(job, LearnJob))
+    if path == "learning_rate":
+        options = replace(learning.options, method=Descent(optimization_steps=3, learning_rate=float("inf")))
+    else:
+        options = replace(learning.options, guidance_scale=1e200)
+    with Bench(toy()) as bench:
+        (outcome,) = bench.run([replace(learning, options=options, state=None)])
+    assert isinstance(outcome, NonFiniteLatents)
+    assert [violation.path for violation in outcome.violations] == [path]
+
+
+def test_numbers_that_a_usual_request_did_not_cause_are_the_model_s_fault() -> None:
+    with Bench(Broken("toy", Settings())) as bench:
+        (outcome,) = bench.run([edit_job("toy", PX, SdEdit(0.5, 20))])
+    assert isinstance(outcome, ModelNonFinite)
 
 
 def test_a_pinned_pass_that_does_not_fit_fails_rather_than_change_bits() -> None:

@@ -20,7 +20,15 @@ from support.front import MINI, SETTINGS, Wire, edit, encoded, merged, photo, pi
 from support.waiting import PATIENCE_S, until
 from underpaint.v1 import direction_service_pb2 as d
 from underpaint.v1 import edit_service_pb2, types_pb2
-from underpaint_server.errors import Draining, FieldInvalid, ModelLoading, NonFiniteLatents, QueueFull, WorkerRestarted
+from underpaint_server.errors import (
+    Draining,
+    FieldInvalid,
+    FieldViolation,
+    ModelLoading,
+    NonFiniteLatents,
+    QueueFull,
+    WorkerRestarted,
+)
 from underpaint_server.jobs import Descent, Generated, LearnJob, Phase, Photo, Priority, Progress, Sampler, Search
 from underpaint_server.methods.disentangled.options import DisentangledEdit
 from underpaint_server.rpc.requests.edit import edit_draft
@@ -280,11 +288,16 @@ async def test_refusals_that_pass_are_waited_for(wire: Wire) -> None:
 
 
 async def test_an_error_of_the_work_ends_it_with_the_status_a_call_would_have(wire: Wire) -> None:
-    wire.engine.refusals = [NonFiniteLatents("the loss became NaN or infinite")]
+    extreme = FieldViolation("learning_rate", "0.9 is extreme")
+    wire.engine.refusals = [NonFiniteLatents("the loss became NaN or infinite", violations=(extreme,))]
     request = asked(request_id=str(uuid.uuid4()), direction_id="joy")
     operation = await ended(wire, (await wire.directions.LearnDirection(request)).operation.name)
-    assert (operation.error.code, operation.error.message) == (13, "the loss became NaN or infinite")
+    assert operation.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert operation.error.message == "the loss became NaN or infinite (learning_rate: 0.9 is extreme)"
     info, told = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo()
+    fields = error_details_pb2.BadRequest()
+    assert operation.error.details[2].Unpack(fields)
+    assert [violation.field for violation in fields.field_violations] == ["learning_rate"]
     assert operation.error.details[0].Unpack(info)
     assert operation.error.details[1].Unpack(told)
     assert (info.reason, info.domain, told.request_id) == ("NON_FINITE_LATENTS", "underpaint", request.request_id)

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any
 from uuid import uuid4
 
@@ -315,6 +316,45 @@ async def ask(replay: Idempotency, request_id: str, print_: bytes = b"p", bytes_
 
     with replay.join(request_id, print_, run, NEVER) as call:
         return await call.result(), ran
+
+
+async def test_small_answers_are_limited_by_their_number() -> None:
+    """Each takes more memory than its own bytes."""
+    replay = Idempotency(rejoin_s=0, ttl_s=60, max_bytes=10**9, metrics=Metrics(), max_answers=5)
+    ids = [str(uuid4()) for _ in range(20)]
+    for request_id in ids:
+        await ask(replay, request_id, bytes_=1)
+    again = [(await ask(replay, request_id, bytes_=1))[1] for request_id in ids[:15:-1]]
+    assert again == [False] * 4, "the newest are kept"
+    assert (await ask(replay, ids[0], bytes_=1))[1]
+    assert len(replay._entries) == 5
+
+
+async def test_a_kept_answer_keeps_nothing_else_of_its_call() -> None:
+    replay, _ = table()
+
+    class Request:
+        """Stands for a request with its image."""
+
+    request = Request()
+    gone = weakref.ref(request)
+    KEPT.set(request)
+
+    async def run(call: SharedCall[Any]) -> edit_service_pb2.EditResponse:
+        return edit_service_pb2.EditResponse(inversion="x")
+
+    async def call() -> None:
+        with replay.join(str(uuid4()), b"p", run, NEVER) as joined:
+            await joined.result()
+
+    await asyncio.create_task(call())
+    KEPT.set(None)
+    del request
+    await asyncio.sleep(0)
+    assert gone() is None
+
+
+KEPT: ContextVar[Any] = ContextVar("kept")
 
 
 async def test_answers_are_kept_for_their_time_only() -> None:

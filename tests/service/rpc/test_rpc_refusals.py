@@ -326,11 +326,9 @@ async def test_a_refusal_of_the_engine_reaches_the_caller_with_its_hint(wire: Wi
     assert refusal.trailers["grpc-retry-pushback-ms"] == "250"
 
 
-async def test_a_message_beyond_the_transports_limit_is_refused_by_the_transport(wire: Wire) -> None:
-    request = edit(image=image(bytes(25 * 1024 * 1024)))
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await wire.edits.Edit(request)
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+async def test_a_message_beyond_the_limit_of_messages_is_refused(wire: Wire) -> None:
+    refusal = await refused(wire.edits.Edit(edit(image=image(bytes(25 * 1024 * 1024)))))
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "PAYLOAD_TOO_LARGE")
 
 
 @given(value=st.floats(width=32))

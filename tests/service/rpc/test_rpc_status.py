@@ -40,8 +40,12 @@ CODES = {
     "GPU_OUT_OF_MEMORY": "RESOURCE_EXHAUSTED",
     "CANCELLED": "CANCELLED",
     "METHOD_DISABLED": "UNIMPLEMENTED",
+    "PAYLOAD_TOO_LARGE": "RESOURCE_EXHAUSTED",
+    "REQUEST_UNDECODABLE": "INVALID_ARGUMENT",
+    "RPC_UNKNOWN": "UNIMPLEMENTED",
     "STORE_CORRUPT": "DATA_LOSS",
-    "NON_FINITE_LATENTS": "INTERNAL",
+    "MODEL_NON_FINITE": "INTERNAL",
+    "NON_FINITE_LATENTS": "INVALID_ARGUMENT",
     "BUG": "INTERNAL",
 }
 
@@ -171,3 +175,12 @@ async def test_a_stock_client_retries_what_is_unavailable_by_itself(wire: Wire, 
             assert (await stub.Edit(edit())).image.content
     assert wire.engine.refusals == []
     assert len(wire.engine.jobs) == 1
+
+
+def test_no_text_shows_an_address_of_the_process() -> None:
+    text = "cannot identify image file <_io.BytesIO object at 0x7f0c2a7beb90>"
+    for error in (errors.ImageUndecodable(text), errors.FieldInvalid(errors.FieldViolation("image", text))):
+        status = rich_status(error, "")
+        assert "object" in str(status)
+        assert "0x7f0c" not in str(status)
+        assert b"0x7f0c" not in trailers(error, "")[0][1]

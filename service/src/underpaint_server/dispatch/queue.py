@@ -38,6 +38,7 @@ from underpaint_server.errors import (
     WorkerRestarted,
 )
 from underpaint_server.jobs import Job, ModelInfo, Priority, Usage
+from underpaint_server.plans import plan
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics
 
@@ -50,6 +51,9 @@ STALL_S = 60.0
 estimated duration of a full pass, is killed and restarted."""
 FIRST_PASS_S = 600.0
 """Stall limit in seconds before the first network pass, when no duration of a pass is known."""
+
+DEADLINE_TOLERANCE_S = 0.1
+"""Seconds before its deadline from which a job that is cancelled counts as late: the caller's clock may be ahead."""
 
 
 class Dispatcher:
@@ -66,7 +70,7 @@ class Dispatcher:
         self._waiting: list[JobHandle] = []
         self._running: dict[int, JobHandle] = {}
         self._draining = False
-        self._pace = Pace()
+        self._pace = Pace(settings.max_batch_size)
         self._watching: asyncio.Task[None] | None = None
 
     # --- what others read ----------------------------------------------------------------------------------------
@@ -190,14 +194,13 @@ class Dispatcher:
                 return
 
     def _check_deadline(self, handle: JobHandle, ahead: list[JobHandle], deadline_s: float | None) -> None:
-        """Refuse a job that cannot meet its deadline at the fastest recent pace, even if running jobs took no time."""
-        busy = self._is_full()
-        rows = handle.rows_left + (sum(job.rows_left for job in ahead) if busy else 0)
-        estimate_s = rows * self._pace.fast_row_s(time.monotonic())
+        """Refuse a job that cannot meet its deadline at the best known pace, even if running jobs took no time."""
+        rows_ahead = sum(job.rows_left for job in ahead) if self._is_full() else 0
+        estimate_s = self._pace.least_s(handle.job.model, plan(handle.job), rows_ahead, time.monotonic())
         if deadline_s is not None and estimate_s > deadline_s:
             self._metrics.on_deadline_missed(method=handle.name, stage="at_admission")
             raise DeadlineUnattainable(
-                f"the job needs about {estimate_s:.1f} s and the deadline is in {deadline_s:.1f} s; set a later "
+                f"the job needs {estimate_s:.1f} s or more and the deadline is in {deadline_s:.1f} s; set a later "
                 "deadline or ask for fewer steps",
                 metadata={"estimate_s": f"{estimate_s:.3f}"},
             )
@@ -235,13 +238,20 @@ class Dispatcher:
     def _cancel(self, job: JobHandle) -> None:
         """End the job for its callers at once; its running slot is free when the engine reports its end."""
         if job in self._waiting:
-            self._metrics.on_cancelled(method=job.name, stage="queued")
+            self._count_cancelled(job, "queued")
             self._settle(job, Cancelled("the job was cancelled while it was queued"))
         elif job.id in self._running:
-            self._metrics.on_cancelled(method=job.name, stage="running")
+            self._count_cancelled(job, "running")
             job.cancelled_at = time.monotonic()
             self._engine.send(CancelJob(job.id))
             job.end(Cancelled("the job was cancelled while it was running"))
+
+    def _count_cancelled(self, job: JobHandle, stage: str) -> None:
+        """Count a cancelled job. When a deadline passes, gRPC cancels the call before anything here sees it late."""
+        if job.deadline is not None and time.monotonic() >= job.deadline - DEADLINE_TOLERANCE_S:
+            self._metrics.on_deadline_missed(method=job.name, stage=stage)
+        else:
+            self._metrics.on_cancelled(method=job.name, stage=stage)
 
     def _extend(self, job: JobHandle) -> None:
         if job.id in self._running:
@@ -292,7 +302,7 @@ class Dispatcher:
 
     def _on_passed(self, report: Passed) -> None:
         rows = sum(report.rows_by_method.values())
-        self._pace.add(rows if report.is_network else 0, report.duration_s, time.monotonic())
+        self._pace.add(report.model, rows if report.is_network else 0, report.duration_s, time.monotonic())
         self._metrics.on_pass(
             model=report.model,
             kind=report.kind,

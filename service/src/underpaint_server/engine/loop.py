@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from underpaint_server.backends.protocol import Backend, DeviceLost
+from underpaint_server.engine.failures import reported
 from underpaint_server.engine.messages import (
     Advanced,
     CancelJob,
@@ -25,7 +26,7 @@ from underpaint_server.engine.messages import (
 from underpaint_server.engine.run import JobRun, now
 from underpaint_server.engine.scheduler import Selection, WaitingRow, choose
 from underpaint_server.engine.share import Share
-from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, ModelNotFound, OutOfMemory, UnderpaintError
+from underpaint_server.errors import Cancelled, DeadlinePassed, ModelNotFound, OutOfMemory, UnderpaintError
 from underpaint_server.jobs import Preview, Priority
 from underpaint_server.models import tensors
 from underpaint_server.rows import Batch, Decode, Key, is_network_row
@@ -99,7 +100,7 @@ class Engine:
                 raise ModelNotFound(f"the engine has no model '{order.job.model}'")  # noqa: TRY301
             self._runs[order.id] = JobRun(order, backend)
         except Exception as error:
-            self._report(Ended(order.id, _as_known(error)))
+            self._report(Ended(order.id, reported(error, order.id, order.job)))
 
     def _drop_late(self) -> None:
         late = [id_ for id_, run in self._runs.items() if run.deadline is not None and run.deadline < now()]
@@ -216,7 +217,7 @@ class Engine:
                 raise answer  # noqa: TRY301
             moved = run.answer(row.index, answer)
         except Exception as error:
-            self._end(row.job, _as_known(error))
+            self._end(row.job, reported(error, row.job, run.start.job))
             return
         if run.result is not None:
             del self._runs[row.job]
@@ -243,10 +244,3 @@ class Engine:
             log.warning("preview failed", error=str(error))
             return
         self._report(Previewed(run.start.id, Preview(tensors.picture(image), run.progress.step)))
-
-
-def _as_known(error: Exception) -> UnderpaintError:
-    if isinstance(error, UnderpaintError):
-        return error
-    log.error("job failed", exc_info=error)
-    return Bug(f"{type(error).__name__}: {error}")

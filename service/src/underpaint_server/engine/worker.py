@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from underpaint_server.engine.messages import LoadFailed, Ready, Stop
 from underpaint_server.errors import Bug, UnderpaintError
 from underpaint_server.settings import Settings
-from underpaint_server.telemetry import configure_logging
+from underpaint_server.telemetry import configure_logging, log_prints
 
 if TYPE_CHECKING:
     from underpaint_server.backends.protocol import Backend
@@ -30,14 +30,15 @@ def main(pipe: Connection, settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a signal to the process group drains: the front process ends us
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_logging(settings.log_level)
+    log_prints()
     spin_briefly()
     try:
         backends, seconds = _load(settings)
     except UnderpaintError as error:
         pipe.send(LoadFailed(error))
         return
-    except Exception as error:
-        pipe.send(LoadFailed(Bug(f"{type(error).__name__}: {error}")))
+    except Exception:
+        pipe.send(LoadFailed(Bug("internal error while the models were loaded; the server log has it")))
         raise
     from underpaint_server.engine.loop import Engine
 

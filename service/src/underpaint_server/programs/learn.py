@@ -27,9 +27,10 @@ def learn(job: LearnJob, model: Facts) -> Steps[Result]:
     examples = yield from together(*(_example(example, options, texts, model) for example in job.examples))
     mixings, references = zip(*examples, strict=True)
     state = yield from weights.learn(weights.Learning(mixings, references, options, job.state, job.iterations))
-    if not all(isfinite(loss) for loss in state.losses):
+    numbers = (*state.losses, *state.weights, *state.first_moment, *state.second_moment)
+    if not all(isfinite(number) for number in numbers):
         raise NonFiniteLatents(
-            f"the loss became NaN or infinite by optimiser step {state.iteration} of {total}; "
+            f"the loss or its gradient became NaN or infinite by optimiser step {state.iteration} of {total}; "
             "use a smaller learning_rate or guidance_scale"
         )
     return Learned(state, state.iteration >= total, Usage(), texts.notices)

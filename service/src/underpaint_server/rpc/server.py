@@ -18,6 +18,7 @@ from underpaint.v1 import (
 )
 
 from underpaint_server.rpc.calls.interceptor import CallInterceptor
+from underpaint_server.rpc.calls.messages import TRANSPORT_FACTOR
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.services.directions import DirectionService
 from underpaint_server.rpc.services.edits import EditService
@@ -40,8 +41,9 @@ _DESCRIPTORS: Final = (
 
 def build_server(context: ServerContext, health: Health) -> grpc.aio.Server:
     """The server with all services; add a port and start it."""
-    interceptor = CallInterceptor(context.metrics, context.engine.configured[0], context.held)
-    server = grpc.aio.server(interceptors=[interceptor], options=_options(context.settings.max_message_bytes))
+    max_message_bytes = context.settings.max_message_bytes
+    interceptor = CallInterceptor(context.metrics, context.engine.configured[0], max_message_bytes, context.held)
+    server = grpc.aio.server(interceptors=[interceptor], options=_options(TRANSPORT_FACTOR * max_message_bytes))
     edit_service_pb2_grpc.add_EditServiceServicer_to_server(EditService(context), server)
     inversion_service_pb2_grpc.add_InversionServiceServicer_to_server(InversionService(context), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(context), server)

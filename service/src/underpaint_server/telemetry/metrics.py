@@ -21,7 +21,7 @@ from prometheus_client import (
 
 from underpaint_server.jobs import ModelInfo, Phase, Priority
 from underpaint_server.methods import JOB_NAMES
-from underpaint_server.telemetry.scrape import AtScrape, EngineView, OperationsView, RequestsView, StoreView
+from underpaint_server.telemetry.scrape import AtScrape, EngineView, LogView, OperationsView, RequestsView, StoreView
 
 _LATENCY_S = (0.1, 0.25, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 7.5, 10, 15, 20, 30, 40, 60, 120, 240, 480)
 _QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -208,6 +208,10 @@ class Metrics:
     def watch_requests(self, requests: RequestsView) -> None:
         """Read the gauge of requests in memory from ``requests`` at every scrape."""
         self._at_scrape.requests = requests
+
+    def watch_log(self, log: LogView) -> None:
+        """Read the counter of dropped log lines from ``log`` at every scrape."""
+        self._at_scrape.log = log
 
     # --- definitions --------------------------------------------------------------------------------------------
 

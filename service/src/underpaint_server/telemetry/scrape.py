@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from underpaint_server import __version__
@@ -71,6 +71,14 @@ class RequestsView(Protocol):
         """Bytes of these requests."""
 
 
+class LogView(Protocol):
+    """The writer of log lines."""
+
+    @property
+    def dropped(self) -> int:
+        """Lines dropped so far."""
+
+
 class AtScrape(Collector):
     """Computes the gauges at each scrape, on the thread that serves it; None for an owner leaves its gauges out."""
 
@@ -79,6 +87,7 @@ class AtScrape(Collector):
         self.store: StoreView | None = None
         self.operations: OperationsView | None = None
         self.requests: RequestsView | None = None
+        self.log: LogView | None = None
 
     def collect(self) -> Iterator[Metric]:
         """The build information and the gauges of all owners that are set."""
@@ -91,6 +100,9 @@ class AtScrape(Collector):
             yield _operations_gauge(self.operations)
         if self.requests is not None:
             yield _gauge("underpaint_request_bytes_held", "Bytes of requests in progress.", self.requests.held_bytes)
+        if self.log is not None:
+            text = "Log lines of the front process that could not be written."
+            yield CounterMetricFamily("underpaint_log_lines_dropped_total", text, value=self.log.dropped)
 
 
 def _engine_gauges(engine: EngineView) -> Iterator[Metric]:

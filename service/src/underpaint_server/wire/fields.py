@@ -8,7 +8,7 @@ from typing import Final
 
 from google.protobuf.descriptor import EnumDescriptor
 
-from underpaint_server.errors import FieldInvalid, FieldViolation
+from underpaint_server.errors import FieldInvalid, FieldViolation, NonFiniteLatents
 
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 1000
@@ -112,5 +112,10 @@ def at(prefix: str) -> Iterator[None]:
     try:
         yield
     except FieldInvalid as error:
-        prefixed = (FieldViolation(f"{prefix}.{v.path}", v.description) for v in error.violations)
-        raise FieldInvalid(*prefixed) from error
+        raise FieldInvalid(*_within(prefix, error.violations)) from error
+    except NonFiniteLatents as error:
+        raise NonFiniteLatents(error.summary, violations=_within(prefix, error.violations)) from error
+
+
+def _within(prefix: str, violations: tuple[FieldViolation, ...]) -> tuple[FieldViolation, ...]:
+    return tuple(FieldViolation(f"{prefix}.{v.path}", v.description) for v in violations)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
@@ -13,6 +13,9 @@ from underpaint_server.errors import FieldInvalid, FieldViolation, RequestIdReus
 from underpaint_server.rpc.calls.singleflight import Deadline, SharedCall
 from underpaint_server.telemetry import Metrics
 from underpaint_server.wire.names import is_request_id
+
+MAX_ANSWERS: Final = 10_000
+"""Most answers that are kept."""
 
 
 @dataclass(slots=True)
@@ -28,9 +31,9 @@ class _Entry:
 class Idempotency:
     """Requests by id. Only successful answers are kept: a request that failed may be retried with the same id.
 
-    An answer is kept for ``ttl_s`` seconds. All kept answers together take at most ``max_bytes``; the oldest are
-    dropped first. Work whose last caller has left goes on for ``rejoin_s`` seconds, so that a repeat of its id can join
-    it. ``clock`` gives seconds.
+    An answer is kept for ``ttl_s`` seconds. All kept answers together take at most ``max_bytes``, and there are at most
+    ``max_answers``, because each takes a few kilobytes besides its own; the oldest are dropped first. Work whose last
+    caller has left goes on for ``rejoin_s`` seconds, so that a repeat of its id can join it. ``clock`` gives seconds.
     """
 
     def __init__(
@@ -40,11 +43,13 @@ class Idempotency:
         max_bytes: int,
         rejoin_s: float,
         metrics: Metrics,
+        max_answers: int = MAX_ANSWERS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ttl_s = ttl_s
         self._rejoin_s = rejoin_s
         self._max_bytes = max_bytes
+        self._max_answers = max_answers
         self._metrics = metrics
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
@@ -97,11 +102,11 @@ class Idempotency:
         self._make_room()
 
     def _make_room(self) -> None:
-        for request_id, entry in list(self._entries.items()):
-            if self._bytes <= self._max_bytes:
+        while self._bytes > self._max_bytes or len(self._entries) > self._max_answers:
+            oldest = next((request_id for request_id, entry in self._entries.items() if entry.call.done), None)
+            if oldest is None:
                 return
-            if entry.call.done:
-                self._forget(request_id)
+            self._forget(oldest)
 
     def _expire(self) -> None:
         now = self._clock()

@@ -1,7 +1,10 @@
-"""What happens around every call of any shape: labels, log line, metrics, and errors turned into statuses."""
+"""What happens around every call of any shape: labels, log line, metrics, and errors turned into statuses.
+
+To gRPC every call is a stream of bytes in both directions. So messages are read and decoded here, and what is wrong
+with them, or with the number of them, is answered by our table of statuses instead of the library.
+"""
 
 import asyncio
-import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
@@ -9,13 +12,22 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import Message
 
-from underpaint_server.errors import Bug, Cancelled, DeadlinePassed, InternalError, UnderpaintError
+from underpaint_server.dispatch.queue import DEADLINE_TOLERANCE_S
+from underpaint_server.errors import (
+    Bug,
+    Cancelled,
+    DeadlinePassed,
+    InternalError,
+    RpcUnknown,
+    UnderpaintError,
+    forget_frames,
+)
 from underpaint_server.rpc.calls.held import HeldBytes
+from underpaint_server.rpc.calls.messages import Context, Requests, check_size
 from underpaint_server.rpc.calls.record import CallRecord
 from underpaint_server.rpc.responses import status
 from underpaint_server.telemetry import Metrics
 
-Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Any
 """``grpc.RpcMethodHandler``, which grpc does not type: one of its four attributes holds the function."""
 
@@ -26,19 +38,18 @@ _SHAPES: Final = {
     (True, True): "bidi_stream",
 }
 
-_DEADLINE_TOLERANCE_S: Final = 0.1
-"""The caller's deadline runs out slightly before the server's, so its cancellation may arrive first."""
-
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler; ``default_model`` is the id of the model for requests that name none.
+    """Wraps every handler.
 
-    A unary request counts in ``held`` while its call lasts.
+    ``default_model`` is the id of the model for requests that name none. No message of either direction may have more
+    than ``max_message_bytes``. A unary request counts in ``held`` while its call lasts.
     """
 
-    def __init__(self, metrics: Metrics, default_model: str, held: HeldBytes) -> None:
+    def __init__(self, metrics: Metrics, default_model: str, max_message_bytes: int, held: HeldBytes) -> None:
         self._metrics = metrics
         self._default_model = default_model
+        self._max_message_bytes = max_message_bytes
         self._held = held
 
     async def intercept_service(
@@ -46,70 +57,48 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """The handler of this RPC, wrapped; None if there is none, which gRPC reports as UNIMPLEMENTED."""
+        """The handler of this RPC, wrapped; one that refuses the call if there is none."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        shape = _SHAPES[handler.request_streaming, handler.response_streaming]
+        path = handler_call_details.method
 
-        def record() -> CallRecord:
-            return CallRecord(self._metrics, handler_call_details.method, shape, self._default_model)
+        async def behaviour(_: Any, context: Context) -> None:
+            if handler is None:
+                record = CallRecord(self._metrics, path, "unknown", self._default_model, is_known=False)
+            else:
+                shape = _SHAPES[handler.request_streaming, handler.response_streaming]
+                record = CallRecord(self._metrics, path, shape, self._default_model)
+            async with _outcome(record, context):
+                if handler is None:
+                    raise RpcUnknown("this server has no such RPC; its reflection service lists those it has")
+                await self._answer(handler, context, record)
 
-        return _wrap(handler, record, self._held)
+        serialize = None if handler is None else handler.response_serializer
+        return grpc.stream_stream_rpc_method_handler(behaviour, None, serialize)
 
+    async def _answer(self, handler: Handler, context: Context, record: CallRecord) -> None:
+        requests = Requests(context, handler.request_deserializer, self._max_message_bytes, record)
+        request = requests.all() if handler.request_streaming else await requests.one()
+        with self._held.hold(requests.last_bytes):
+            await self._respond(handler, request, context, record)
 
-def _wrap(handler: Handler, record: Callable[[], CallRecord], held: HeldBytes) -> Handler:
-    inner = _function(handler)
-    if handler.response_streaming:
-        return _make(handler, lambda requests, context: _stream(inner, requests, context, record(), held))
-    return _make(handler, lambda requests, context: _unary(inner, requests, context, record(), held))
+    async def _respond(self, handler: Handler, request: Any, context: Context, record: CallRecord) -> None:
+        answers = _function(handler)(request, context)
+        if not handler.response_streaming:
+            await self._write(await answers, context, record)
+        elif isinstance(answers, AsyncGenerator):
+            # gRPC leaves a generator to the garbage collector when the caller cancels. One that is iterated here is
+            # closed at once, so the work that it waits for is cancelled at once.
+            async with aclosing(answers):
+                async for message in answers:
+                    await self._write(message, context, record)
+        else:
+            await answers
 
-
-async def _unary(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord, held: HeldBytes) -> Any:
-    async with _outcome(call, context):
-        recorded = _recorded(request, call)
-        with held.hold(_size(request)):
-            response: Message = await inner(recorded, context)
-        call.sent(response)
-        return response
-
-
-async def _stream(inner: Callable[..., Any], request: Any, context: Context, call: CallRecord, held: HeldBytes) -> None:
-    async with _outcome(call, context):
-        recorded = _recorded(request, call)
-        with held.hold(_size(request)):
-            await _answer(inner(recorded, context), context, call)
-
-
-async def _answer(answers: Any, context: Context, call: CallRecord) -> None:
-    is_generator = inspect.isasyncgen(answers)
-    await (_write(answers, context, call) if is_generator else answers)
-
-
-async def _write(answers: AsyncGenerator[Message, None], context: Context, call: CallRecord) -> None:
-    # gRPC leaves a generator to the garbage collector when the caller cancels. One that is iterated here is closed at
-    # once, so the work that it waits for is cancelled at once.
-    async with aclosing(answers):
-        async for message in answers:
-            call.sent(message)
-            await context.write(message)
-
-
-def _recorded(request: Any, call: CallRecord) -> Any:
-    if isinstance(request, Message):
-        call.received(request)
-        return request
-    return _each_recorded(request, call)
-
-
-def _size(request: Any) -> int:
-    return request.ByteSize() if isinstance(request, Message) else 0
-
-
-async def _each_recorded(requests: AsyncIterator[Message], call: CallRecord) -> AsyncIterator[Message]:
-    async for request in requests:
-        call.received(request)
-        yield request
+    async def _write(self, message: Message, context: Context, record: CallRecord) -> None:
+        size = message.ByteSize()
+        check_size("the answer", size, self._max_message_bytes)
+        record.sent(size)
+        await context.write(message)
 
 
 @asynccontextmanager
@@ -119,30 +108,41 @@ async def _outcome(call: CallRecord, context: Context) -> AsyncIterator[None]:
     except UnderpaintError as error:
         if isinstance(error, InternalError):
             call.crashed(error)
-        await _abort(error, call, context)
-    except asyncio.CancelledError:
+        _refuse(error, call, context)
+        forget_frames(error)
+    except (asyncio.CancelledError, grpc.aio.InternalError) as error:
+        # The library's own error is that of an answer which cannot be sent, because the call has ended for the caller.
         cause = _cause_of_cancel(context)
         call.ended(status.code_of(cause), cause.reason)
-        raise
+        if isinstance(error, asyncio.CancelledError):
+            raise
+        raise asyncio.CancelledError from None
     except grpc.aio.AbortError:
         call.ended(_code(context))
         raise
     except Exception as error:
         call.crashed(error)
-        await _abort(Bug(f"internal error; the server log has request ID {call.request_id}"), call, context)
+        _refuse(Bug(f"internal error; the server log has request ID {call.request_id}"), call, context)
+        forget_frames(error)
     else:
         call.ended(grpc.StatusCode.OK)
 
 
-async def _abort(error: UnderpaintError, call: CallRecord, context: Context) -> None:
+def _refuse(error: UnderpaintError, call: CallRecord, context: Context) -> None:
+    """Set the status with which the call ends.
+
+    ``context.abort`` would do it by an exception that the context keeps, and with it the frames and the request.
+    """
     code = status.code_of(error)
     call.ended(code, error.reason)
-    await context.abort(code, status.message_of(error), status.trailers(error, call.request_id))
+    context.set_code(code)
+    context.set_details(status.message_of(error))
+    context.set_trailing_metadata(status.trailers(error, call.request_id))
 
 
 def _cause_of_cancel(context: Context) -> UnderpaintError:
     left_s = context.time_remaining()
-    expired = left_s is not None and left_s <= _DEADLINE_TOLERANCE_S
+    expired = left_s is not None and left_s <= DEADLINE_TOLERANCE_S
     return DeadlinePassed("before the answer") if expired else Cancelled("by the caller")
 
 
@@ -159,16 +159,3 @@ def _function(handler: Handler) -> Callable[..., Any]:
         handler.stream_stream,
     )
     return next(function for function in functions if function is not None)
-
-
-def _make(handler: Handler, function: Callable[[Any, Context], Awaitable[Any]]) -> Handler:
-    async def behaviour(request: Any, context: Context) -> Any:
-        return await function(request, context)
-
-    make = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[handler.request_streaming, handler.response_streaming]
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)

@@ -22,6 +22,9 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 _MODEL_CHARS: Final = 80
 """Most characters of a model's name in labels and log lines; callers may send any text."""
 
+_PATH_CHARS: Final = 120
+"""Most characters of an RPC's path in log lines; callers may send any text."""
+
 _QUIET = ("grpc.health.", "grpc.reflection.")
 """Services whose calls are logged at debug level only, since probes call them every few seconds."""
 
@@ -61,9 +64,11 @@ def labels_of(request: Any) -> Labels:
 class CallRecord:
     """Records one call from its arrival to its end."""
 
-    def __init__(self, metrics: Metrics, path: str, shape: str, default_model: str) -> None:
+    def __init__(self, metrics: Metrics, path: str, shape: str, default_model: str, *, is_known: bool = True) -> None:
+        """``path`` is that of the RPC; one that this server does not have (``is_known`` False) is no label."""
         self._metrics = metrics
-        self._service, _, self._rpc = path.lstrip("/").rpartition("/")
+        self._path = path.lstrip("/")[:_PATH_CHARS]
+        self._service, _, self._rpc = self._path.rpartition("/") if is_known else ("", "", "")
         self._shape = shape
         self._default_model = default_model
         self._labels = Labels()
@@ -73,18 +78,18 @@ class CallRecord:
         metrics.on_request_started(service=self._service, rpc=self._rpc, grpc_type=shape)
         self._bind()
 
-    def received(self, message: Message) -> None:
-        """Record a request message; called for each message of a stream."""
-        self._metrics.on_request_message(rpc=self._rpc, bytes=message.ByteSize())
+    def received(self, message: Message, size: int) -> None:
+        """Record a request message of ``size`` bytes; called for each message of a stream."""
+        self._metrics.on_request_message(rpc=self._rpc, bytes=size)
         self._labels = labels_of(message)
         # A malformed id is refused later; until then it must not be written to trailers and log lines.
         if is_request_id(self._labels.request_id):
             self.request_id = self._labels.request_id
             self._bind()
 
-    def sent(self, message: Message) -> None:
-        """Record a response message; called for each message of a stream."""
-        self._metrics.on_response_message(rpc=self._rpc, bytes=message.ByteSize())
+    def sent(self, size: int) -> None:
+        """Record a response message of ``size`` bytes; called for each message of a stream."""
+        self._metrics.on_response_message(rpc=self._rpc, bytes=size)
         self._sent += 1
         if self._sent == 1 and self._labels.method and self._shape.endswith("stream"):
             self._metrics.on_first_event(method=self._labels.method, seconds=self._elapsed_s())
@@ -106,7 +111,7 @@ class CallRecord:
         write = _log.debug if self._service.startswith(_QUIET) else _log.info
         write(
             "rpc",
-            rpc=f"{self._service}/{self._rpc}",
+            rpc=self._path,
             method=labels.method,
             model=model,
             code=code.name,
@@ -116,7 +121,7 @@ class CallRecord:
 
     def crashed(self, error: BaseException) -> None:
         """Log an unexpected error with its traceback, which the caller does not get."""
-        _log.error("internal error", rpc=f"{self._service}/{self._rpc}", exc_info=error)
+        _log.error("internal error", rpc=self._path, exc_info=error)
 
     def _bind(self) -> None:
         REQUEST_ID.set(self.request_id)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from underpaint_server.dispatch.job_handle import JobHandle
 
@@ -58,7 +58,7 @@ class SharedCall(Generic[T]):
         self._handle: JobHandle | None = None
         self._admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._callers = 0
-        self._task = asyncio.ensure_future(self._run(run))
+        self._task: asyncio.Future[T] = asyncio.ensure_future(self._run(run))
         self._task.add_done_callback(self._on_done)
 
     def __enter__(self) -> Self:
@@ -75,6 +75,7 @@ class SharedCall(Generic[T]):
                 self._leaving = asyncio.get_running_loop().call_later(wait_s, self._abandon)
             else:
                 self._abandon()
+        self._drop_failure()
 
     @property
     def open(self) -> bool:
@@ -134,21 +135,40 @@ class SharedCall(Generic[T]):
     async def _run(self, run: Callable[["SharedCall[T]"], Awaitable[T]]) -> T:
         return await run(self)
 
-    def _on_done(self, task: "asyncio.Task[T]") -> None:
+    def _on_done(self, task: asyncio.Future[T]) -> None:
         # Reading the exception marks it as retrieved: asyncio would log it if the last call left before it was raised.
         error = None if task.cancelled() else task.exception()
         # The answer may be kept for minutes; the image and the latents of the job need not be.
         self._handle = None
         self._stay()
-        if self._admitted.done():
-            return
-        if task.cancelled():
-            self._admitted.cancel()
-        elif error is not None:
-            self._admitted.set_exception(error)
-            self._admitted.exception()
-        else:
-            self._admitted.set_result(None)
+        if not self._admitted.done():
+            if task.cancelled():
+                self._admitted.cancel()
+            elif error is not None:
+                self._admitted.set_exception(error)
+                self._admitted.exception()
+            else:
+                self._admitted.set_result(None)
+        if error is None and not task.cancelled():
+            self._keep_answer(task)
+        self._drop_failure()
+
+    def _keep_answer(self, task: asyncio.Future[T]) -> None:
+        """Keep the answer without the task, whose context refers to the whole call; it may be kept for minutes."""
+        answered: asyncio.Future[Any] = task.get_loop().create_future()
+        answered.set_result(task.result())
+        self._task = self._admitted = answered
+
+    def _drop_failure(self) -> None:
+        """Drop the error of work that failed, once there is no call left to raise it.
+
+        The error refers to the frames of the work, which refer to this object and to the request with its image: with
+        a reference back to the error, all of them would stay until the garbage collector comes.
+        """
+        if self._callers == 0 and self._task.done() and not self.open:
+            ended = self._task.get_loop().create_future()
+            ended.cancel()
+            self._task = self._admitted = ended
 
 
 class SingleFlight(Generic[T]):

@@ -1,5 +1,6 @@
 """From errors to gRPC statuses: the table of codes, and ``google.rpc.Status`` with its details."""
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -24,8 +25,10 @@ CODES: Final[dict[type[UnderpaintError], grpc.StatusCode]] = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.OperationsFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.OutOfMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.PayloadTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Cancelled: grpc.StatusCode.CANCELLED,
     errors.MethodDisabled: grpc.StatusCode.UNIMPLEMENTED,
+    errors.RpcUnknown: grpc.StatusCode.UNIMPLEMENTED,
     errors.StoreCorrupt: grpc.StatusCode.DATA_LOSS,
     errors.InternalError: grpc.StatusCode.INTERNAL,
     UnderpaintError: grpc.StatusCode.INTERNAL,
@@ -38,6 +41,7 @@ _MESSAGE_BYTES: Final = 600
 _DETAIL_BYTES: Final = 160
 _VIOLATIONS: Final = 12
 _RETRY_AFTER_S: Final = 1.0
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 
 Trailers = tuple[tuple[str, str | bytes], ...]
 
@@ -76,7 +80,7 @@ def _details(error: UnderpaintError, request_id: str) -> Iterator[Message]:
     if request_id:
         yield error_details_pb2.RequestInfo(request_id=request_id)
     match error:
-        case errors.FieldInvalid():
+        case errors.FieldInvalid() | errors.NonFiniteLatents():
             yield _bad_request(error)
         case errors.NotFound() | errors.Conflict():
             yield error_details_pb2.ResourceInfo(
@@ -92,7 +96,7 @@ def _details(error: UnderpaintError, request_id: str) -> Iterator[Message]:
             yield error_details_pb2.RetryInfo(retry_delay=delay)
 
 
-def _bad_request(error: errors.FieldInvalid) -> error_details_pb2.BadRequest:
+def _bad_request(error: errors.FieldInvalid | errors.NonFiniteLatents) -> error_details_pb2.BadRequest:
     return error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(field=v.path, description=_cut(v.description, _DETAIL_BYTES))
@@ -115,5 +119,7 @@ def _retry_after_s(error: UnderpaintError) -> float:
 
 
 def _cut(text: str, limit_bytes: int) -> str:
+    """The text without addresses of objects, which libraries put into theirs, and of at most ``limit_bytes``."""
+    text = _ADDRESS.sub("", text)
     encoded = text.encode()
     return text if len(encoded) <= limit_bytes else encoded[: limit_bytes - 3].decode(errors="ignore") + "…"

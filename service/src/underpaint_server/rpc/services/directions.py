@@ -23,7 +23,7 @@ from underpaint_server.errors import (
 )
 from underpaint_server.jobs import Direction, Generated, Picture
 from underpaint_server.rpc import handlers
-from underpaint_server.rpc.calls.interceptor import Context
+from underpaint_server.rpc.calls.messages import Context
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.handlers.operation import current_operation
 from underpaint_server.rpc.handlers.source import Fetcher

@@ -11,7 +11,7 @@ from underpaint.v1 import edit_service_pb2_grpc
 from underpaint_server.errors import MethodDisabled
 from underpaint_server.jobs import Preview
 from underpaint_server.rpc import handlers, responses
-from underpaint_server.rpc.calls.interceptor import Context
+from underpaint_server.rpc.calls.messages import Context
 from underpaint_server.rpc.calls.record import REQUEST_ID
 from underpaint_server.rpc.calls.singleflight import Deadline, SharedCall
 from underpaint_server.rpc.context import ServerContext

@@ -9,7 +9,7 @@ from underpaint.v1 import model_service_pb2_grpc
 
 from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.errors import FieldInvalid, FieldViolation, MethodDisabled
-from underpaint_server.rpc.calls.interceptor import Context
+from underpaint_server.rpc.calls.messages import Context
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.wire.fields import page_size
 from underpaint_server.wire.names import model_name

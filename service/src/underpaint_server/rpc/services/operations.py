@@ -10,7 +10,7 @@ from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf.empty_pb2 import Empty
 
 from underpaint_server.errors import FieldInvalid, FieldViolation, OperationRunning, StoreCorrupt
-from underpaint_server.rpc.calls.interceptor import Context
+from underpaint_server.rpc.calls.messages import Context
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.handlers.operation import current_operation, operation_message
 from underpaint_server.rpc.responses.operation import failed
