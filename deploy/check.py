@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import kubernetes_validate
 import promql_parser
@@ -214,6 +214,7 @@ class IdleEngine:
     queue_capacity = 0
     backlog_s = 0.0
     last_pass_at = 0.0
+    models_ready: ClassVar[dict[str, bool]] = {}
 
     def num_waiting(self, priority: Priority) -> int:
         """No job waits."""
