@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import kubernetes_validate
@@ -279,6 +279,7 @@ class IdleEngine:
     queue_capacity = 0
     backlog_s = 0.0
     last_pass_at = 0.0
+    models_ready: ClassVar[dict[str, bool]] = {}
 
     def num_waiting(self, priority: Priority) -> int:
         """No job waits."""

@@ -5,6 +5,10 @@ from collections.abc import Callable, Iterator
 
 # Test processes share the cores; see engine/worker.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A spare engine process would cost every server of a test seconds of both cores; tests of it switch it on.
+os.environ.setdefault("UNDERPAINT_SPARE_ENGINE", "false")
+# Tests stop engine processes to hold what they do, for as long as a slow machine needs.
+os.environ.setdefault("UNDERPAINT_STALL_S", "600")
 
 import pytest
 from hypothesis import settings

@@ -4,7 +4,7 @@ import asyncio
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,7 +186,27 @@ def batch_class_of(server: LocalServer) -> tuple[str, int | None]:
 
 
 def engine_of(server: LocalServer) -> psutil.Process:
-    """The engine's process: the child that multiprocessing spawned and that is no resource tracker."""
-    children = psutil.Process(server.pid).children()
-    (engine,) = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    """The engine process of a server without a spare one."""
+    (engine,) = engines(psutil.Process(server.pid).children())
     return engine
+
+
+def engines(children: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """The engine process and its spare, in the order they were started: children that multiprocessing spawned and that
+    are no resource tracker."""
+    found = [child for child in children if child.is_running() and any("spawn_main" in word for word in _words(child))]
+    return sorted(found, key=psutil.Process.create_time)
+
+
+def _words(child: psutil.Process) -> list[str]:
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return child.cmdline()
+    return []
+
+
+def gone(child: psutil.Process) -> None:
+    """Wait until a process has ended; whether it was reaped is up to who adopted it."""
+    end = time.monotonic() + PATIENCE_S
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end, f"{child} does not end"
+        time.sleep(0.02)

@@ -10,10 +10,14 @@ import grpc
 import psutil
 import pytest
 from e2e.harness import (
+    ENDLESS,
+    Samples,
     Stubs,
     disc,
     engine_of,
+    engines,
     eventually,
+    gone,
     idle,
     masking,
     queued,
@@ -121,6 +125,18 @@ async def test_our_clients_come_through_a_crash_without_knowing() -> None:
         assert (await idle(server)).sum("underpaint_engine_restarts_total") == 1
 
 
+async def test_our_clients_come_through_a_stopped_engine_without_knowing() -> None:
+    masks = (DiffEdit(samples=300), DiffEdit(samples=200))
+    with LocalServer(models="toy=toy:", max_batch_size=2, max_mask_samples=10_000, stall_s=5) as server:
+        async with stubs(server) as wire, AsyncClient(server.target, timeout=PATIENCE_S) as client:
+            engine_of(server).suspend()
+            answers = await asyncio.gather(*(client.compute_mask(disc(), "a corgi", mask, seed=1) for mask in masks))
+            again = await client.compute_mask(disc(), "a corgi", masks[0], seed=1)
+            assert answers[0].mask_bytes == again.mask_bytes
+            assert await wire.serves("readiness")
+        assert (await idle(server)).sum("underpaint_engine_restarts_total") >= 1
+
+
 async def test_a_model_that_cannot_load_is_told_and_the_server_stays_to_tell_it(tmp_path: Path) -> None:
     with LocalServer(models=f"broken={tmp_path}", wait_ready=False) as server:
         server.wait_for("engine failed")
@@ -190,17 +206,80 @@ async def test_work_that_outlasts_the_drain_is_given_up() -> None:
         assert server.stop(WAIT) == 0
 
 
-async def test_no_process_outlives_its_front() -> None:
-    server = LocalServer(models="toy=toy:")
+@pytest.mark.parametrize("doing", ["loading", "computing", "stopped in a pass"])
+async def test_no_engine_outlives_a_killed_front(doing: str) -> None:
+    server = LocalServer(models="toy=toy:", max_mask_samples=ENDLESS, wait_ready=doing != "loading", spare_engine=True)
     server.__enter__()
-    engine, children = engine_of(server), psutil.Process(server.pid).children(recursive=True)
-    assert engine in children
-    assert len(children) > 1, "the one that decodes images"
-    assert server.stop(signal.SIGKILL) == -signal.SIGKILL
-    for child in children:
-        await asyncio.to_thread(child.wait, PATIENCE_S)
+    children = psutil.Process(server.pid).children
+    if doing == "loading":
+        left = children()
+    else:
+        await eventually(lambda: len(engines(children())) == 2)
+        left = children()
+        async with stubs(server) as wire, running(wire, masking()):
+            if doing != "computing":
+                engines(left)[0].suspend()  # it cannot end by itself
+            assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    server.stop(signal.SIGKILL)
+    for child in left:
+        await asyncio.to_thread(gone, child)
+    assert "Traceback" not in server.tail(1000)
     with pytest.raises(RuntimeError, match="status -9"):
         server.__exit__(None, None, None)
+
+
+async def test_a_spare_engine_takes_over_and_nothing_is_left() -> None:
+    with LocalServer(models="toy=toy:", spare_engine=True) as server:
+        children = psutil.Process(server.pid).children
+        async with stubs(server) as wire:
+            for restarts in (1, 2):
+                await eventually(lambda: len(engines(children())) == 2)
+                first, spare = engines(children())
+                first.kill()
+                now = await _restarted(server, restarts)
+                assert now.sum("underpaint_model_ready", model="toy") == 1
+                assert spare in children()
+                assert first not in children()
+                assert all(child.status() != psutil.STATUS_ZOMBIE for child in children())
+            assert (await wire.edits.Edit(edit("edict"))).image.content
+        left = children()
+        assert server.stop() == 0
+        for child in left:
+            await asyncio.to_thread(gone, child)
+
+
+async def test_an_engine_that_the_system_refuses_fails_liveness_and_comes_back() -> None:
+    with LocalServer(models="toy=toy:") as server:
+        front = psutil.Process(server.pid)
+        limits = front.rlimit(psutil.RLIMIT_NOFILE)
+        async with stubs(server) as wire:
+            watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="liveness"))
+            await until(watch, lambda health: health.status == SERVING)
+            engine = engine_of(server)
+            front.rlimit(psutil.RLIMIT_NOFILE, (0, limits[1]))  # no descriptor is free
+            engine.kill()
+            await until(watch, lambda health: health.status == NOT_SERVING)
+            front.rlimit(psutil.RLIMIT_NOFILE, limits)
+            await until(watch, lambda health: health.status == SERVING)
+            assert (await _restarted(server, 1)).sum("underpaint_unexpected_errors_total") >= 3
+            assert (await wire.edits.Edit(edit("sdedit"))).image.content
+
+
+async def test_one_bad_model_among_several_is_told_and_costs_nothing_else(tmp_path: Path) -> None:
+    with LocalServer(models=f"broken={tmp_path},toy=toy:") as server:
+        async with stubs(server) as wire:
+            told = await refused(wire.edits.Edit(edit()))
+            assert (told.code, told.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_READY")
+            assert str(tmp_path) in told.message
+            assert (await wire.edits.Edit(edit(model="models/toy"))).image.content
+            model = await _model(wire)
+            assert (model.name, model.state) == ("models/broken", model_service_pb2.MODEL_STATE_FAILED)
+            assert str(tmp_path) in model.error
+            watch = wire.health.Watch(health_pb2.HealthCheckRequest(service="readiness"))
+            await until(watch, lambda health: health.status == SERVING)
+            assert await _health(wire) == dict.fromkeys(NAMES, True)
+        assert scrape(server).by("underpaint_model_ready", "model") == {"broken": 0, "toy": 1}
+        assert server.wait_for("model failed to load")["model"] == "broken"
 
 
 async def test_reflection_lists_what_is_served(toy: LocalServer) -> None:
@@ -228,6 +307,18 @@ async def test_what_the_contract_has_and_this_server_has_not_is_said_to_be_disab
         ]
         refusals = [await refused(call) for call in calls]
     assert {(told.code, told.reason) for told in refusals} == {(grpc.StatusCode.UNIMPLEMENTED, "METHOD_DISABLED")}
+
+
+async def _restarted(server: LocalServer, times: int) -> Samples:
+    """A scrape when the engine is ready after so many restarts."""
+
+    def look() -> Samples | None:
+        now = scrape(server)
+        is_ready = now.sum("underpaint_engine_restarts_total") >= times and now.sum("underpaint_model_ready") > 0
+        return now if is_ready else None
+
+    found: Samples = await eventually(look)
+    return found
 
 
 async def _health(wire: Stubs) -> dict[str, bool]:

@@ -93,6 +93,7 @@ class ArithmeticEngine:
         self.configured = ("mini", "other")
         other = replace(MINI, id="other", digest="e" * 64, content_features="", gradients=False)
         self.models: Mapping[str, ModelInfo] = {"mini": MINI, "other": other}
+        self.errors: Mapping[str, str] = {}
         self.stalled = False
         self.held = False
         self.refusals: list[UnderpaintError] = []
@@ -100,6 +101,7 @@ class ArithmeticEngine:
         self.deadlines: list[float | None] = []
         self.cancelled: list[JobHandle] = []
         self.submitted, self.extended = asyncio.Event(), asyncio.Event()
+        self.models_ready: Mapping[str, bool] = dict.fromkeys(self.configured, True)
         self.num_running, self.queue_capacity, self.backlog_s, self.last_pass_at = 0, 4, 0.0, None
         self._ids = itertools.count(1)
 

@@ -21,7 +21,14 @@ from underpaint_server.rpc.server import build_server
 from underpaint_server.rpc.services.health import Health
 from underpaint_server.settings import Settings
 from underpaint_server.stores import Stores
-from underpaint_server.telemetry import Metrics, configure_logging, log_lines, log_prints
+from underpaint_server.telemetry import (
+    Metrics,
+    configure_logging,
+    count_unexpected_errors,
+    in_background,
+    log_lines,
+    log_prints,
+)
 
 _log = structlog.get_logger()
 
@@ -41,6 +48,7 @@ async def serve(settings: Settings) -> int:
     log_prints()
     metrics = Metrics()
     metrics.watch_log(log_lines())
+    count_unexpected_errors(asyncio.get_running_loop(), metrics)
     try:
         stores = await Stores.open(settings, metrics)
     except (ValueError, OSError, BaseError, StoreUnavailable) as error:
@@ -122,11 +130,7 @@ def _signals() -> Signals:
 
 
 async def _until_stopped(context: ServerContext, health: Health, listener: Listener, signals: Signals) -> None:
-    background = [
-        asyncio.create_task(health.watch()),
-        asyncio.create_task(listener.watch()),
-        asyncio.create_task(_report_ready(context)),
-    ]
+    background = [in_background(work) for work in (health.watch(), listener.watch(), _report_ready(context))]
     try:
         first = await signals.get()
         _log.info("draining", signal=first.name, seconds=context.settings.drain_s)
@@ -158,6 +162,6 @@ async def _report_ready(context: ServerContext) -> None:
     try:
         await context.engine.wait_ready()
     except ModelNotReady as error:
-        _log.error("models failed to load; calls that need a model are refused until a restart", error=error.message)
+        _log.error("models failed to load; calls that need one are refused", error=error.message)
     else:
         _log.info("ready", models={info.id: info.digest for info in context.engine.models.values()})

@@ -128,6 +128,12 @@ class Settings(BaseSettings):
     max_running: int = Field(16, ge=1)
     """Jobs that run at one time and share forward passes. Jobs that learn directions are not counted; learn-share
     limits those."""
+    spare_engine: bool = True
+    """Whether to keep a second engine process that has loaded its libraries, but no model and nothing on the device. If
+    the engine process ends, a spare one replaces it several seconds sooner. It takes about 250 MB of memory."""
+    stall_s: float = Field(10, ge=1, le=3600)
+    """Seconds without any progress after which the engine process is replaced. A forward pass that takes long is
+    replaced only after ten times its usual duration, and not while it computes slowly on a busy machine."""
     queue_capacity: int = Field(64, ge=0)
     """Jobs that may wait in the queue while max-running jobs run. A call beyond that fails with QUEUE_FULL and says
     when to retry."""

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,14 @@ def test_the_measurement_finds_a_network_that_depends_on_the_size() -> None:
 def test_another_function_has_another_fingerprint(embedded: Backend, bfloat16: Backend) -> None:
     again = load("", "mini", Settings())
     assert embedded.facts.info.fingerprint == again.facts.info.fingerprint != bfloat16.facts.info.fingerprint
+
+
+def test_what_is_known_of_the_same_function_is_not_measured_again(embedded: Backend) -> None:
+    pinned = load("", "mini", Settings(exact_batching="pinned")).facts.info
+    assert pinned.batch_class is not None
+    assert load("", "mini", Settings(), pinned).facts.info == pinned, "taken over although it would be measured"
+    for other in (replace(pinned, fingerprint="0" * 16), replace(pinned, digest="0" * 64)):
+        assert load("", "mini", Settings(), other).facts.info == embedded.facts.info, "measured"
 
 
 def test_what_the_text_encoder_cannot_read_is_reported(embedded: Backend) -> None:

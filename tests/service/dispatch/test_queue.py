@@ -22,7 +22,6 @@ from underpaint_server.errors import (
     DeadlineUnattainable,
     Draining,
     ModelLoading,
-    ModelNotReady,
     QueueFull,
     WorkerRestarted,
 )
@@ -128,27 +127,6 @@ async def test_a_crash_costs_the_jobs_inside_and_no_others(engine: Dispatcher) -
     assert isinstance(await waiting.result(), Inverted)
 
 
-async def test_an_engine_that_keeps_dying_is_given_up(fresh: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("underpaint_server.dispatch.supervisor.FIRST_DELAY_S", 0.001)
-    monkeypatch.setattr("underpaint_server.dispatch.supervisor.MAX_CRASHES", 1)
-    for _ in range(2):
-        await until(lambda: fresh.state is EngineState.READY)
-        child().kill()
-        await until(lambda: fresh.state is not EngineState.READY)
-    assert fresh.state is EngineState.FAILED
-    with pytest.raises(ModelNotReady, match="in a row"):
-        submit(fresh, SHORT)
-
-
-async def test_a_model_that_cannot_be_loaded_says_why() -> None:
-    handle = Dispatcher(Settings(models="mine=/nowhere/at/all"), Metrics())
-    await handle.start()
-    with pytest.raises(ModelNotReady, match="allow-network"):
-        await handle.wait_ready()
-    assert handle.state is EngineState.FAILED
-    await handle.close()
-
-
 async def test_an_engine_that_does_not_read_never_stops_the_front(engine: Dispatcher) -> None:
     process = child()
     big = edit_job("toy", PX, SdEdit(0.5, 5), Photo(disc(1024)))
@@ -160,17 +138,6 @@ async def test_an_engine_that_does_not_read_never_stops_the_front(engine: Dispat
     finally:
         process.send_signal(signal.SIGCONT)
     assert (await job.result()).pixels.shape == (1024, 1024, 3)
-
-
-async def test_a_stalled_engine_is_ended_and_comes_back(engine: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    await submit(engine, SHORT).result()
-    monkeypatch.setattr("underpaint_server.dispatch.queue.STALL_S", 0.3)
-    child().send_signal(signal.SIGSTOP)
-    with pytest.raises(WorkerRestarted):
-        await submit(engine, SHORT).result()
-    monkeypatch.undo()
-    await until(lambda: engine.state is EngineState.READY)
-    assert isinstance(await submit(engine, SHORT).result(), Inverted)
 
 
 async def test_deadlines_are_held_in_the_queue_and_in_the_engine(fresh: Dispatcher) -> None:

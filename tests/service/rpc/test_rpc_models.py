@@ -77,6 +77,23 @@ async def test_a_model_that_failed_to_load_says_why(wire: Wire) -> None:
     assert (model.state, model.error) == (model_service_pb2.MODEL_STATE_FAILED, "no weights there")
 
 
+async def test_a_bad_model_among_several_is_told_and_the_others_are_served(wire: Wire) -> None:
+    wire.engine.models, wire.engine.errors = {"other": wire.engine.models["other"]}, {"mini": "no weights there"}
+    for _ in range(2):
+        refusal = await refused(wire.edits.Edit(edit()))  # mini is the default
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_READY")
+        assert "no weights there" in refusal.message
+        assert refusal.details["PreconditionFailure"].violations[0].subject == "models/mini"
+    assert (await wire.edits.Edit(edit(model="models/other"))).image.content
+    listed = (await wire.models.ListModels(model_service_pb2.ListModelsRequest())).models
+    assert [(model.state, model.error) for model in listed] == [
+        (model_service_pb2.MODEL_STATE_FAILED, "no weights there"),
+        (model_service_pb2.MODEL_STATE_READY, ""),
+    ]
+    health = await health_of(wire)
+    assert set(health.values()) == {SERVING}
+
+
 async def health_of(wire: Wire) -> dict[str, Any]:
     await wire.health.update()
     stub = health_pb2_grpc.HealthStub(wire.channel)
@@ -116,6 +133,17 @@ async def test_a_draining_server_is_alive_and_not_ready(wire: Wire) -> None:
     assert (health["readiness"], health["liveness"], health["startup"]) == (NOT_SERVING, SERVING, SERVING)
     model = (await wire.models.GetModel(model_service_pb2.GetModelRequest(name="models/mini"))).model
     assert model.state == model_service_pb2.MODEL_STATE_DRAINING
+
+
+async def test_a_server_that_cannot_tell_its_health_is_not_alive(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = asyncio.create_task(wire.health.watch())
+    watch = health_pb2_grpc.HealthStub(wire.channel).Watch(health_pb2.HealthCheckRequest(service="liveness"))
+    assert (await watch.read()).status == SERVING
+    monkeypatch.delattr(wire.engine, "stalled")
+    assert (await watch.read()).status == NOT_SERVING
+    monkeypatch.undo()
+    assert (await watch.read()).status == SERVING
+    watching.cancel()
 
 
 async def test_watchers_hear_of_changes(wire: Wire) -> None:

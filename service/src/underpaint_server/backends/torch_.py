@@ -53,10 +53,18 @@ one costs a busy server less. A GPU computes 8 rows in little more time than 2."
 class TorchBackend:
     """One checkpoint on one device; see :class:`Backend`.
 
-    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any.
+    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any. ``known`` is what an earlier
+    process found of the same model, with the same settings and on the same cores.
     """
 
-    def __init__(self, model: Family, model_id: str, settings: Settings, edit_loss: EditLoss | None = None) -> None:
+    def __init__(
+        self,
+        model: Family,
+        model_id: str,
+        settings: Settings,
+        edit_loss: EditLoss | None = None,
+        known: ModelInfo | None = None,
+    ) -> None:
         self._model = model
         self._edit_loss = edit_loss
         self._settings = settings
@@ -67,7 +75,7 @@ class TorchBackend:
         self._native = (channels, height // model.vae_scale, width // model.vae_scale)
         self._embeds = model.embeds_shape
         self._batch_class = self._default_class()
-        self._invariant = self._may_measure() and self._is_invariant()
+        bits = self._measure(known)
         info = ModelInfo(
             id=model_id,
             digest=model.digest,
@@ -81,7 +89,7 @@ class TorchBackend:
             batch_class=self.batch_class(Denoise, self._native),
             content_features=edit_loss.name if edit_loss is not None else "",
             gradients=edit_loss is not None,
-            fingerprint=self._fingerprint(),
+            fingerprint=bits,
             feature_sites=self._taps.sites,
             other_batch_class=self._batch_class,
         )
@@ -94,12 +102,12 @@ class TorchBackend:
         return unet
 
     @classmethod
-    def load(cls, location: str, model_id: str, settings: Settings) -> "TorchBackend":
+    def load(cls, location: str, model_id: str, settings: Settings, known: ModelInfo | None = None) -> "TorchBackend":
         """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady`."""
         device = _prepare(settings)
         directory = checkpoint.resolve(location, settings.allow_network)
         model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
-        return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings))
+        return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings), known)
 
     def predict(self, batch: Batch) -> Sequence[Any]:
         """See :class:`Backend`."""
@@ -174,6 +182,18 @@ class TorchBackend:
     def _is_heavy(self) -> bool:
         unet = self._model.unet
         return bool(unet.device.type == "cpu" and unet.num_parameters() > CPU_MEASURED_PARAMETERS)
+
+    def _measure(self, known: ModelInfo | None) -> str:
+        """Find out whether the network is batch-invariant; returns its fingerprint.
+
+        A network of the same weights with the same fingerprint is the same function, so nothing is measured again.
+        """
+        if known is not None and known.digest == self._model.digest:
+            self._invariant = known.batch_class is None
+            if self._fingerprint() == known.fingerprint:
+                return known.fingerprint
+        self._invariant = self._may_measure() and self._is_invariant()
+        return self._fingerprint()
 
     def _may_measure(self) -> bool:
         """Decided by size, not by elapsed time: the decision changes the bits of results, so it must not vary."""

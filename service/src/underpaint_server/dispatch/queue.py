@@ -13,6 +13,7 @@ import structlog
 
 from underpaint_server.dispatch.job_handle import JobHandle
 from underpaint_server.dispatch.pace import Pace
+from underpaint_server.dispatch.stall import PassWatch
 from underpaint_server.dispatch.supervisor import RESTART_S, EngineState, Supervisor
 from underpaint_server.engine.messages import (
     Advanced,
@@ -20,6 +21,7 @@ from underpaint_server.engine.messages import (
     Ended,
     ExtendJob,
     Passed,
+    Passing,
     Previewed,
     Ready,
     Report,
@@ -40,17 +42,12 @@ from underpaint_server.errors import (
 from underpaint_server.jobs import Job, ModelInfo, Priority, Usage
 from underpaint_server.plans import plan
 from underpaint_server.settings import Settings
-from underpaint_server.telemetry import Metrics
+from underpaint_server.telemetry import Metrics, in_background, report_unexpected
 
 log = structlog.get_logger(__name__)
 
 WATCH_S = 0.25
-"""Seconds between two checks of waiting jobs' deadlines and of the engine's stall time."""
-STALL_S = 60.0
-"""Stall limit in seconds: an engine with running jobs and no pass for this long, and for at least 10 times the
-estimated duration of a full pass, is killed and restarted."""
-FIRST_PASS_S = 600.0
-"""Stall limit in seconds before the first network pass, when no duration of a pass is known."""
+"""Seconds between two checks of waiting jobs' deadlines and of the engine's progress."""
 
 DEADLINE_TOLERANCE_S = 0.1
 """Seconds before its deadline from which a job that is cancelled counts as late: the caller's clock may be ahead."""
@@ -71,6 +68,8 @@ class Dispatcher:
         self._running: dict[int, JobHandle] = {}
         self._draining = False
         self._pace = Pace(settings.max_batch_size)
+        self._passes = PassWatch(settings.stall_s)
+        self._watch_fails = False
         self._watching: asyncio.Task[None] | None = None
 
     # --- what others read ----------------------------------------------------------------------------------------
@@ -87,17 +86,25 @@ class Dispatcher:
 
     @property
     def models(self) -> Mapping[str, ModelInfo]:
-        """Id -> description of the loaded models, the default first; empty until the engine was ready once."""
+        """Id -> description of the loaded models, in the configured order; empty until the engine was ready once."""
         return self._infos
 
     @property
+    def errors(self) -> Mapping[str, str]:
+        """Id -> why the model cannot be served, of each model that the engine process could not load."""
+        return {name: error.message for name, error in self._engine.errors.items()}
+
+    @property
+    def models_ready(self) -> Mapping[str, bool]:
+        """Id of each configured model -> whether jobs of it are run now."""
+        ready = self.state is EngineState.READY
+        return {name: ready and name in self._infos for name in self.configured}
+
+    @property
     def stalled(self) -> bool:
-        """Whether the engine has running jobs but made no pass within its stall limit."""
-        if self._pace.row_s == 0:
-            limit_s = FIRST_PASS_S
-        else:
-            limit_s = max(STALL_S, 10 * self._pace.row_s * self._settings.max_batch_size)
-        return bool(self._running) and self._pace.silent_s(time.monotonic()) > limit_s
+        """Whether the engine process makes no progress, cannot be started or cannot be watched."""
+        overdue = bool(self._running) and self._passes.is_overdue(self._engine.use)
+        return overdue or self._engine.is_stuck or self._watch_fails
 
     @property
     def num_running(self) -> int:
@@ -126,9 +133,9 @@ class Dispatcher:
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Spawn the engine process, without waiting until it is ready."""
+        """Start the engine process, without waiting until it is ready."""
         self._engine.start()
-        self._watching = asyncio.get_running_loop().create_task(self._watch())
+        self._watching = in_background(self._watch())
 
     async def wait_ready(self) -> None:
         """Wait until the engine is ready; raises :class:`ModelNotReady` if it failed for good or is closed."""
@@ -164,7 +171,7 @@ class Dispatcher:
         Raises :class:`Draining`, :class:`ModelLoading`, :class:`WorkerRestarted`, :class:`ModelNotReady`,
         :class:`QueueFull` or :class:`DeadlineUnattainable`; then the job was not enqueued.
         """
-        self._check_open()
+        self._check_open(job.model)
         now = time.monotonic()
         deadline = None if deadline_s is None else now + deadline_s
         handle = JobHandle(next(self._ids), job, priority, now, deadline, preview_every, self._cancel, self._extend)
@@ -178,7 +185,7 @@ class Dispatcher:
         self._dispatch()
         return handle
 
-    def _check_open(self) -> None:
+    def _check_open(self, model: str) -> None:
         if self._draining:
             raise Draining("this server is stopping; retry, another replica may take the call", retry_after_s=1.0)
         match self.state:
@@ -190,8 +197,13 @@ class Dispatcher:
                 )
             case EngineState.FAILED:
                 raise ModelNotReady(self.error)
+            case _ if model in self._engine.errors:
+                raise self._not_ready(model)
             case _:
                 return
+
+    def _not_ready(self, model: str) -> ModelNotReady:
+        return ModelNotReady(f"{model} failed to load: {self.errors[model]}")
 
     def _check_deadline(self, handle: JobHandle, ahead: list[JobHandle], deadline_s: float | None) -> None:
         """Refuse a job that cannot meet its deadline at the best known pace, even if running jobs took no time."""
@@ -217,6 +229,7 @@ class Dispatcher:
             self._waiting.remove(job)
             if not self._running:
                 self._pace.rest(time.monotonic())
+                self._passes.rest()
             self._running[job.id] = job
             job.move(0)
             self._engine.send(StartJob(job.id, job.job, job.priority, job.submitted, job.deadline, job.preview_every))
@@ -271,8 +284,10 @@ class Dispatcher:
     def on_report(self, report: Report) -> None:
         """See :class:`underpaint_server.dispatch.supervisor.Listener`."""
         match report:
-            case Ready(models=models):
-                self._on_ready(models)
+            case Ready():
+                self._on_ready(report)
+            case Passing():
+                self._passes.begin(report, self._engine.cpu_s())
             case Passed():
                 self._on_passed(report)
             case Split(model=model, reason=reason):
@@ -286,9 +301,10 @@ class Dispatcher:
             case Ended():
                 self._on_ended(report)
 
-    def _on_ready(self, models: tuple[tuple[ModelInfo, float], ...]) -> None:
-        self._infos = {info.id: info for info, _ in models}
-        for info, seconds in models:
+    def _on_ready(self, report: Ready) -> None:
+        self._passes.rest()
+        self._infos = {info.id: info for info, _ in report.models}
+        for info, seconds in report.models:
             self._metrics.on_model_loaded(info=info, seconds=seconds)
             log.info(
                 "model ready",
@@ -298,10 +314,15 @@ class Dispatcher:
                 batch_class=info.batch_class,
                 seconds=round(seconds, 2),
             )
+        for name, error in report.failed.items():
+            log.error("model failed to load", model=name, error=error.message)
+        for job in [job for job in self._waiting if job.job.model in report.failed]:
+            self._settle(job, self._not_ready(job.job.model))
         self._dispatch()
 
     def _on_passed(self, report: Passed) -> None:
         rows = sum(report.rows_by_method.values())
+        self._passes.end(report.duration_s, report.cpu_s)
         self._pace.add(report.model, rows if report.is_network else 0, report.duration_s, time.monotonic())
         self._metrics.on_pass(
             model=report.model,
@@ -338,7 +359,11 @@ class Dispatcher:
         """See :class:`underpaint_server.dispatch.supervisor.Listener`; jobs in the queue are kept."""
         lost, self._running = list(self._running.values()), {}
         for job in lost:
-            job.end(WorkerRestarted("the engine process ended while the job ran in it; retry", retry_after_s=RESTART_S))
+            job.end(
+                WorkerRestarted(
+                    "the engine process ended while the job ran in it; retry", retry_after_s=self._engine.restart_s
+                )
+            )
 
     def on_failed(self, message: str) -> None:
         """See :class:`underpaint_server.dispatch.supervisor.Listener`."""
@@ -346,12 +371,29 @@ class Dispatcher:
             self._settle(job, ModelNotReady(message))
 
     async def _watch(self) -> None:
-        """End waiting jobs whose deadline passed; kill a stalled engine."""
+        """Look after the queue and the engine process until cancelled."""
+        last = time.monotonic()
         while True:
             await asyncio.sleep(WATCH_S)
             now = time.monotonic()
-            for job in [job for job in self._waiting if job.deadline is not None and job.deadline < now]:
-                self._metrics.on_deadline_missed(method=job.name, stage="queued")
-                self._settle(job, DeadlinePassed("the deadline passed while the job was queued; set a later deadline"))
-            if self.stalled:
+            try:
+                # Bounded, because this process may have been suspended together with the engine's.
+                self._look(now, min(now - last, 2 * WATCH_S))
+            except Exception as error:
+                report_unexpected("the engine cannot be watched", error)
+                self._watch_fails = True
+            else:
+                self._watch_fails = False
+            last = now
+
+    def _look(self, now: float, elapsed_s: float) -> None:
+        """End waiting jobs whose deadline passed; kill an engine process that makes no progress."""
+        for job in [job for job in self._waiting if job.deadline is not None and job.deadline < now]:
+            self._metrics.on_deadline_missed(method=job.name, stage="queued")
+            self._settle(job, DeadlinePassed("the deadline passed while the job was queued; set a later deadline"))
+        self._engine.look(elapsed_s)
+        if self._running:
+            self._passes.look(elapsed_s)
+            if self._passes.is_overdue(self._engine.use):
+                log.error("the engine makes no progress")
                 self._engine.end_stalled()

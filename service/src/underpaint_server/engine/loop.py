@@ -1,6 +1,7 @@
 """The loop of the engine process: admit jobs, schedule rows, run one forward pass, advance the jobs."""
 
 import queue
+import time
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from underpaint_server.engine.messages import (
     ExtendJob,
     Order,
     Passed,
+    Passing,
     Previewed,
     Report,
     Split,
@@ -139,9 +141,9 @@ class Engine:
 
     def _predict(self, chosen: Selection) -> tuple[list[Any], float, float]:
         """An answer or an exception for every row, the start of the pass (monotonic) and its duration in seconds."""
-        begin = now()
+        begin, begin_cpu_s = now(), time.process_time()
         answers = self._attempt(chosen)
-        duration_s = now() - begin
+        duration_s, cpu_s = now() - begin, time.process_time() - begin_cpu_s
         self._passes += 1
         self._account(chosen, duration_s)
         key = chosen.rows[0].key
@@ -151,11 +153,12 @@ class Engine:
         self._report(
             Passed(
                 key.model,
-                key.kind.__name__.lower(),
+                _kind_name(key),
                 is_network_row(key.kind),
                 rows_by_method,
                 padding,
                 duration_s,
+                cpu_s,
                 memory,
             )
         )
@@ -171,6 +174,7 @@ class Engine:
         """Run one forward pass; if it fails, smaller ones, so that only the jobs at fault fail."""
         key = chosen.rows[0].key
         rows = [self._runs[row.job].row(row.index) for row in chosen.rows]
+        self._report(Passing(key.model, _kind_name(key), key.shape, chosen.size))
         try:
             return list(self._backends[key.model].predict(Batch(rows, chosen.size)))
         except DeviceLost:
@@ -244,3 +248,7 @@ class Engine:
             log.warning("preview failed", error=str(error))
             return
         self._report(Previewed(run.start.id, Preview(tensors.picture(image), run.progress.step)))
+
+
+def _kind_name(key: Key) -> str:
+    return key.kind.__name__.lower()

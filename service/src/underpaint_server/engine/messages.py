@@ -10,6 +10,15 @@ from underpaint_server.jobs import Job, ModelInfo, Preview, Priority, Progress, 
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Load the configured models and serve them: the first order that a process gets, and only once."""
+
+    known: Mapping[str, ModelInfo]
+    """Id of a model -> what an earlier process on this machine found, with the same settings. What is equal in the
+    checkpoint and in the fingerprint need not be measured again."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartJob:
     """Run a job. Times are readings of ``time.monotonic``, which both processes share."""
 
@@ -44,24 +53,40 @@ class Stop:
     """Leave the loop; jobs that run get no result."""
 
 
-Order = StartJob | CancelJob | ExtendJob | Stop
+Order = Load | StartJob | CancelJob | ExtendJob | Stop
 
 # --- engine to front ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """All models are loaded."""
+    """At least one model is loaded."""
 
     models: tuple[tuple[ModelInfo, float], ...]
-    """Each model and the seconds that loading it took, in the configured order."""
+    """Each loaded model and the seconds that loading it took, in the configured order."""
+    failed: Mapping[str, UnderpaintError]
+    """Id of each model that cannot be served -> why."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """A model cannot be served; the process ends."""
+    """No model can be served; the process ends."""
 
-    error: UnderpaintError
+    errors: Mapping[str, UnderpaintError]
+    """Id of each model -> why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """A forward pass begins; :class:`Passed` follows it, or another one if it is split."""
+
+    model: str
+    kind: str
+    """As in :class:`Passed`."""
+    shape: tuple[int, ...]
+    """Of the rows, see :class:`underpaint_server.rows.Key`."""
+    rows: int
+    """Of the pass, padding included; at least 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +103,8 @@ class Passed:
     padding: int
     """Rows that belong to no job and only fill the pass."""
     duration_s: float
+    cpu_s: float
+    """CPU seconds of all threads of the process."""
     memory_bytes: Mapping[str, int]
     """Device memory by kind, see :meth:`underpaint_server.backends.protocol.Backend.memory_bytes`."""
 
@@ -117,4 +144,4 @@ class Ended:
     outcome: Result | UnderpaintError
 
 
-Report = Ready | LoadFailed | Passed | Split | Advanced | Previewed | Ended
+Report = Ready | LoadFailed | Passing | Passed | Split | Advanced | Previewed | Ended

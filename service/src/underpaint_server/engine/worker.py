@@ -1,51 +1,74 @@
-"""Entry point of the engine process: load the models, then run the loop until the front process stops it or ends.
+"""Entry point of the engine process: import torch, wait for the order to load the models, then run the loop until the
+front process stops it or ends.
 
 The front process imports this module to name :func:`main` as the target of the child, so no module-level import may
 load torch.
 """
 
+import ctypes
+import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from underpaint_server.engine.messages import LoadFailed, Ready, Stop
+import structlog
+
+from underpaint_server.engine.messages import Load, LoadFailed, Order, Ready, Report
 from underpaint_server.errors import Bug, UnderpaintError
+from underpaint_server.jobs import ModelInfo
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import configure_logging, log_prints
 
 if TYPE_CHECKING:
     from underpaint_server.backends.protocol import Backend
-    from underpaint_server.engine.messages import Order
+
+log = structlog.get_logger(__name__)
+
+AWAKE_S = 1.0
+"""Longest time in seconds that the process sleeps. The front process sees by the process's CPU time that it was not
+stopped, see :mod:`underpaint_server.dispatch.stall`."""
+ORPHANED = 3
+"""Exit status after the front process has ended."""
+
+_PR_SET_PDEATHSIG = 1
 
 
 def main(pipe: Connection, settings: Settings) -> None:
-    """Load the configured models and serve orders from ``pipe``; reports go back through it.
+    """Import what the configured models need, and serve orders from ``pipe``; reports go back through it.
 
-    If a model cannot be loaded, sends :class:`LoadFailed` and returns; errors outside the error tree are raised too.
+    The first order must be :class:`Load`; until it comes, the device is not touched. If no model can be loaded, sends
+    :class:`LoadFailed` and returns. Ends at once when the front process ends, whatever it is doing.
     """
+    _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a signal to the process group drains: the front process ends us
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_logging(settings.log_level)
     log_prints()
     spin_briefly()
-    try:
-        backends, seconds = _load(settings)
-    except UnderpaintError as error:
-        pipe.send(LoadFailed(error))
-        return
-    except Exception:
-        pipe.send(LoadFailed(Bug("internal error while the models were loaded; the server log has it")))
-        raise
-    from underpaint_server.engine.loop import Engine
-
     inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), name="orders", daemon=True).start()
-    pipe.send(Ready(tuple((backends[name].facts.info, seconds[name]) for name, _ in settings.model_locations)))
-    Engine(backends, inbox, pipe.send, settings.max_batch_size, settings.learn_share).run()
+    report = _reporter(pipe)
+
+    from underpaint_server.backends import preload
+    from underpaint_server.engine.loop import Engine
+
+    preload(settings)
+    match inbox.get():
+        case Load(known=known):
+            backends, seconds, errors = _load(settings, known)
+        case _:
+            return
+    if not backends:
+        report(LoadFailed(errors))
+        return
+    report(Ready(tuple((backend.facts.info, seconds[name]) for name, backend in backends.items()), errors))
+    Engine(backends, inbox, report, settings.max_batch_size, settings.learn_share).run()
 
 
 def spin_briefly() -> None:
@@ -58,20 +81,61 @@ def spin_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
-def _load(settings: Settings) -> tuple[dict[str, "Backend"], dict[str, float]]:
+def _load(
+    settings: Settings, known: Mapping[str, ModelInfo]
+) -> tuple[dict[str, "Backend"], dict[str, float], dict[str, UnderpaintError]]:
+    """The backends of the models that can be served, the seconds that each took, and why the others cannot."""
     from underpaint_server.backends import load
+    from underpaint_server.backends.protocol import DeviceLost
 
-    backends, seconds = {}, {}
+    backends, seconds, errors = {}, {}, {}
     for name, location in settings.model_locations:
         begin = time.monotonic()
-        backends[name] = load(location, name, settings)
+        try:
+            backends[name] = load(location, name, settings, known.get(name))
+        except UnderpaintError as error:
+            errors[name] = error
+        except DeviceLost:
+            raise
+        except Exception:
+            log.exception("internal error while a model was loaded", model=name)
+            errors[name] = Bug("internal error while the model was loaded; the server log has it")
         seconds[name] = time.monotonic() - begin
-    return backends, seconds
+    return backends, seconds, errors
+
+
+def _end_with_parent() -> None:
+    """Let the kernel kill this process when the thread that spawned it ends, which is the front's main thread.
+
+    Where the kernel cannot, :func:`_receive` notices the end of the front process.
+    """
+    parent = multiprocessing.parent_process()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent.pid:  # it ended before it was asked for
+        os._exit(ORPHANED)
 
 
 def _receive(pipe: Connection, inbox: "queue.SimpleQueue[Order]") -> None:
+    """Put the orders into ``inbox``; end the process when no more can come."""
     try:
         while True:
-            inbox.put(pipe.recv())
-    except (EOFError, OSError):  # the front process ended, so nobody waits for a result
-        inbox.put(Stop())
+            if pipe.poll(AWAKE_S):
+                inbox.put(pipe.recv())
+    except (EOFError, OSError):
+        os._exit(ORPHANED)
+    except Exception:
+        log.exception("unreadable order from the front process")
+        os._exit(1)
+
+
+def _reporter(pipe: Connection) -> Callable[[Report], None]:
+    """A function that sends reports; it ends the process when nobody reads them any more."""
+
+    def report(message: Report) -> None:
+        try:
+            pipe.send(message)
+        except OSError:
+            os._exit(ORPHANED)
+
+    return report

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import uuid4
 
-import structlog
-
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.errors import Bug, Cancelled, StoreCorrupt, StoreUnavailable
@@ -35,13 +33,12 @@ from underpaint_server.operations.runner import (
 from underpaint_server.settings import Settings
 from underpaint_server.stores.directions import DirectionStore
 from underpaint_server.stores.operations import Claim, OperationStore, OperationSummary
+from underpaint_server.telemetry import in_background, report_unexpected
 
 _SCAN_S: Final = 5.0
 """Longest time between two scans of the store's operations, in seconds."""
 _FLUSH_S: Final = 5.0
 """Seconds that running operations have to end on their own when the server stops."""
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class OperationManager:
 
     def start(self) -> None:
         """Start to scan for operations."""
-        self._scanning = asyncio.create_task(self._scan_repeatedly())
+        self._scanning = in_background(self._scan_repeatedly())
 
     async def close(self) -> None:
         """Release the operations that run, so that other servers continue from the stored states.
@@ -137,8 +134,8 @@ class OperationManager:
                 await self._scan()
             except StoreUnavailable:
                 pass  # logged by the store; the next scan tries again
-            except Exception:
-                _log.exception("scan of operations failed")
+            except Exception as error:
+                report_unexpected("scan of operations failed", error)
             await _wait(self._woken, pause_s)
 
     async def _scan(self) -> None:

@@ -33,6 +33,7 @@ from underpaint_server.settings import Settings
 from underpaint_server.stores.directions import DirectionStore
 from underpaint_server.stores.directions import Entry as DirectionEntry
 from underpaint_server.stores.operations import Claim, OperationStore, Task
+from underpaint_server.telemetry import in_background, report_unexpected
 
 T = TypeVar("T")
 
@@ -105,7 +106,7 @@ class OperationRun:
         """Most optimiser steps ever done: progress must not fall when the engine ends and a chunk is repeated."""
         self._publishing = False
         self._began = (time.monotonic(), 0)
-        self.task = asyncio.create_task(self._run())
+        self.task = in_background(self._run())
         self.task.add_done_callback(lambda _: on_end(self))
 
     async def stop(self, *, release: bool) -> None:
@@ -180,7 +181,9 @@ class OperationRun:
         finally:
             for task in (working, watching):
                 task.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
+            _, watched = await asyncio.gather(working, watching, return_exceptions=True)
+            if isinstance(watched, Exception) and not isinstance(watched, _ClaimLost):
+                report_unexpected(f"the claim of operation {self.name} cannot be watched", watched)
 
     async def _watch(self) -> None:
         """Renew the claim; returns when the operation has ended, raises :class:`_ClaimLost` when the claim is lost."""
@@ -264,7 +267,9 @@ class OperationRun:
 
     async def _publish(self, task: Task, state: LearnState) -> DirectionEntry:
         """Store the direction; if an earlier owner of this operation stored it before it ended, return that one."""
-        info, directions = self._parts.engine.models[task.model], self._parts.directions
+        info, directions = self._parts.engine.models.get(task.model), self._parts.directions
+        if info is None:
+            raise ModelNotReady(f"{task.model} is not loaded any more")
         direction = Direction(
             display_name=task.display_name,
             model=task.model,

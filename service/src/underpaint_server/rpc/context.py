@@ -5,7 +5,6 @@ from typing import Any
 
 from underpaint_server.decoder.process import Decoder
 from underpaint_server.dispatch.queue import Dispatcher
-from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.errors import ModelLoading, ModelNotFound, ModelNotReady
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.operations.manager import OperationManager
@@ -80,9 +79,10 @@ class ServerContext:
         info = self.engine.models.get(identifier)
         if info is not None:
             return info
-        if self.engine.state is EngineState.FAILED:
+        error = self.engine.errors.get(identifier, self.engine.error)
+        if error:
             raise ModelNotReady(
-                f"{model_name(identifier)} failed to load: {self.engine.error}",
+                f"{model_name(identifier)} failed to load: {error}",
                 metadata={"resource_name": model_name(identifier)},
             )
         raise ModelLoading(f"{model_name(identifier)} is still loading; retry later", retry_after_s=_LOADING_RETRY_S)

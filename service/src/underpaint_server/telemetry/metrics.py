@@ -168,6 +168,11 @@ class Metrics:
         """The engine process ended and is replaced; ``reason`` is ``crash`` or ``stall``."""
         self._restarts.labels(reason).inc()
 
+    def on_unexpected_error(self, *, source: str) -> None:
+        """An exception ended work of the front process that no call waits for; ``source`` is ``callback``, ``task`` or
+        ``thread``."""
+        self._unexpected.labels(source).inc()
+
     def on_model_loaded(self, *, info: ModelInfo, seconds: float) -> None:
         """A model was loaded in ``seconds``. From now on its id is a known label value."""
         self._models.add(info.id)
@@ -267,6 +272,9 @@ class Metrics:
             "underpaint_cancel_latency_seconds", "Cancellation to end in the engine.", _CANCEL_S, "model"
         )
         self._restarts = count("underpaint_engine_restarts_total", "Engine processes replaced.", "reason")
+        self._unexpected = count(
+            "underpaint_unexpected_errors_total", "Exceptions in background work of the front process.", "source"
+        )
         self._model_load = spread("underpaint_model_load_seconds", "Time to load a model.", _LOAD_S, "model")
         self._model_info = Gauge(
             "underpaint_model_info", "Loaded models.", ("model", "digest", "dtype"), registry=self.registry
@@ -289,6 +297,7 @@ class Metrics:
         for counter, values in (
             (self._replays, ("joined", "replayed")),
             (self._restarts, ("crash", "stall")),
+            (self._unexpected, ("callback", "task", "thread")),
             (self._store_requests, ("hit", "miss", "joined", "expired")),
             (self._evictions, ("ttl", "bytes")),
         ):

@@ -1,7 +1,7 @@
 """Gauges that are read from their owners at each scrape, and what the owners provide."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
@@ -30,6 +30,10 @@ class EngineView(Protocol):
     @property
     def last_pass_at(self) -> float | None:
         """Unix time of the last network pass; None before the first."""
+
+    @property
+    def models_ready(self) -> Mapping[str, bool]:
+        """Id of each configured model -> whether jobs of it are run now."""
 
     def num_waiting(self, priority: Priority) -> int:
         """Jobs of ``priority`` in the queue."""
@@ -115,6 +119,12 @@ def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
     yield _gauge(
         "underpaint_estimated_backlog_seconds", "Estimated time of waiting and running jobs.", engine.backlog_s
     )
+    ready = GaugeMetricFamily(
+        "underpaint_model_ready", "Whether a configured model is served now: 1 or 0.", labels=("model",)
+    )
+    for model, is_ready in engine.models_ready.items():
+        ready.add_metric((model,), is_ready)
+    yield ready
     last = engine.last_pass_at
     if last is not None:
         yield _gauge("underpaint_engine_last_step_timestamp_seconds", "Unix time of the last network pass.", last)

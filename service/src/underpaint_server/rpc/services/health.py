@@ -7,6 +7,7 @@ from grpc_health.v1 import health, health_pb2
 
 from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.rpc.context import ServerContext
+from underpaint_server.telemetry import report_unexpected
 
 _UPDATE_EVERY_S: Final = 0.5
 
@@ -25,8 +26,9 @@ _READY_NAMES: Final = (
 class Health:
     """Keeps the standard servicer's statuses up to date.
 
-    ``startup`` is SERVING once the models have loaded; ``readiness``, ``""`` and the names of the services are SERVING
-    while new work is accepted; ``liveness`` is SERVING unless the engine process stalls or has failed for good.
+    ``startup`` is SERVING once a model has loaded; ``readiness``, ``""`` and the names of the services are SERVING
+    while new work is accepted for at least one model; ``liveness`` is SERVING unless the engine process stalls, cannot
+    be started, or failed too often in a row.
     """
 
     def __init__(self, server: ServerContext) -> None:
@@ -36,7 +38,11 @@ class Health:
     async def watch(self) -> None:
         """Update the statuses every half second, until cancelled."""
         while True:
-            await self.update()
+            try:
+                await self.update()
+            except Exception as error:
+                report_unexpected("the server's health cannot be determined", error)
+                await self._set(LIVENESS, False)
             await asyncio.sleep(_UPDATE_EVERY_S)
 
     async def update(self) -> None:

@@ -58,6 +58,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     def _model(self, identifier: str) -> messages.Model:
         engine, settings = self._server.engine, self._server.settings
         state = messages.MODEL_STATE_DRAINING if self._server.draining else _STATES[engine.state]
+        error = engine.errors.get(identifier, engine.error)
+        if error and not self._server.draining:
+            state = messages.MODEL_STATE_FAILED
         limits = messages.Limits(
             max_image_bytes=settings.max_image_bytes,
             max_image_pixels=settings.max_image_pixels,
@@ -66,7 +69,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             max_prompt_chars=settings.max_prompt_chars,
             max_mask_samples=settings.max_mask_samples,
         )
-        model = messages.Model(name=model_name(identifier), state=state, error=engine.error, limits=limits)
+        model = messages.Model(name=model_name(identifier), state=state, error=error, limits=limits)
         info = engine.models.get(identifier)
         if info is not None:
             model.digest, model.width, model.height = info.digest, info.width, info.height

@@ -22,7 +22,7 @@ from underpaint_server.stores.inversions.files import NAME, InversionFiles, Stat
 from underpaint_server.stores.inversions.index import Index, IndexEntry
 from underpaint_server.stores.inversions.record import decode, decode_record, encode
 from underpaint_server.stores.paging import key_of, token_of
-from underpaint_server.telemetry import Metrics
+from underpaint_server.telemetry import Metrics, in_background, report_unexpected
 
 _DEFAULT_PAGE = 50
 _SWEEP_S = 60.0
@@ -96,7 +96,7 @@ class InversionStore:
         await store._refresh_all()
         await store._make_room()
         metrics.watch_store(store)
-        store._sweeper = asyncio.create_task(store._sweep())
+        store._sweeper = in_background(store._sweep())
         return store
 
     async def close(self) -> None:
@@ -320,6 +320,8 @@ class InversionStore:
                 await self._make_room()
             except StoreUnavailable:
                 _log.warning("expired inversions not removed: object store unreachable")
+            except Exception as error:
+                report_unexpected("expired inversions not removed", error)
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
