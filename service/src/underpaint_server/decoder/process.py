@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import structlog
 
+from underpaint_server.decoder import ENDED, OUT_OF_MEMORY
 from underpaint_server.errors import (
     FieldInvalid,
     FieldViolation,
@@ -47,8 +48,8 @@ _HEAD_BYTES: Final = 65536
 _STOP_S: Final = 2.0
 _RETRY_S: Final = 1.0
 
-_ENDED: Final = re.compile(rb"\nended (-?\d+)\n\Z")
-_OUT_OF_MEMORY: Final = (3, -signal.SIGKILL)
+_ENDED: Final = re.compile(ENDED + rb"(-?\d+)\n\Z")
+_OUT_OF_MEMORY: Final = (OUT_OF_MEMORY, -signal.SIGKILL)
 _OUT_OF_TIME: Final = (-signal.SIGPROF, -signal.SIGALRM)
 _ERRORS: Final[dict[str, type[UnderpaintError]]] = {kind.reason: kind for kind in (ImageUndecodable, ImageTooLarge)}
 
