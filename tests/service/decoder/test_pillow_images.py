@@ -22,8 +22,8 @@ SIZE = (16, 12)
 def at_the_server(content: bytes, mask_of: tuple[Any, ...] = ()) -> tuple[dict[str, Any], bytes]:
     """What the server makes of these bytes: a picture, or a mask of one of this fitting; or the reason against it."""
     kind = read_header(content, LIMITS, "the image").kind
-    task = {"what": "the image", "kind": kind, "limits": astuple(LIMITS), "bytes": len(content), "fit": 0}
-    return answer(task | {"canvas": (*SIZE, 4), "mask_of": mask_of}, io.BytesIO(content))
+    task = {"what": "the image", "kind": kind, "limits": astuple(LIMITS), "fit": 0}
+    return answer(task | {"canvas": (*SIZE, 4), "mask_of": mask_of}, content)
 
 
 def same(content: bytes, image: Image.Image) -> None:

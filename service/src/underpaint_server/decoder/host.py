@@ -20,26 +20,21 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import astuple, dataclass
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
-from PIL import Image, MpoImagePlugin
+import PIL.MpoImagePlugin  # noqa: F401  # Pillow would load it in every process that meets such a file
+from PIL import Image
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
-from underpaint_server.decoder import pixels
+from underpaint_server.decoder import ENDED, OUT_OF_MEMORY, pixels
 from underpaint_server.errors import FieldInvalid, UnderpaintError
 from underpaint_server.jobs import Picture
 from underpaint_server.wire.fitting import Fit, Fitting, fit_picture, plan
 from underpaint_server.wire.headers import ImageLimits
 
-ENDED: Final = b"\nended "
-"""Begins the host's last line, before the exit status of a process that did not answer."""
-OUT_OF_MEMORY: Final = 3
-"""Exit status of a process that reached its limit of memory."""
-
-_WALL_PER_CPU: Final = 20
-"""Seconds by the clock that a process may last, for each second of CPU time that it may use."""
-_LOADED: Final = MpoImagePlugin
-"""What Pillow would load in every process that meets such a file."""
+_WALL_S: Final = 60.0
+_WALL_PER_CPU: Final = 20.0
+"""Seconds by the clock that a process may work, besides ``_WALL_S``, for each second of CPU time that it may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,33 +133,40 @@ def serve(connection: socket.socket) -> None:
     """Do the one task that comes over this connection. Raises MemoryError at the task's limit."""
     with connection.makefile("rb") as reader:
         task = json.loads(reader.readline())
-        _limit(task["memory_bytes"], task["cpu_s"])
-        head, data = answer(task, reader)
+        _limit_memory(task["memory_bytes"])
+        content = reader.read(task["bytes"])
+    _limit_time(task["cpu_s"])
+    head, data = answer(task, content)
+    _limit_time(0)  # the front may be slow to read
     connection.sendall(json.dumps(head).encode() + b"\n")
     connection.sendall(data)
 
 
-def _limit(memory_bytes: int, cpu_s: float) -> None:
-    # Signals whose default is the end of the process, also in the middle of a library's loop.
-    for timer, number, seconds in (
-        (signal.ITIMER_PROF, signal.SIGPROF, cpu_s),
-        (signal.ITIMER_REAL, signal.SIGALRM, _WALL_PER_CPU * cpu_s),
-    ):
-        signal.signal(number, signal.SIG_DFL)
-        signal.setitimer(timer, seconds)
+def _limit_memory(memory_bytes: int) -> None:
     with suppress(OSError), open("/proc/self/statm") as statm:  # elsewhere only the limits of the header hold
         now = int(statm.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + memory_bytes, now + memory_bytes))
 
 
-def answer(task: Mapping[str, Any], reader: BinaryIO) -> tuple[dict[str, Any], bytes]:
+def _limit_time(cpu_s: float) -> None:
+    """End this process after so much CPU time, also in the middle of a library's loop; 0 for no limit."""
+    wall_s = _WALL_S + _WALL_PER_CPU * cpu_s if cpu_s else 0.0
+    for timer, number, seconds in (
+        (signal.ITIMER_PROF, signal.SIGPROF, cpu_s),
+        (signal.ITIMER_REAL, signal.SIGALRM, wall_s),
+    ):
+        signal.signal(number, signal.SIG_DFL)  # which is the end of the process
+        signal.setitimer(timer, seconds)
+
+
+def answer(task: Mapping[str, Any], content: bytes) -> tuple[dict[str, Any], bytes]:
     """The head and the pixels that a task is answered with, whatever the bytes of its image are.
 
     Raises MemoryError.
     """
     what, kind = task["what"], task["kind"]
     try:
-        image = pixels.load(reader.read(task["bytes"]), kind, ImageLimits(*task["limits"]), what)
+        image = pixels.load(content, kind, ImageLimits(*task["limits"]), what)
         with pixels.decoding(what, kind):
             picture, record = _fitted(image, task)
     except FieldInvalid as error:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import structlog
 
+from underpaint_server.decoder import ENDED, OUT_OF_MEMORY
 from underpaint_server.errors import (
     FieldInvalid,
     FieldViolation,
@@ -40,11 +41,15 @@ _BYTES_PER_PIXEL: Final = {PNG: 12, JPEG: 14, WEBP: 24}
 _CPU_S: Final = 0.5
 _CPU_S_PER_PIXEL: Final = 0.5e-6
 """Ten times what the slowest good file was seen to take."""
+_MOST_AREA: Final = 4
+"""A fitted image has at most this many times the pixels of the model's size."""
+_HEAD_BYTES: Final = 65536
+"""Room for what an answer has besides pixels."""
 _STOP_S: Final = 2.0
 _RETRY_S: Final = 1.0
 
-_ENDED: Final = re.compile(rb"\nended (-?\d+)\n\Z")
-_OUT_OF_MEMORY: Final = (3, -signal.SIGKILL)
+_ENDED: Final = re.compile(ENDED + rb"(-?\d+)\n\Z")
+_OUT_OF_MEMORY: Final = (OUT_OF_MEMORY, -signal.SIGKILL)
 _OUT_OF_TIME: Final = (-signal.SIGPROF, -signal.SIGALRM)
 _ERRORS: Final[dict[str, type[UnderpaintError]]] = {kind.reason: kind for kind in (ImageUndecodable, ImageTooLarge)}
 
@@ -115,7 +120,8 @@ class Decoder:
         ``fit`` is a value of ``underpaint.v1.Fit``. Raises ImageUndecodable, ImageTooLarge, WorkerRestarted.
         """
         sizes = canvas.width, canvas.height, canvas.size_multiple
-        return await self._decode(content, header, limits, {"what": IMAGE, "fit": fit, "canvas": sizes, "mask_of": ()})
+        task = {"what": IMAGE, "fit": fit, "canvas": sizes, "mask_of": ()}
+        return await self._decode(content, header, limits, task, _MOST_AREA * 3 * canvas.width * canvas.height)
 
     async def mask(self, content: bytes, header: Header, limits: ImageLimits, fitting: Fitting, path: str) -> Picture:
         """The mask (height, width) uint8, 0 or 255, at the fitted size, of an image with this header.
@@ -123,7 +129,8 @@ class Decoder:
         Raises FieldInvalid at ``path`` for another size or mode, and what :meth:`picture` raises.
         """
         try:
-            mask, _ = await self._decode(content, header, limits, {"what": MASK, "mask_of": astuple(fitting)})
+            task = {"what": MASK, "mask_of": astuple(fitting)}
+            mask, _ = await self._decode(content, header, limits, task, fitting.width * fitting.height)
         except _MaskInvalid as error:
             raise FieldInvalid(FieldViolation(path, error.description)) from None
         return mask
@@ -160,8 +167,9 @@ class Decoder:
                 host.wait()
 
     async def _decode(
-        self, content: bytes, header: Header, limits: ImageLimits, task: dict[str, Any]
+        self, content: bytes, header: Header, limits: ImageLimits, task: dict[str, Any], most_bytes: int
     ) -> tuple[Picture, Fitting]:
+        """Have a task done; the pixels of its answer are at most ``most_bytes``."""
         share = self._large if header.pixels > LARGE_PX else self._small
         memory = _BASE_BYTES + 2 * len(content) + _BYTES_PER_PIXEL[header.kind] * header.pixels
         cpu_s = _CPU_S + _CPU_S_PER_PIXEL * header.pixels
@@ -174,13 +182,16 @@ class Decoder:
                 "cpu_s": cpu_s,
             }
             for _ in range(2):  # the host may have been killed, with all that ran in it
-                answer = await self._ask(json.dumps(task).encode() + b"\n", content)
+                answer = await self._ask(json.dumps(task).encode() + b"\n", content, most_bytes + _HEAD_BYTES)
                 if (decoded := _read(answer, task)) is not None:
                     return decoded
         raise _ended()
 
-    async def _ask(self, head: bytes, content: bytes) -> bytearray:
-        """Send a task to a new process, and return all that it sends back; the process ends with this call."""
+    async def _ask(self, head: bytes, content: bytes, room: int) -> bytearray:
+        """Send a task to a new process, and return what it sends back; the process ends with this call.
+
+        Little more than ``room`` bytes are read, whatever became of the process.
+        """
         loop, answer = asyncio.get_running_loop(), bytearray()
         with self._connect() as connection:
             connection.setblocking(False)
@@ -190,7 +201,7 @@ class Decoder:
             except (BrokenPipeError, ConnectionResetError):
                 pass  # it ended early, and the answer says how
             try:
-                while part := await loop.sock_recv(connection, 1 << 18):
+                while len(answer) <= room and (part := await loop.sock_recv(connection, 1 << 18)):
                     answer += part
             except ConnectionResetError:
                 pass
