@@ -485,6 +485,7 @@ def test_an_interrupted_run_says_how_far_it_came_and_goes_on(run, server, photos
     process = subprocess.Popen(
         [sys.executable, "-m", "underpaint", *words, "--target", server.target], cwd=tmp_path, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     assert begun.acquire(timeout=60)
     while len(files(tmp_path / "results")) < 2:
