@@ -14,6 +14,7 @@ from support.jobs import diffedit, edict_options, edit_job, every_kind_of_job, i
 from support.waiting import PATIENCE_S
 from underpaint_server.backends.protocol import DeviceLost
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
+from underpaint_server.engine.failures import reported
 from underpaint_server.engine.loop import Engine
 from underpaint_server.engine.messages import Advanced, Ended, ExtendJob, Passed, Previewed, Split, StartJob
 from underpaint_server.errors import (
@@ -315,6 +316,22 @@ def test_latents_that_grow_without_limit_are_explained_by_what_was_asked(
     assert [violation.path for violation in outcome.violations] == paths
     assert all(path in outcome.message for path in paths)
     assert "Traceback" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("job", "paths"),
+    [
+        (edit_job("toy", PX, EdictEdit(), steps=500), ["inversion_parameters.steps"]),
+        (replace(edit_job("toy", PX, SdEdit(0.5, 500)), guidance_scale=30.0), ["guidance_scale", "sdedit.steps"]),
+        (replace(invert_job("toy", PX), options=replace(WILD, guidance_scale=16.0)),
+         ["parameters.guidance_scale", "parameters.edict.mixing_coefficient"]),
+        (edit_job("toy", PX, SdEdit(0.5, 50)), []),
+    ],
+)  # fmt: skip
+def test_every_extreme_value_is_named_where_it_is_in_the_request(job: Any, paths: list[str]) -> None:
+    error = reported(NonFiniteLatents("NaN"), 1, job)
+    assert isinstance(error, NonFiniteLatents) if paths else isinstance(error, ModelNonFinite)
+    assert [violation.path for violation in getattr(error, "violations", ())] == paths
 
 
 class Broken(ToyBackend):

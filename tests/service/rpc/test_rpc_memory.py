@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2
 from support.front import Wire, edit, overdue, photo, refused
 from support.waiting import until
 from underpaint.v1 import direction_service_pb2, edit_service_pb2, inversion_service_pb2, types_pb2
@@ -191,3 +192,16 @@ async def test_what_is_remembered_does_not_grow_with_malformed_requests(wire: Wi
         await malformed(number)
     assert remembered() == before
     assert before[1:] == (0, 0)
+
+
+async def test_a_request_that_the_library_s_own_service_refuses_is_gone(
+    wire: Wire, kept: Callable[[], list[str]]
+) -> None:
+    stub: Any = wire.channel.unary_unary("/grpc.health.v1.Health/Check")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub(health_pb2.HealthCheckRequest(service="none").SerializeToString())
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    labels = {"rpc": "Check", "method": "", "code": "NOT_FOUND", "reason": ""}
+    await until(lambda: wire.metric("underpaint_requests_total", **labels))
+    await asyncio.sleep(0)
+    assert not any(type(one) is health_pb2.HealthCheckRequest for one in gc.get_objects())

@@ -19,12 +19,16 @@ _log = structlog.get_logger(__name__)
 
 _USUAL: Final = {
     "guidance_scale": (0.0, 15.0),
-    "mixing_coefficient": (0.85, 1.0),
+    "mixing_coefficient": (0.9, 1.0),
+    "num_inference_steps": (1, 100),
     "weights": (-1.5, 1.5),
     "late_weight": (-1.5, 1.5),
     "learning_rate": (0.0, 0.2),
 }
 """Field -> range in which it does not make latents grow without limit; values outside explain that they did."""
+
+_NAMES: Final = {"num_inference_steps": "steps"}
+"""Names in requests, where they differ."""
 
 
 def reported(error: Exception, id_: int, job: Job) -> UnderpaintError:
@@ -56,17 +60,16 @@ def _extremes(job: Job) -> Iterator[FieldViolation]:
             value = getattr(values, name, None)
             worst = max(value, key=abs, default=None) if isinstance(value, tuple) else value
             if worst is not None and not low <= worst <= high:
-                description = (
-                    f"{worst:g} is extreme (usual: {low:g} to {high:g}), and the latents became NaN or infinite"
-                )
-                yield FieldViolation(f"{prefix}{name}", description)
+                path = f"{prefix}{_NAMES.get(name, name)}"
+                yield FieldViolation(path, f"{worst:g} is extreme; usual is {low:g} to {high:g}")
 
 
 def _asked(job: Job) -> Iterator[tuple[str, Any]]:
     """The options of a job, each with the path of their fields in the request."""
     match job:
         case LearnJob(options=options):
-            yield "direction.", _Only(guidance_scale=options.guidance_scale)
+            steps = options.num_inference_steps
+            yield "direction.", _Only(guidance_scale=options.guidance_scale, num_inference_steps=steps)
             yield "", _Only(late_weight=options.late_weight)
             yield "", options.method
         case InvertJob(options=options):

@@ -7,6 +7,7 @@ with them, or with the number of them, is answered by our table of statuses inst
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from traceback import clear_frames
 from typing import Any, Final
 
 import grpc
@@ -117,8 +118,9 @@ async def _outcome(call: CallRecord, context: Context) -> AsyncIterator[None]:
         if isinstance(error, asyncio.CancelledError):
             raise
         raise asyncio.CancelledError from None
-    except grpc.aio.AbortError:
+    except grpc.aio.AbortError as error:  # of the library's own services
         call.ended(_code(context))
+        clear_frames(error.__traceback__)  # the library keeps the error, and would keep the request with it
         raise
     except Exception as error:
         call.crashed(error)
