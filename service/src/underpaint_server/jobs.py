@@ -495,5 +495,9 @@ class ModelInfo:
 
     def batch_class_at(self, width: int, height: int) -> int | None:
         """Batch class of noise predictions for images of this size, in pixels: the number of rows of their passes; None
-        where it does not matter."""
-        return self.batch_class if (width, height) == (self.width, self.height) else self.other_batch_class
+        where it does not matter. It is smaller for images of more than twice the model's area, which need more memory.
+        """
+        if (width, height) == (self.width, self.height) or self.other_batch_class is None:
+            return self.batch_class
+        affordable = 2 * self.other_batch_class * self.width * self.height // (width * height)
+        return max(2, min(self.other_batch_class, affordable))

@@ -74,8 +74,7 @@ def test_every_method_it_offers_runs_beside_the_others_and_as_planned(backend: B
         alone = [bench.run([job])[0] for job in jobs[1:]]
         for job, result in zip(jobs, together := bench.run(jobs), strict=True):
             assert result.usage.network_evaluations == total_rows(job)
-    if backend.facts.info.batch_class is None:
-        assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(alone, together[1:], strict=True))
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(alone, together[1:], strict=True))
 
 
 def test_injection_is_cached_with_its_content_and_changes_the_picture(backend: Backend) -> None:

@@ -31,7 +31,7 @@ from underpaint_server.jobs import Descent, EditJob, Generated, Inverted, Job, L
 from underpaint_server.methods.ddim.options import DdimEdit
 from underpaint_server.methods.edict.options import EdictEdit
 from underpaint_server.methods.sdedit.options import SdEdit
-from underpaint_server.rows import Batch, Denoise, Embed
+from underpaint_server.rows import Batch, Denoise, Embed, PullBack
 from underpaint_server.settings import Settings
 
 Invariant = Callable[[str, int | None], bool]
@@ -144,6 +144,14 @@ def test_the_batch_class_is_the_one_given_within_the_largest_pass(given: int, la
     settings = Settings(exact_batching="pinned", exact_batch_class=given, max_batch_size=largest)
     info = load("", "mini", settings).facts.info
     assert (info.batch_class, info.batch_class_at(64, 96)) == (size, size)
+
+
+def test_large_images_have_a_smaller_batch_class_because_they_need_more_memory(embedded: Backend) -> None:
+    info = replace(embedded.facts.info, other_batch_class=8)
+    sizes = [(32, 32), (64, 128), (128, 128), (64, 256), (256, 256)]
+    assert [info.batch_class_at(*size) for size in sizes] == [8, 8, 4, 4, 2]
+    assert embedded.batch_class(Denoise, (4, 32, 32)) == 2
+    assert embedded.batch_class(PullBack, (4, 8, 16)) == 2
 
 
 def test_a_heavy_network_on_a_cpu_has_the_smallest_batch_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ class TorchBackend:
             size_multiple=model.size_multiple,
             default_steps=DEFAULT_STEPS,
             prompt_tokens=model.prompt_tokens,
-            batch_class=self.batch_class(Denoise, self._native),
+            batch_class=None if self._invariant else self._batch_class,
             content_features=edit_loss.name if edit_loss is not None else "",
             gradients=edit_loss is not None,
             fingerprint=bits,
@@ -129,9 +129,9 @@ class TorchBackend:
         """
         if not is_network_row(kind):
             return SIDE_STAGES[kind]
-        if self._invariant and shape == self._native:
-            return None
-        return MINIMUM if kind is PullBack else self._batch_class
+        scale = self.facts.vae_scale
+        batch_class = self.facts.info.batch_class_at(shape[2] * scale, shape[1] * scale)
+        return batch_class if batch_class is None or kind is Denoise else MINIMUM
 
     def minimum(self, kind: type[Row]) -> int:
         """See :class:`Backend`."""
