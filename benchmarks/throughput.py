@@ -73,7 +73,7 @@ def run(quick: bool) -> Report:
 
 
 def _measure(dtype: str, steps: int, rounds: int) -> Outcome:
-    with LocalServer(dtype=dtype) as server, Client(server.target, timeout=600) as client:
+    with LocalServer(dtype=dtype, spare_engine=False) as server, Client(server.target, timeout=600) as client:
         for send_all in (_alone, _together):
             send_all(server, client, _requests(client, WARM_UP_STEPS))
         requests = _requests(client, steps)

@@ -20,6 +20,7 @@ AT_SCRAPE = {
     "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries", "underpaint_operations",
     "underpaint_request_bytes_held",
     "underpaint_log_lines_dropped_total",
+    "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries", "underpaint_operations", "underpaint_model_ready",
 }  # fmt: skip
 
 

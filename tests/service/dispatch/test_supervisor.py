@@ -4,6 +4,8 @@ import asyncio
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +13,7 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 from support.jobs import edict_options, invert_job, learn_job
-from support.waiting import until
+from support.waiting import PATIENCE_S, until
 from underpaint_server.backends.toy import SCALE, SHAPE
 from underpaint_server.dispatch.job_handle import JobHandle
 from underpaint_server.dispatch.queue import Dispatcher
@@ -201,3 +203,25 @@ async def test_a_model_that_cannot_be_loaded_says_why() -> None:
         await handle.wait_ready()
     assert handle.state is EngineState.FAILED
     await handle.close()
+
+
+def test_a_front_that_fails_without_closing_its_engine_ends_all_the_same() -> None:
+    code = """
+import asyncio
+from underpaint_server.dispatch.queue import Dispatcher
+from underpaint_server.settings import Settings
+from underpaint_server.telemetry import Metrics
+
+async def fail():
+    engine = Dispatcher(Settings(models="toy=toy:"), Metrics())
+    await engine.start()
+    await engine.wait_ready()
+    raise ValueError("a fault")
+
+if __name__ == "__main__":
+    asyncio.run(fail())
+"""
+    command = (sys.executable, "-c", code)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert ended.returncode == 1
+    assert "a fault" in ended.stderr

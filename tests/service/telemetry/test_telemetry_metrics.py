@@ -147,11 +147,14 @@ def test_gauges_are_what_the_engine_says_at_each_scrape() -> None:
     assert value(metrics, "underpaint_num_requests_waiting", priority="batch") == 0
     assert value(metrics, "underpaint_engine_last_step_timestamp_seconds") is None
     engine.waiting[Priority.BATCH] = 5
+    engine.models_ready = {"mini": True, "broken": False}
     engine.num_running, engine.backlog_s, engine.last_pass_at = 3, 12.5, time.time()
     assert value(metrics, "underpaint_num_requests_waiting", priority="batch") == 5
     assert value(metrics, "underpaint_num_requests_waiting", priority="interactive") == 0
     assert value(metrics, "underpaint_num_requests_running") == 3
     assert value(metrics, "underpaint_queue_capacity") == 64
+    assert value(metrics, "underpaint_model_ready", model="mini") == 1
+    assert value(metrics, "underpaint_model_ready", model="broken") == 0
     assert value(metrics, "underpaint_estimated_backlog_seconds") == 12.5
     assert value(metrics, "underpaint_engine_last_step_timestamp_seconds") == engine.last_pass_at
 
@@ -207,6 +210,7 @@ def test_callers_cannot_make_labels() -> None:
 def test_counters_of_rare_events_are_there_before_the_first() -> None:
     metrics = Metrics()
     assert value(metrics, "underpaint_engine_restarts_total", reason="crash") == 0
+    assert value(metrics, "underpaint_unexpected_errors_total", source="task") == 0
     assert value(metrics, "underpaint_inversion_store_evictions_total", reason="bytes") == 0
 
 

@@ -14,7 +14,7 @@ import structlog
 from underpaint_server.dispatch.job_handle import JobHandle
 from underpaint_server.dispatch.pace import Pace
 from underpaint_server.dispatch.stall import PassWatch
-from underpaint_server.dispatch.supervisor import RESTART_S, EngineState, Supervisor
+from underpaint_server.dispatch.supervisor import LOADING_S, EngineState, Supervisor
 from underpaint_server.engine.messages import (
     Advanced,
     CancelJob,
@@ -190,7 +190,7 @@ class Dispatcher:
             raise Draining("this server is stopping; retry, another replica may take the call", retry_after_s=1.0)
         match self.state:
             case EngineState.STARTING:
-                raise ModelLoading("the models are being loaded; retry later", retry_after_s=RESTART_S)
+                raise ModelLoading("the models are being loaded; retry later", retry_after_s=LOADING_S)
             case EngineState.RESTARTING:
                 raise WorkerRestarted(
                     "the engine process is being restarted; retry later", retry_after_s=self._engine.restart_s

@@ -30,6 +30,8 @@ FIRST_DELAY_S = 0.2
 """Backoff in seconds before the first restart; doubled for each further one in a row."""
 MAX_DELAY_S = 30.0
 """Largest backoff, in seconds."""
+LOADING_S = 2.0
+"""``retry_after_s`` of calls that are refused before the models have loaded for the first time, in seconds."""
 RESTART_S = 1.0
 """Smallest ``retry_after_s``, in seconds, of calls that are refused during a restart."""
 MAX_RESTART_S = 30.0
