@@ -80,7 +80,7 @@ def main(settings: CheckSettings) -> int:
 
 def check(settings: CheckSettings) -> None:
     """Load the checkpoint, print its facts, and test it; raises :class:`UnderpaintError` if it cannot be served."""
-    name = re.sub(r"[^\w.-]+", "-", Path(settings.directory).name).strip("-") or EMBEDDED_MODEL
+    name = settings.model_id
     _print_note(f"reading {settings.directory or EMBEDDED_MODEL} ...")
     begin = time.monotonic()
     backend = load(settings.directory, name, settings)
