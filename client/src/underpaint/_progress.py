@@ -41,7 +41,7 @@ class Bar:
 
 def _detail(progress: Progress) -> str:
     if progress.phase is Phase.QUEUED:
-        return f"{progress.queue_position} ahead" if progress.queue_position else ""
+        return f"position {progress.queue_position}" if progress.queue_position else ""
     return f"{progress.step}/{progress.total_steps}" if progress.total_steps else ""
 
 

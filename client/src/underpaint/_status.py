@@ -43,6 +43,7 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.DEADLINE_EXCEEDED, ""): errors.DeadlinePassed,
     (_Code.DEADLINE_EXCEEDED, "DEADLINE_UNATTAINABLE"): errors.DeadlineUnattainable,
     (_Code.DEADLINE_EXCEEDED, "DEADLINE_PASSED"): errors.DeadlinePassed,
+    (_Code.DEADLINE_EXCEEDED, "REQUEST_INCOMPLETE"): errors.RequestIncomplete,
     (_Code.RESOURCE_EXHAUSTED, ""): errors.ResourceExhausted,
     (_Code.RESOURCE_EXHAUSTED, "OPERATIONS_FULL"): errors.OperationsFull,
     (_Code.RESOURCE_EXHAUSTED, "GPU_OUT_OF_MEMORY"): errors.OutOfMemory,

@@ -30,7 +30,8 @@
     │   └── ConnectionFailed              no server answers, or the connection broke
     ├── DeadlineExceeded              the ``timeout`` is too short
     │   ├── DeadlineUnattainable          DEADLINE_UNATTAINABLE: refused at once, ``metadata`` has estimate_s
-    │   └── DeadlinePassed                DEADLINE_PASSED: it passed in the queue or while running
+    │   ├── DeadlinePassed                DEADLINE_PASSED: it passed in the queue or while running
+    │   └── RequestIncomplete             REQUEST_INCOMPLETE: sending the request took too long
     ├── ResourceExhausted             a limit is reached
     │   ├── OperationsFull                OPERATIONS_FULL: too many operations wait
     │   ├── OutOfMemory                   GPU_OUT_OF_MEMORY: the image is too large for the device
@@ -223,6 +224,10 @@ class DeadlineUnattainable(DeadlineExceeded):
 
 class DeadlinePassed(DeadlineExceeded):
     """The ``timeout`` passed while the request was in the queue or running."""
+
+
+class RequestIncomplete(DeadlineExceeded):
+    """The request did not arrive within the time that the server waits for it: the connection is too slow."""
 
 
 class ResourceExhausted(UnderpaintError):
