@@ -71,8 +71,9 @@ def test_a_checked_directory_gets_an_id_that_the_server_accepts(directory: str, 
 def test_a_misspelt_variable_names_the_nearest_setting() -> None:
     ended = server(UNDERPAINT_MAX_STEP="10", underpaint_devise="cpu")
     assert ended.returncode == 2
-    assert "UNDERPAINT_MAX_STEP is not a setting; unset it, or correct its name: did you mean UNDERPAINT_MAX_STEPS?" in (
-        ended.stderr
+    assert (
+        "UNDERPAINT_MAX_STEP is not a setting; unset it, or correct its name: did you mean UNDERPAINT_MAX_STEPS?"
+        in (ended.stderr)
     )
     assert "underpaint_devise is not a setting; unset it, or correct its name: did you mean UNDERPAINT_DEVICE?" in (
         ended.stderr
@@ -152,6 +153,7 @@ def machine(folder: Path, cgroup: str, **files: str) -> Path:
     return folder
 
 
+V1_PATH = "cpu,cpuacct/pod/one/"
 V1 = "4:memory:/pod\n3:cpu,cpuacct:/pod/one\n0::/pod\n"
 
 
@@ -165,7 +167,7 @@ V1 = "4:memory:/pod\n3:cpu,cpuacct:/pod/one\n0::/pod\n"
         ("0::/outside/the/container\n", {"cpu.max": "20000 100000\n"}, 1),
         ("0::/\n", {}, AFFINITY),
         ("0::/\n", {"cpu.max": "nonsense"}, AFFINITY),
-        (V1, {"cpu,cpuacct/pod/one/cpu.cfs_quota_us": "50000\n", "cpu,cpuacct/pod/one/cpu.cfs_period_us": "100000\n"}, 1),
+        (V1, {f"{V1_PATH}cpu.cfs_quota_us": "50000\n", f"{V1_PATH}cpu.cfs_period_us": "100000\n"}, 1),
         (V1, {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
         (V1, {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, AFFINITY),
     ],

@@ -250,6 +250,7 @@ async def started(settings: Settings = SETTINGS) -> AsyncIterator[Wire]:
     engine = ArithmeticEngine()
     metrics.watch_engine(engine)
     context = ServerContext.build(settings, cast(Dispatcher, engine), stores, metrics)
+    metrics.watch_calls(context.limits)
     health = Health(context)
     await health.update()
     server = build_server(context, health)

@@ -39,7 +39,7 @@ def _read(kind: type[S], arguments: list[str], shown: tuple[str, ...]) -> S:
 
     Raises ValidationError. Exits with status 2 for unknown flags and for unknown variables with the server's prefix.
     """
-    source: CliSettingsSource[S] = CliSettingsSource(kind)
+    source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(kind)
     for action in source.root_parser._actions:  # argparse has no public way to the flags that another part has added
         if action.dest in _LISTS:
             action.metavar = "ID=DIRECTORY,..."

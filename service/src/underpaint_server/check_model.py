@@ -5,14 +5,12 @@ stdout, progress and errors to stderr.
 """
 
 import queue
-import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 from shlex import quote
 from typing import Any
 

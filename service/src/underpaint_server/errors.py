@@ -32,7 +32,8 @@
     │   └── StoreUnavailable          STORE_UNAVAILABLE     the object store is unreachable
     ├── DeadlineExceeded
     │   ├── DeadlineUnattainable      DEADLINE_UNATTAINABLE refused at admission, by estimate
-    │   └── DeadlinePassed            DEADLINE_PASSED       passed while queued or running
+    │   ├── DeadlinePassed            DEADLINE_PASSED       passed while queued or running
+    │   └── RequestIncomplete         REQUEST_INCOMPLETE    the request did not arrive in time
     ├── OperationsFull                OPERATIONS_FULL       too many unfinished operations; cancel some, or wait
     ├── OutOfMemory                   GPU_OUT_OF_MEMORY     too large for the device's memory even alone
     ├── PayloadTooLarge               PAYLOAD_TOO_LARGE     a message has more than ``max_message_bytes``
@@ -277,6 +278,12 @@ class DeadlinePassed(DeadlineExceeded):
     """The deadline passed while the job was queued or running."""
 
     reason = "DEADLINE_PASSED"
+
+
+class RequestIncomplete(DeadlineExceeded):
+    """The call's request did not arrive completely within the time that the server waits for it."""
+
+    reason = "REQUEST_INCOMPLETE"
 
 
 class OperationsFull(UnderpaintError):

@@ -1,30 +1,33 @@
 """The composition root: builds the server's parts from the settings, starts, drains and stops them."""
 
 import asyncio
+import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeAlias
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
 from obstore.exceptions import BaseError
-from prometheus_client import start_http_server
 
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.errors import ModelNotReady, StoreUnavailable
+from underpaint_server.memory import return_freed_memory
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.server import build_server
 from underpaint_server.rpc.services.health import Health
 from underpaint_server.settings import Settings
 from underpaint_server.stores import Stores
 from underpaint_server.telemetry import Metrics, configure_logging
+from underpaint_server.telemetry.endpoint import serve_metrics
 
 _log = structlog.get_logger()
 
 Signals: TypeAlias = "asyncio.Queue[signal.Signals]"
 
+_OTHER_FILES = 200
+"""Files that the process has open besides the connections of callers: the store's, the engine's, the metrics'."""
 _FLUSH_S = 5.0
 """Seconds for responses that are still being sent; health watchers' streams do not end on their own."""
 
@@ -36,6 +39,8 @@ async def serve(settings: Settings) -> int:
     seconds. A second signal ends them at once.
     """
     configure_logging(settings.log_level)
+    return_freed_memory()
+    _raise_open_files(settings.max_connections + _OTHER_FILES)
     metrics = Metrics()
     try:
         stores = await Stores.open(settings, metrics)
@@ -46,6 +51,7 @@ async def serve(settings: Settings) -> int:
     metrics.watch_engine(engine)
     context = ServerContext.build(settings, engine, stores, metrics)
     metrics.watch_operations(context.manager)
+    metrics.watch_calls(context.limits)
     health = Health(context)
     await health.update()
     server = build_server(context, health)
@@ -70,6 +76,18 @@ async def serve(settings: Settings) -> int:
     return 0
 
 
+def _raise_open_files(needed: int) -> None:
+    """Raise the limit on open files of this process to what its connections need; logs a warning if it may not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        _log.warning("too few open files allowed for max-connections", needed=needed, allowed=allowed)
+
+
 class _CannotBind(Exception):
     def __init__(self, address: str) -> None:
         super().__init__(address)
@@ -87,17 +105,12 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
 @contextmanager
 def _metrics_server(metrics: Metrics, listen: str) -> Iterator[str]:
     host, port = _host_port(listen)
-    try:
-        server, thread = start_http_server(port, host.strip("[]"), metrics.registry)
-    except OSError as error:
-        raise _CannotBind(listen) from error
-    assert isinstance(server, WSGIServer)
-    try:
-        yield f"{host}:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with ExitStack() as stack:
+        try:
+            port = stack.enter_context(serve_metrics(metrics.registry, host.strip("[]"), port))
+        except OSError as error:
+            raise _CannotBind(listen) from error
+        yield f"{host}:{port}"
 
 
 def _host_port(listen: str) -> tuple[str, int]:

@@ -23,6 +23,7 @@ _ADDRESS = re.compile(r"(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 MODEL_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 """The form of a model's id; it is part of resource names, labels and log lines."""
 
+
 def _check_address(value: str) -> str:
     match = _ADDRESS.fullmatch(value)
     if match is None or int(match[1]) > 65535:
@@ -67,9 +68,10 @@ class Settings(BaseSettings):
     metrics_listen: Address = "127.0.0.1:9464"
     """HOST:PORT that serves Prometheus metrics over HTTP, at /metrics. Port 0 takes a free port; the log names it."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
-    """Models to serve, as ID=DIRECTORY of a diffusers pipeline, separated by commas. An ID has 1 to 63 of the characters
-    a-z, A-Z, 0-9, '.', '_' and '-', and begins with a letter or a digit. Requests that name no model use the first. ID= without a directory is the embedded underpaint-mini, ID=underpaint-mini-ddpm the embedded model
-    without a text encoder. The default serves underpaint-mini alone."""
+    """Models to serve, as ID=DIRECTORY of a diffusers pipeline, separated by commas. An ID has 1 to 63 of the
+    characters a-z, A-Z, 0-9, '.', '_' and '-', and begins with a letter or a digit. Requests that name no model use the
+    first. ID= without a directory is the embedded underpaint-mini, ID=underpaint-mini-ddpm the embedded model without a
+    text encoder. The default serves underpaint-mini alone."""
     clips: Annotated[tuple[str, ...], NoDecode] = ()
     """CLIP models for learning directions, as ID=DIRECTORY, separated by commas: ID is the id of a served model,
     DIRECTORY holds a transformers CLIPModel or VisionTextDualEncoderModel. A served model without an entry uses the
@@ -114,6 +116,20 @@ class Settings(BaseSettings):
     is 4096 x 4096."""
     max_message_bytes: int = Field(24 * _MIB, ge=1)
     """Largest gRPC message that is received or sent, in bytes; the default is 24 MiB."""
+    max_connections: int = Field(1024, ge=1)
+    """Connections to the gRPC port at one time; further ones are closed. The server raises its limit on open files
+    (ulimit -n) to 200 more than that, as far as it may."""
+    max_streams: int = Field(100, ge=1)
+    """Calls in progress on one connection; a client's library holds back further ones until one has ended."""
+    max_calls: int = Field(1024, ge=1)
+    """Calls in progress on all connections, waiting streams included; one beyond that fails with QUEUE_FULL. Health
+    checks are always answered."""
+    request_arrival_s: float = Field(60, gt=0)
+    """Seconds within which the request message of a call must have arrived completely, and each message of an upload;
+    otherwise the call fails with REQUEST_INCOMPLETE."""
+    max_slow_requests: int = Field(16, ge=1)
+    """Requests at one time that take longer than a second to arrive. Each may hold as much memory as two messages of
+    max-message-bytes. Beyond that one fails with QUEUE_FULL: the oldest if it has taken 10 s, else the newest."""
     max_steps: int = Field(200, ge=1, le=1000)
     """Largest number of steps that a request may ask for."""
     max_prompt_chars: int = Field(2000, ge=1)

@@ -189,7 +189,7 @@ def test_vgg_features_are_those_of_its_first_four_blocks(tmp_path: Path) -> None
 def test_a_clip_for_a_model_that_cannot_learn_is_refused(directory: Path, tmp_path: Path) -> None:
     faces = checkpoints.build_ddpm(tmp_path / "ddpm")
     settings = Settings.model_validate({"models": f"faces={faces}", "clips": f"faces={directory}"})
-    with pytest.raises(ModelNotReady, match="'faces' has a CLIP, but a .* model cannot learn directions"):
+    with pytest.raises(ModelNotReady, match=r"'faces' has a CLIP, but a .* model cannot learn directions"):
         load(str(faces), "faces", settings)
 
 

@@ -9,6 +9,7 @@ from underpaint_server.errors import ModelLoading, ModelNotFound, ModelNotReady
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.operations.manager import OperationManager
 from underpaint_server.rpc.calls.idempotency import Idempotency
+from underpaint_server.rpc.calls.limits import CallLimits
 from underpaint_server.rpc.calls.singleflight import SingleFlight
 from underpaint_server.rpc.responses.operation import OperationEncoder
 from underpaint_server.rpc.threads import Threads
@@ -31,6 +32,7 @@ class ServerContext:
     manager: OperationManager
     metrics: Metrics
     threads: Threads
+    limits: CallLimits
     idempotency: Idempotency
     inverting: SingleFlight[Any]
     """Inversions that InversionService is computing, by name and whether they are verified."""
@@ -47,6 +49,7 @@ class ServerContext:
             manager=OperationManager(settings, engine, stores.operations, stores.directions, OperationEncoder()),
             metrics=metrics,
             threads=Threads(settings.max_running + settings.queue_capacity),
+            limits=CallLimits(settings.max_calls, settings.max_slow_requests, settings.request_arrival_s),
             idempotency=Idempotency(ttl_s=settings.replay_ttl_s, max_bytes=settings.replay_bytes, metrics=metrics),
             inverting=SingleFlight(on_join=lambda: metrics.on_store_request(result="joined")),
         )

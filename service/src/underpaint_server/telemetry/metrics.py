@@ -17,16 +17,16 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
-    values,
+    values as library_values,
 )
 
 from underpaint_server.jobs import ModelInfo, Phase, Priority
 from underpaint_server.methods import JOB_NAMES
-from underpaint_server.telemetry.scrape import AtScrape, EngineView, OperationsView, StoreView
+from underpaint_server.telemetry.scrape import AtScrape, CallsView, EngineView, OperationsView, StoreView
 
-# This process alone has its metrics. Where the environment of another program sets PROMETHEUS_MULTIPROC_DIR, the library
-# would keep them in files of that directory: the start fails if it is missing, and counters outlive a restart.
-values.ValueClass = values.MutexValue
+# This process alone has its metrics. Where the environment of another program sets PROMETHEUS_MULTIPROC_DIR, the
+# library would keep them in files of that directory: the start fails if it is missing, and counters outlive a restart.
+library_values.ValueClass = library_values.MutexValue
 
 _LATENCY_S = (0.1, 0.25, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 7.5, 10, 15, 20, 30, 40, 60, 120, 240, 480)
 _QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -209,6 +209,10 @@ class Metrics:
     def watch_operations(self, operations: OperationsView) -> None:
         """Read the gauge of operations from ``operations`` at every scrape."""
         self._at_scrape.operations = operations
+
+    def watch_calls(self, calls: CallsView) -> None:
+        """Read the gauges of calls from ``calls`` at every scrape."""
+        self._at_scrape.calls = calls
 
     # --- definitions --------------------------------------------------------------------------------------------
 

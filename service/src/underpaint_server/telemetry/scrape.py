@@ -63,6 +63,18 @@ class OperationsView(Protocol):
         """Operations that have ended and are not removed yet, at the last scan."""
 
 
+class CallsView(Protocol):
+    """Current numbers of calls."""
+
+    @property
+    def calls(self) -> int:
+        """Calls in progress."""
+
+    @property
+    def slow_requests(self) -> int:
+        """Calls whose request takes long to arrive."""
+
+
 class AtScrape(Collector):
     """Computes the gauges at each scrape, on the thread that serves it; None for an owner leaves its gauges out."""
 
@@ -70,6 +82,7 @@ class AtScrape(Collector):
         self.engine: EngineView | None = None
         self.store: StoreView | None = None
         self.operations: OperationsView | None = None
+        self.calls: CallsView | None = None
 
     def collect(self) -> Iterator[Metric]:
         """The build information and the gauges of all owners that are set."""
@@ -80,6 +93,11 @@ class AtScrape(Collector):
             yield from _store_gauges(self.store)
         if self.operations is not None:
             yield _operations_gauge(self.operations)
+        if self.calls is not None:
+            yield _gauge("underpaint_calls_in_progress", "Calls in progress.", self.calls.calls)
+            yield _gauge(
+                "underpaint_slow_requests", "Requests that take over a second to arrive.", self.calls.slow_requests
+            )
 
 
 def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
