@@ -46,6 +46,7 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.DEADLINE_EXCEEDED, "REQUEST_INCOMPLETE"): errors.RequestIncomplete,
     (_Code.RESOURCE_EXHAUSTED, ""): errors.ResourceExhausted,
     (_Code.RESOURCE_EXHAUSTED, "OPERATIONS_FULL"): errors.OperationsFull,
+    (_Code.RESOURCE_EXHAUSTED, "DIRECTIONS_FULL"): errors.DirectionsFull,
     (_Code.RESOURCE_EXHAUSTED, "GPU_OUT_OF_MEMORY"): errors.OutOfMemory,
     (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): errors.QuotaExceeded,
     (_Code.RESOURCE_EXHAUSTED, "PAYLOAD_TOO_LARGE"): errors.PayloadTooLarge,

@@ -34,6 +34,7 @@
     │   └── RequestIncomplete             REQUEST_INCOMPLETE: sending the request took too long
     ├── ResourceExhausted             a limit is reached
     │   ├── OperationsFull                OPERATIONS_FULL: too many operations wait
+    │   ├── DirectionsFull                DIRECTIONS_FULL: too many directions are stored; delete some
     │   ├── OutOfMemory                   GPU_OUT_OF_MEMORY: the image is too large for the device
     │   ├── QuotaExceeded                 QUOTA_EXCEEDED
     │   └── PayloadTooLarge               PAYLOAD_TOO_LARGE: ``metadata`` has limit and actual
@@ -236,6 +237,10 @@ class ResourceExhausted(UnderpaintError):
 
 class OperationsFull(ResourceExhausted):
     """The server takes no more operations; cancel some, or retry later."""
+
+
+class DirectionsFull(ResourceExhausted):
+    """Too many directions are stored, or they take too many bytes; delete some."""
 
 
 class OutOfMemory(ResourceExhausted):

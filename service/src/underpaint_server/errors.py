@@ -35,6 +35,7 @@
     │   ├── DeadlinePassed            DEADLINE_PASSED       passed while queued or running
     │   └── RequestIncomplete         REQUEST_INCOMPLETE    the request did not arrive in time
     ├── OperationsFull                OPERATIONS_FULL       too many unfinished operations; cancel some, or wait
+    ├── DirectionsFull                DIRECTIONS_FULL       too many or too large stored directions; delete some
     ├── OutOfMemory                   GPU_OUT_OF_MEMORY     too large for the device's memory even alone
     ├── PayloadTooLarge               PAYLOAD_TOO_LARGE     a message has more than ``max_message_bytes``
     ├── Cancelled                     CANCELLED             the caller cancelled or disconnected
@@ -290,6 +291,13 @@ class OperationsFull(UnderpaintError):
     """``max_operations`` operations are unfinished already."""
 
     reason = "OPERATIONS_FULL"
+
+
+class DirectionsFull(UnderpaintError):
+    """The stored directions have reached ``max_directions`` or ``max_directions_bytes``; metadata ``entries`` and
+    ``bytes``."""
+
+    reason = "DIRECTIONS_FULL"
 
 
 class OutOfMemory(UnderpaintError):

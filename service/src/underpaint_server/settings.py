@@ -144,6 +144,12 @@ class Settings(BaseSettings):
     is 1 GiB."""
     store_ttl_s: float = Field(24 * 3600, gt=0)
     """Seconds after its last use at which a stored inversion expires; the default is one day."""
+    max_directions: int = Field(1000, ge=1)
+    """Stored directions, those being learned included; importing or learning one beyond that fails with
+    DIRECTIONS_FULL. They are never deleted by the server."""
+    max_directions_bytes: int = Field(64 * _MIB, ge=1)
+    """Largest total size of the stored directions, in bytes; importing or learning one beyond it fails with
+    DIRECTIONS_FULL. The default is 64 MiB; one takes a few kilobytes."""
     max_learning: int = Field(1, ge=0, le=64)
     """Directions that this server learns at one time. 0: it learns none and leaves them to other servers that share its
     store."""

@@ -207,11 +207,13 @@ class OperationStore:
 
     async def _create(self, name: str, part: str, data: bytes) -> bool:
         # The store may have written the object although the call failed: an equal object counts as created.
-        return await self._blobs.create(_path(name, part), sealed(data)) or await self._read(name, part) == data
+        path = _path(name, part)
+        return await self._blobs.create(path, sealed(path, data)) or await self._read(name, part) == data
 
     async def _read(self, name: str, part: str) -> bytes | None:
-        data = await self._blobs.read(_path(name, part))
-        return None if data is None else unsealed(data)
+        path = _path(name, part)
+        data = await self._blobs.read(path)
+        return None if data is None else unsealed(path, data)
 
 
 def _summaries(blobs: Iterable[Blob]) -> list[OperationSummary]:

@@ -17,6 +17,8 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
+)
+from prometheus_client import (
     values as library_values,
 )
 
@@ -205,6 +207,10 @@ class Metrics:
     def watch_store(self, store: StoreView) -> None:
         """Read the store's gauges from ``store`` at every scrape."""
         self._at_scrape.store = store
+
+    def watch_directions(self, directions: StoreView) -> None:
+        """Read the gauges of stored directions from ``directions`` at every scrape."""
+        self._at_scrape.directions = directions
 
     def watch_operations(self, operations: OperationsView) -> None:
         """Read the gauge of operations from ``operations`` at every scrape."""

@@ -36,15 +36,15 @@ class EngineView(Protocol):
 
 
 class StoreView(Protocol):
-    """The inversion store's current values."""
+    """Current values of the store of inversions, or of that of directions."""
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all stored inversions."""
+        """Bytes of all that is stored."""
 
     @property
     def entries(self) -> int:
-        """Number of stored inversions."""
+        """Number of stored inversions or directions."""
 
 
 class OperationsView(Protocol):
@@ -81,6 +81,7 @@ class AtScrape(Collector):
     def __init__(self) -> None:
         self.engine: EngineView | None = None
         self.store: StoreView | None = None
+        self.directions: StoreView | None = None
         self.operations: OperationsView | None = None
         self.calls: CallsView | None = None
 
@@ -90,7 +91,9 @@ class AtScrape(Collector):
         if self.engine is not None:
             yield from _engine_gauges(self.engine)
         if self.store is not None:
-            yield from _store_gauges(self.store)
+            yield from _store_gauges(self.store, "inversion")
+        if self.directions is not None:
+            yield from _store_gauges(self.directions, "direction")
         if self.operations is not None:
             yield _operations_gauge(self.operations)
         if self.calls is not None:
@@ -115,9 +118,9 @@ def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
         yield _gauge("underpaint_engine_last_step_timestamp_seconds", "Unix time of the last network pass.", last)
 
 
-def _store_gauges(store: StoreView) -> Iterator[Metric]:
-    yield _gauge("underpaint_inversion_store_bytes", "Bytes of stored inversions.", store.total_bytes)
-    yield _gauge("underpaint_inversion_store_entries", "Stored inversions.", store.entries)
+def _store_gauges(store: StoreView, kind: str) -> Iterator[Metric]:
+    yield _gauge(f"underpaint_{kind}_store_bytes", f"Bytes of stored {kind}s.", store.total_bytes)
+    yield _gauge(f"underpaint_{kind}_store_entries", f"Stored {kind}s.", store.entries)
 
 
 def _operations_gauge(operations: OperationsView) -> Metric:

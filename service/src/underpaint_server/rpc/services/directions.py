@@ -101,7 +101,10 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         except StoreCorrupt as error:
             raise FieldInvalid(FieldViolation("chunk", error.message)) from error
         self._check_file(imported)
-        entry = await self._server.stores.directions.create_from_file(name, data)
+        directions = self._server.stores.directions
+        async with self._accepting:
+            await directions.check_room(len(await self._unfinished()) + 1, len(data))
+            entry = await directions.create_from_file(name, data)
         return messages.ImportDirectionResponse(direction=direction(entry))
 
     def _check_file(self, direction: Direction) -> None:
@@ -112,7 +115,8 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
                 "chunk",
                 f"the file has {options.num_inference_steps} steps, more than the limit of {settings.max_steps}",
             )
-        if max(len(options.source_prompt), len(options.target_prompt)) > settings.max_prompt_chars:
+        prompts = options.source_prompt, options.target_prompt, options.negative_prompt
+        if max(map(len, prompts)) > settings.max_prompt_chars:
             fields.report(
                 "chunk", f"the file has a prompt of more than {settings.max_prompt_chars} characters, the limit"
             )
@@ -161,22 +165,26 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         return pixels
 
     async def _check_admission(self, draft: LearnDraft) -> None:
-        """Raises DirectionExists, OperationsFull."""
-        unfinished = [
-            summary for summary in (await self._server.stores.operations.scan()).values() if summary.done_at is None
-        ]
+        """Raises DirectionExists, OperationsFull, DirectionsFull."""
+        unfinished = await self._unfinished()
         if draft.is_named and await self._is_taken(draft.direction, unfinished):
             name = direction_name(draft.direction)
             raise DirectionExists(
                 f"{name} exists already, or is being learned; choose another direction_id",
                 metadata={"resource_type": "underpaint.v1.Direction", "resource_name": name},
             )
+        await self._server.stores.directions.check_room(len(unfinished) + 1)
         limit = self._server.settings.max_operations
         if len(unfinished) >= limit:
             raise OperationsFull(
                 f"{len(unfinished)} operations are unfinished and the limit is {limit}; cancel some, or retry later",
                 retry_after_s=_FULL_RETRY_S,
             )
+
+    async def _unfinished(self) -> list[OperationSummary]:
+        """The operations that have not ended; each will store a direction."""
+        summaries = await self._server.stores.operations.scan()
+        return [summary for summary in summaries.values() if summary.done_at is None]
 
     async def _is_taken(self, name: str, unfinished: list[OperationSummary]) -> bool:
         if await self._server.stores.directions.exists(name):
