@@ -19,7 +19,7 @@ AT_SCRAPE = {
     "underpaint_estimated_backlog_seconds", "underpaint_engine_last_step_timestamp_seconds",
     "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries", "underpaint_operations",
     "underpaint_direction_store_bytes", "underpaint_direction_store_entries",
-    "underpaint_calls_in_progress", "underpaint_slow_requests",
+    "underpaint_operations_rows", "underpaint_calls_in_progress", "underpaint_slow_requests",
 }  # fmt: skip
 
 

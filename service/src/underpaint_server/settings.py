@@ -140,8 +140,12 @@ class Settings(BaseSettings):
     """URL of the object store for inversions, directions and operations: memory:/// (lost when the server stops),
     file:///path or s3://bucket/prefix. Several servers may share one file or S3 store."""
     store_bytes: int = Field(1024 * _MIB, ge=1)
-    """Largest total size of the stored inversions, in bytes; beyond it the least recently used are deleted. The default
-    is 1 GiB."""
+    """Largest total size of the stored inversions, in bytes; beyond it the least recently used are deleted: of those
+    that take more than 1/256 of it each if these fill more than half, else of the others. The default is 1 GiB."""
+    max_inversion_bytes: int = Field(128 * _MIB, ge=1)
+    """Largest size of one stored inversion, in bytes; inverting fails with IMAGE_TOO_LARGE beyond it, and an edit does
+    not keep its inversion. The default is 128 MiB: fifty steps with the features of all sites of a model at 512 px take
+    about 40 MiB."""
     store_ttl_s: float = Field(24 * 3600, gt=0)
     """Seconds after its last use at which a stored inversion expires; the default is one day."""
     max_directions: int = Field(1000, ge=1)
@@ -156,6 +160,12 @@ class Settings(BaseSettings):
     max_operations: int = Field(64, ge=1)
     """Operations that may be unfinished at one time, counted over all servers that share the store. A request for
     another one fails with OPERATIONS_FULL."""
+    max_learning_rows: int = Field(200_000, ge=1)
+    """Largest number of network rows that learning one direction may take; a request for more fails with FIELD_INVALID.
+    16 images at the defaults and 50 steps take 42 000."""
+    max_operations_rows: int = Field(1_000_000, ge=1)
+    """Largest number of network rows of all unfinished operations, counted over all servers that share the store; a
+    request for more fails with OPERATIONS_FULL."""
     learn_checkpoint_every: int = Field(2, ge=1, le=200)
     """Optimiser steps between two saves of the state of a direction that is being learned. After a crash, the steps
     since the last save are repeated."""

@@ -24,6 +24,7 @@ from underpaint.v1 import edit_service_pb2, types_pb2
 from underpaint_server.errors import Draining, FieldInvalid, ModelLoading, NonFiniteLatents, QueueFull, WorkerRestarted
 from underpaint_server.jobs import Descent, Generated, LearnJob, Phase, Photo, Priority, Progress, Sampler, Search
 from underpaint_server.methods.disentangled.options import DisentangledEdit
+from underpaint_server.plans import total_rows
 from underpaint_server.rpc.requests.edit import edit_draft
 from underpaint_server.stores import codec
 from underpaint_server.stores import directions as files
@@ -207,6 +208,50 @@ async def test_a_model_that_cannot_learn_says_so(wire: Wire) -> None:
     assert (await refused(wire.directions.LearnDirection(unable))).paths == ["method"]
     refusal = await refused(wire.directions.LearnDirection(asked(direction={"model": "models/none"})))
     assert refusal.reason == "MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("fields", "paths"),
+    [
+        ({"optimization_steps": 200}, ["examples", "direction.steps", "optimization_steps"]),
+        ({"direction": {"steps": 50}, "optimization_steps": 20}, ["examples", "direction.steps", "optimization_steps"]),
+        ({"examples": [{"seed": k} for k in range(16)]}, ["examples", "direction.steps", "optimization_steps"]),
+        (
+            {"method": d.LEARN_METHOD_SEARCH, "candidates": {"late_weights": [0.1] * 12}},
+            ["examples", "direction.steps", "candidates"],
+        ),
+    ],
+)
+async def test_what_would_take_too_long_to_learn_is_refused(fields: dict[str, Any], paths: list[str]) -> None:
+    async with started(SETTINGS.model_copy(update={"max_learning_rows": 1500, "max_learning": 0})) as wire:
+        await wire.directions.LearnDirection(asked(optimization_steps=10))
+        refusal = await refused(wire.directions.LearnDirection(asked(**fields)))
+        assert (refusal.code, refusal.paths) == (INVALID, paths)
+        assert "more than the limit of 1500" in refusal.message
+        assert len((await wire.operations.ListOperations(ops.ListOperationsRequest())).operations) == 1
+
+
+async def test_unfinished_operations_have_a_limit_together() -> None:
+    limits = {"max_operations_rows": 2500, "max_learning": 0}
+    async with started(SETTINGS.model_copy(update=limits)) as wire:
+        first = (await wire.directions.LearnDirection(asked())).operation
+        await wire.directions.LearnDirection(asked())
+        refusal = await refused(wire.directions.LearnDirection(asked()))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OPERATIONS_FULL")
+        assert "network rows" in refusal.message
+        wire.context.manager.wake()
+        await until(lambda: wire.metric("underpaint_operations_rows") == 2 * 1040)
+        await wire.operations.CancelOperation(ops.CancelOperationRequest(name=first.name))
+        await wire.directions.LearnDirection(asked())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+async def test_rows_are_counted_as_they_will_be_computed(wire: Wire, steps: int) -> None:
+    operation = (await wire.directions.LearnDirection(asked(optimization_steps=steps))).operation
+    await ended(wire, operation.name)
+    task = await wire.context.stores.operations.task(operation.name.removeprefix("operations/"))
+    assert task is not None
+    assert task.rows == sum(total_rows(handle.job) for handle in wire.engine.handles) > 0
 
 
 async def test_an_id_is_given_once(idle: Wire) -> None:

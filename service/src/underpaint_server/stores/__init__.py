@@ -35,7 +35,11 @@ class Stores:
         store = open_store(settings.store_url)
         blobs = Blobs(store)
         inversions = await InversionStore.open(
-            store, max_bytes=settings.store_bytes, ttl_s=settings.store_ttl_s, metrics=metrics
+            store,
+            max_bytes=settings.store_bytes,
+            max_entry_bytes=settings.max_inversion_bytes,
+            ttl_s=settings.store_ttl_s,
+            metrics=metrics,
         )
         directions = DirectionStore(blobs, max_entries=settings.max_directions, max_bytes=settings.max_directions_bytes)
         metrics.watch_directions(directions)

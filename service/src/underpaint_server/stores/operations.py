@@ -23,6 +23,7 @@ import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, TypeVar
@@ -62,6 +63,8 @@ class Task:
     """As the caller sent it; empty if it sent none."""
     fingerprint: str
     """Digest of the request message, hexadecimal: another request with the same id has another one."""
+    rows: int = 0
+    """Network rows that it takes; 0 where an earlier version stored the task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,15 @@ class OperationStore:
             if len(self._tasks) > _KNOWN:
                 self._tasks.popitem(last=False)
         return self._tasks[name]
+
+    async def rows(self, summaries: Iterable[OperationSummary]) -> int:
+        """Network rows that these operations take altogether. Damaged and removed ones are left out."""
+        total = 0
+        for summary in summaries:
+            with suppress(StoreCorrupt):
+                task = await self.task(summary.name)
+                total += 0 if task is None else task.rows
+        return total
 
     async def examples(self, name: str, task: Task) -> tuple[Photo | Generated, ...]:
         """The images and generated sources to learn from. Raises StoreCorrupt if stored images are missing."""

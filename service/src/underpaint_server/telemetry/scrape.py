@@ -62,6 +62,10 @@ class OperationsView(Protocol):
     def done(self) -> int:
         """Operations that have ended and are not removed yet, at the last scan."""
 
+    @property
+    def rows(self) -> int:
+        """Network rows of all unfinished operations, at the last scan."""
+
 
 class CallsView(Protocol):
     """Current numbers of calls."""
@@ -96,6 +100,7 @@ class AtScrape(Collector):
             yield from _store_gauges(self.directions, "direction")
         if self.operations is not None:
             yield _operations_gauge(self.operations)
+            yield _gauge("underpaint_operations_rows", "Network rows of unfinished operations.", self.operations.rows)
         if self.calls is not None:
             yield _gauge("underpaint_calls_in_progress", "Calls in progress.", self.calls.calls)
             yield _gauge(

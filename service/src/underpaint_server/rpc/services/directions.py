@@ -21,7 +21,8 @@ from underpaint_server.errors import (
     RequestIdReused,
     StoreCorrupt,
 )
-from underpaint_server.jobs import Direction, Generated, Picture
+from underpaint_server.jobs import Descent, Direction, Generated, Picture
+from underpaint_server.plans import learning_rows
 from underpaint_server.rpc import handlers
 from underpaint_server.rpc.calls.messages import Context
 from underpaint_server.rpc.context import ServerContext
@@ -137,6 +138,7 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
     async def _start(
         self, request: messages.LearnDirectionRequest, draft: LearnDraft, digest: str
     ) -> operations_pb2.Operation:
+        rows = self._check_rows(draft)
         photos = [await self._picture(image, draft) for image in draft.examples if not isinstance(image, Generated)]
         task = Task(
             model=draft.model.id,
@@ -147,12 +149,13 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
             examples=tuple(example if isinstance(example, Generated) else None for example in draft.examples),
             request_id=request.request_id,
             fingerprint=digest,
+            rows=rows,
         )
         async with self._accepting:  # two concurrent calls must not both pass the check
             known = await self._again(draft, digest)
             if known is not None:
                 return known
-            await self._check_admission(draft)
+            await self._check_admission(draft, rows)
             if not await self._server.stores.operations.create(draft.operation, task, photos):
                 known = await self._again(draft, digest)  # another server created it for the same request
                 assert known is not None
@@ -164,7 +167,20 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         pixels, _ = await Fetcher(self._server).picture(image, draft.model)
         return pixels
 
-    async def _check_admission(self, draft: LearnDraft) -> None:
+    def _check_rows(self, draft: LearnDraft) -> int:
+        """Network rows of what is asked for; raises FieldInvalid if they are too many."""
+        settings, steps = self._server.settings, draft.options.num_inference_steps
+        rows = len(draft.examples) * learning_rows(draft.options, settings.learn_checkpoint_every)
+        if rows > settings.max_learning_rows:
+            too_many = (
+                f"{len(draft.examples)} examples with {steps} steps take {rows} network rows, more than the limit of"
+                f" {settings.max_learning_rows}: ask for less here, or in the other fields"
+            )
+            method = "optimization_steps" if isinstance(draft.options.method, Descent) else "candidates"
+            raise FieldInvalid(*(FieldViolation(path, too_many) for path in ("examples", "direction.steps", method)))
+        return rows
+
+    async def _check_admission(self, draft: LearnDraft, rows: int) -> None:
         """Raises DirectionExists, OperationsFull, DirectionsFull."""
         unfinished = await self._unfinished()
         if draft.is_named and await self._is_taken(draft.direction, unfinished):
@@ -178,6 +194,14 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         if len(unfinished) >= limit:
             raise OperationsFull(
                 f"{len(unfinished)} operations are unfinished and the limit is {limit}; cancel some, or retry later",
+                retry_after_s=_FULL_RETRY_S,
+            )
+        waiting = await self._server.stores.operations.rows(unfinished)
+        limit = self._server.settings.max_operations_rows
+        if waiting and waiting + rows > limit:
+            raise OperationsFull(
+                f"unfinished operations have {waiting} network rows, and {rows} more would exceed the limit of {limit};"
+                " cancel some, or retry later",
                 retry_after_s=_FULL_RETRY_S,
             )
 
