@@ -18,9 +18,9 @@ AT_SCRAPE = {
     "underpaint_num_requests_running", "underpaint_num_requests_waiting", "underpaint_queue_capacity",
     "underpaint_estimated_backlog_seconds", "underpaint_engine_last_step_timestamp_seconds",
     "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries", "underpaint_operations",
-    "underpaint_request_bytes_held",
-    "underpaint_log_lines_dropped_total",
-    "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries", "underpaint_operations", "underpaint_model_ready",
+    "underpaint_request_bytes_held", "underpaint_log_lines_dropped_total", "underpaint_model_ready",
+    "underpaint_direction_store_bytes", "underpaint_direction_store_entries",
+    "underpaint_operations_rows", "underpaint_calls_in_progress", "underpaint_slow_requests",
 }  # fmt: skip
 
 

@@ -127,5 +127,5 @@ def test_the_notices_of_a_stored_inversion_are_stored_with_it() -> None:
     with Bench(ToyBackend("toy", Settings())) as bench:
         (made,) = bench.run([invert_job("toy", PX, options)])
     assert {notice.reason for notice in made.notices} == {"PROMPT_UNUSED", "INVERSION_INEXACT"}
-    read, _ = record.decode(record.encode(made.inversion, {}, datetime.now(UTC)))
+    read, _ = record.decode("a", record.encode("a", made.inversion, {}, datetime.now(UTC)))
     assert read.notices == made.notices

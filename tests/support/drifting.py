@@ -15,7 +15,7 @@ def load_drifting(settings: Settings) -> TorchBackend:
     """The embedded model; its linear layers add in an order that the size of the pass decides."""
     device = torch_._prepare(settings)
     directory = checkpoint.resolve("", allow_network=False)
-    model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
+    model = families.load(directory, dtype=getattr(torch, settings.dtype), device=device)
     for module in model.unet.modules():
         if isinstance(module, nn.Linear):
             module.forward = partial(_in_parts, module)  # type: ignore[method-assign]

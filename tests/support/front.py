@@ -257,6 +257,8 @@ async def started(settings: Settings = SETTINGS) -> AsyncIterator[Wire]:
     engine = ArithmeticEngine()
     metrics.watch_engine(engine)
     context = ServerContext.build(settings, cast(Dispatcher, engine), stores, metrics, DECODER)
+    metrics.watch_calls(context.limits)
+    metrics.watch_operations(context.manager)
     health = Health(context)
     await health.update()
     server = build_server(context, health)

@@ -23,11 +23,15 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b"")
+"""What a client sends first."""
+
+
 async def send(address: str, *frames: bytes) -> None:
     """Open a connection, send these frames, and wait until the server has answered the last of them or closed."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b"") + b"".join(frames))
+    writer.write(PREFACE + b"".join(frames))
     ping = frame(6, 0, 0, b"finished")
     writer.write(ping)
     await writer.drain()
@@ -45,6 +49,12 @@ def call(path: bytes, *messages: bytes, headers: Sequence[tuple[bytes, bytes]] =
     if not body:
         return frame(HEADERS, _END_HEADERS | _END_STREAM, 1, fields)
     return frame(HEADERS, _END_HEADERS, 1, fields) + frame(DATA, _END_STREAM, 1, body)
+
+
+def opened(path: bytes, body: bytes) -> bytes:
+    """The frames of one call that has sent ``body`` and not ended its side of the stream."""
+    fields = b"".join(_literal(name, value) for name, value in (*_FIELDS, (b":path", path)))
+    return frame(HEADERS, _END_HEADERS, 1, fields) + frame(DATA, 0, 1, body)
 
 
 def _literal(name: bytes, value: bytes) -> bytes:

@@ -86,7 +86,7 @@ def counting(total: int, say: Callable[[str], None], draw: bool) -> Iterator[Cou
 
 def _detail(progress: Progress) -> str:
     if progress.phase is Phase.QUEUED:
-        return f"{progress.queue_position} ahead" if progress.queue_position else ""
+        return f"position {progress.queue_position}" if progress.queue_position else ""
     return f"{progress.step}/{progress.total_steps}" if progress.total_steps else ""
 
 

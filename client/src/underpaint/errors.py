@@ -32,9 +32,11 @@
     │       └── WrongTarget                   no server can answer at the target as it is written
     ├── DeadlineExceeded              the ``timeout`` is too short
     │   ├── DeadlineUnattainable          DEADLINE_UNATTAINABLE: refused at once, ``metadata`` has estimate_s
-    │   └── DeadlinePassed                DEADLINE_PASSED: it passed in the queue or while running
+    │   ├── DeadlinePassed                DEADLINE_PASSED: it passed in the queue or while running
+    │   └── RequestIncomplete             REQUEST_INCOMPLETE: sending the request took too long
     ├── ResourceExhausted             a limit is reached
     │   ├── OperationsFull                OPERATIONS_FULL: too many operations wait
+    │   ├── DirectionsFull                DIRECTIONS_FULL: too many directions are stored; delete some
     │   ├── OutOfMemory                   GPU_OUT_OF_MEMORY: the image is too large for the device
     │   ├── QuotaExceeded                 QUOTA_EXCEEDED
     │   └── PayloadTooLarge               PAYLOAD_TOO_LARGE: ``metadata`` has limit and actual
@@ -237,12 +239,20 @@ class DeadlinePassed(DeadlineExceeded):
     """The ``timeout`` passed while the request was in the queue or running."""
 
 
+class RequestIncomplete(DeadlineExceeded):
+    """The request did not arrive within the time that the server waits for it: the connection is too slow."""
+
+
 class ResourceExhausted(UnderpaintError):
     """A limit of the server or of this caller is reached."""
 
 
 class OperationsFull(ResourceExhausted):
     """The server takes no more operations; cancel some, or retry later."""
+
+
+class DirectionsFull(ResourceExhausted):
+    """Too many directions are stored, or they take too many bytes; delete some."""
 
 
 class OutOfMemory(ResourceExhausted):

@@ -71,7 +71,7 @@ class Progress:
     fraction: float
     """Share of the whole request that is done, 0 to 1, never decreasing."""
     queue_position: int
-    """Requests ahead in the queue; 0 once the request runs."""
+    """Position in the queue: 1 is the next to start, 0 is not in the queue."""
     eta_s: float | None
     """Estimated seconds to the result; None while there is no estimate."""
     loss: float | None = None

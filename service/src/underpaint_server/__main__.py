@@ -3,14 +3,21 @@
 ``underpaint-server check-model DIRECTORY`` tries a checkpoint instead, see :mod:`underpaint_server.check_model`.
 """
 
+import argparse
 import asyncio
 import os
 import sys
+from typing import TypeVar
 
 from pydantic import ValidationError
+from pydantic_settings import CliSettingsSource
 
 from underpaint_server.engine.worker import spin_briefly
-from underpaint_server.settings import CheckSettings, Settings
+from underpaint_server.settings import CHECK_SETTINGS, CheckSettings, Settings, unknown_variables
+
+S = TypeVar("S", bound=Settings)
+
+_LISTS = ("models", "clips")
 
 
 def main() -> None:
@@ -18,8 +25,8 @@ def main() -> None:
     _keep_stderr_taken()
     try:
         if sys.argv[1:2] == ["check-model"]:
-            sys.exit(_check(CheckSettings(_cli_parse_args=sys.argv[2:])))
-        settings = Settings(_cli_parse_args=True)
+            sys.exit(_check(_read(CheckSettings, sys.argv[2:], CHECK_SETTINGS)))
+        settings = _read(Settings, sys.argv[1:], tuple(Settings.model_fields))
     except ValidationError as error:
         sys.exit(_explain(error))
     # gRPC's core would write to stderr what callers send, such as the text of a GOAWAY frame, past our log lines.
@@ -40,6 +47,25 @@ def _keep_stderr_taken() -> None:
             os.dup2(null, 2)
 
 
+def _read(kind: type[S], arguments: list[str], shown: tuple[str, ...]) -> S:
+    """The settings of these command-line arguments and the environment; ``--help`` lists the settings ``shown``.
+
+    Raises ValidationError. Exits with status 2 for unknown flags and for unknown variables with the server's prefix.
+    """
+    source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(kind)
+    for action in source.root_parser._actions:  # argparse has no public way to the flags that another part has added
+        if action.dest in _LISTS:
+            action.metavar = "ID=DIRECTORY,..."
+            action.help = (action.help or "").removesuffix(" (default: ())")
+        if action.dest not in (*shown, "help"):
+            action.help = argparse.SUPPRESS
+    parsed = source(args=arguments)
+    mistakes = list(unknown_variables(os.environ))
+    if mistakes:
+        sys.exit(_refuse(mistakes))
+    return kind(_cli_settings_source=parsed)
+
+
 def _check(settings: CheckSettings) -> int:
     spin_briefly()
     from underpaint_server.check_model import main as check  # not at the top: it loads torch and gRPC
@@ -48,10 +74,17 @@ def _check(settings: CheckSettings) -> int:
 
 
 def _explain(error: ValidationError) -> int:
+    problems = []
     for problem in error.errors():
         setting = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
-        print(f"underpaint-server: {setting + ': ' if setting else ''}{message}", file=sys.stderr)
+        problems.append(f"{setting + ': ' if setting else ''}{message}")
+    return _refuse(problems)
+
+
+def _refuse(problems: list[str]) -> int:
+    for problem in problems:
+        print(f"underpaint-server: {problem}", file=sys.stderr)
     return 2
 
 

@@ -5,14 +5,12 @@ stdout, progress and errors to stderr.
 """
 
 import queue
-import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -80,7 +78,7 @@ def main(settings: CheckSettings) -> int:
 
 def check(settings: CheckSettings) -> None:
     """Load the checkpoint, print its facts, and test it; raises :class:`UnderpaintError` if it cannot be served."""
-    name = re.sub(r"[^\w.-]+", "-", Path(settings.directory).name).strip("-") or EMBEDDED_MODEL
+    name = settings.model_id
     _print_note(f"reading {settings.directory or EMBEDDED_MODEL} ...")
     begin = time.monotonic()
     backend = load(settings.directory, name, settings)

@@ -33,8 +33,10 @@
     │   └── StoreUnavailable          STORE_UNAVAILABLE     the object store is unreachable
     ├── DeadlineExceeded
     │   ├── DeadlineUnattainable      DEADLINE_UNATTAINABLE refused at admission, by estimate
-    │   └── DeadlinePassed            DEADLINE_PASSED       passed while queued or running
+    │   ├── DeadlinePassed            DEADLINE_PASSED       passed while queued or running
+    │   └── RequestIncomplete         REQUEST_INCOMPLETE    the request did not arrive in time
     ├── OperationsFull                OPERATIONS_FULL       too many unfinished operations; cancel some, or wait
+    ├── DirectionsFull                DIRECTIONS_FULL       too many or too large stored directions; delete some
     ├── OutOfMemory                   GPU_OUT_OF_MEMORY     too large for the device's memory even alone
     ├── PayloadTooLarge               PAYLOAD_TOO_LARGE     a message has more than ``max_message_bytes``
     ├── Cancelled                     CANCELLED             the caller cancelled or disconnected
@@ -305,10 +307,23 @@ class DeadlinePassed(DeadlineExceeded):
     reason = "DEADLINE_PASSED"
 
 
+class RequestIncomplete(DeadlineExceeded):
+    """The call's request did not arrive completely within the time that the server waits for it."""
+
+    reason = "REQUEST_INCOMPLETE"
+
+
 class OperationsFull(UnderpaintError):
     """``max_operations`` operations are unfinished already."""
 
     reason = "OPERATIONS_FULL"
+
+
+class DirectionsFull(UnderpaintError):
+    """The stored directions have reached ``max_directions`` or ``max_directions_bytes``; metadata ``entries`` and
+    ``bytes``."""
+
+    reason = "DIRECTIONS_FULL"
 
 
 class OutOfMemory(UnderpaintError):

@@ -4,7 +4,9 @@ Admission, backlog, progress and deadlines use these numbers. A contract test ru
 it yields with its plan. The cost of a method is in its folder, see ``methods``.
 """
 
-from underpaint_server.jobs import EditJob, InvertJob, Job, LearnJob, MaskJob, Phase, Photo
+import math
+
+from underpaint_server.jobs import EditJob, Generated, InvertJob, Job, LearnJob, LearnOptions, MaskJob, Phase, Photo
 from underpaint_server.methods import METHODS
 from underpaint_server.methods.cost import Plan, Stage, denoising, drawing, inverting
 from underpaint_server.methods.disentangled.options import learning_cost
@@ -30,6 +32,17 @@ def plan(job: Job) -> Plan:
 def total_rows(job: Job) -> int:
     """Number of network rows of the whole job."""
     return sum(stage.rows for stage in plan(job))
+
+
+def learning_rows(options: LearnOptions, checkpoint_every: int) -> int:
+    """Number of network rows that learning takes for each example, when a job has ``checkpoint_every`` optimiser steps.
+
+    Every job generates the examples, or computes their residuals, again.
+    """
+    steps = options.method.optimization_steps
+    example = Generated(options.source_prompt, 0, 0, 0, options.num_inference_steps)
+    whole = plan(LearnJob("", options, (example,), None, steps))
+    return sum(stage.rows for stage in whole) + (math.ceil(steps / checkpoint_every) - 1) * whole[0].rows
 
 
 def _source(job: EditJob) -> Plan:

@@ -1,20 +1,20 @@
 """The composition root: builds the server's parts from the settings, starts, drains and stops them."""
 
 import asyncio
+import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TypeAlias
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
 from obstore.exceptions import BaseError
-from prometheus_client import start_http_server
 
 from underpaint_server.decoder.process import Decoder
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.errors import ModelNotReady, StoreUnavailable
+from underpaint_server.memory import return_freed_memory
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.rpc.listener import Listener
 from underpaint_server.rpc.server import build_server
@@ -29,11 +29,14 @@ from underpaint_server.telemetry import (
     log_lines,
     log_prints,
 )
+from underpaint_server.telemetry.endpoint import serve_metrics
 
 _log = structlog.get_logger()
 
 Signals: TypeAlias = "asyncio.Queue[signal.Signals]"
 
+_OTHER_FILES = 200
+"""Files that the process has open besides the connections of callers: the store's, the engine's, the metrics'."""
 _FLUSH_S = 5.0
 """Seconds for responses that are still being sent; health watchers' streams do not end on their own."""
 
@@ -46,6 +49,8 @@ async def serve(settings: Settings) -> int:
     """
     configure_logging(settings.log_level)
     log_prints()
+    return_freed_memory()
+    _raise_open_files(settings.max_connections + _OTHER_FILES)
     metrics = Metrics()
     metrics.watch_log(log_lines())
     count_unexpected_errors(asyncio.get_running_loop(), metrics)
@@ -59,7 +64,7 @@ async def serve(settings: Settings) -> int:
     decoder = Decoder(settings.decoder_bytes)
     context = ServerContext.build(settings, engine, stores, metrics, decoder)
     metrics.watch_operations(context.manager)
-    metrics.watch_requests(context.held)
+    metrics.watch_calls(context.limits)
     health = Health(context)
     await health.update()
     listener = Listener(lambda: build_server(context, health))
@@ -86,6 +91,18 @@ async def serve(settings: Settings) -> int:
     return 0
 
 
+def _raise_open_files(needed: int) -> None:
+    """Raise the limit on open files of this process to what its connections need; logs a warning if it may not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        _log.warning("too few open files allowed for max-connections", needed=needed, allowed=allowed)
+
+
 class _CannotBind(Exception):
     def __init__(self, address: str) -> None:
         super().__init__(address)
@@ -103,17 +120,12 @@ def _bind(server: grpc.aio.Server, listen: str) -> str:
 @contextmanager
 def _metrics_server(metrics: Metrics, listen: str) -> Iterator[str]:
     host, port = _host_port(listen)
-    try:
-        server, thread = start_http_server(port, host.strip("[]"), metrics.registry)
-    except OSError as error:
-        raise _CannotBind(listen) from error
-    assert isinstance(server, WSGIServer)
-    try:
-        yield f"{host}:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with ExitStack() as stack:
+        try:
+            port = stack.enter_context(serve_metrics(metrics.registry, host.strip("[]"), port))
+        except OSError as error:
+            raise _CannotBind(listen) from error
+        yield f"{host}:{port}"
 
 
 def _host_port(listen: str) -> tuple[str, int]:

@@ -3,10 +3,11 @@
 The string after each field is its help text in ``underpaint-server --help``.
 """
 
-import os
+import difflib
 import re
-from enum import StrEnum
-from typing import Annotated, Self
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, CliPositionalArg, NoDecode, SettingsConfigDict
@@ -19,9 +20,8 @@ EMBEDDED_MODEL = "underpaint-mini"
 _ADDRESS = re.compile(r"(?:[^\s:\[\]]+|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 
 
-def usable_cores() -> int:
-    """Number of CPU cores that this process may run on; its CPU affinity may allow fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MODEL_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""The form of a model's id; it is part of resource names, labels and log lines."""
 
 
 def _check_address(value: str) -> str:
@@ -35,36 +35,14 @@ Address = Annotated[str, AfterValidator(_check_address)]
 """HOST:PORT; the port is 0..65535, an IPv6 host is in brackets."""
 
 
-class Device(StrEnum):
-    """Device that the models run on."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Dtype(StrEnum):
-    """Number format of the denoising network. Latents are float64 between its calls with every choice."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class LogLevel(StrEnum):
-    """Lowest level of the log lines that are written."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class ExactBatching(StrEnum):
-    """How equal requests get bitwise equal noise predictions, alone and beside others."""
-
-    AUTO = "auto"
-    PINNED = "pinned"
+Device = Literal["auto", "cpu", "cuda"]
+"""Device that the models run on."""
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Number format of the denoising network. Latents are float64 between its calls with every choice."""
+LogLevel = Literal["debug", "info", "warning", "error"]
+"""Lowest level of the log lines that are written."""
+ExactBatching = Literal["auto", "pinned"]
+"""How equal requests get bitwise equal noise predictions, alone and beside others."""
 
 
 class Settings(BaseSettings):
@@ -90,9 +68,10 @@ class Settings(BaseSettings):
     metrics_listen: Address = "127.0.0.1:9464"
     """HOST:PORT that serves Prometheus metrics over HTTP, at /metrics. Port 0 takes a free port; the log names it."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
-    """Models to serve, as ID=DIRECTORY of a diffusers pipeline, separated by commas. Requests that name no model use
-    the first. ID= without a directory is the embedded underpaint-mini, ID=underpaint-mini-ddpm the embedded model
-    without a text encoder. The default serves underpaint-mini alone."""
+    """Models to serve, as ID=DIRECTORY of a diffusers pipeline, separated by commas. An ID has 1 to 63 of the
+    characters a-z, A-Z, 0-9, '.', '_' and '-', and begins with a letter or a digit. Requests that name no model use the
+    first. ID= without a directory is the embedded underpaint-mini, ID=underpaint-mini-ddpm the embedded model without a
+    text encoder. The default serves underpaint-mini alone."""
     clips: Annotated[tuple[str, ...], NoDecode] = ()
     """CLIP models for learning directions, as ID=DIRECTORY, separated by commas: ID is the id of a served model,
     DIRECTORY holds a transformers CLIPModel or VisionTextDualEncoderModel. A served model without an entry uses the
@@ -106,15 +85,16 @@ class Settings(BaseSettings):
     allow_network: bool = False
     """Also accept ID=HUB_ID in models: what is not a local directory is downloaded from the Hugging Face hub. By
     default nothing is downloaded."""
-    device: Device = Device.AUTO
+    device: Device = "auto"
     """Device that the models run on; auto is a CUDA GPU if there is one, else the CPU."""
-    dtype: Dtype = Dtype.FLOAT32
+    dtype: Dtype = "float32"
     """Number format of the denoising network. Half precision needs about half the memory of float32 and is less
     precise; latents are float64 with every choice."""
     threads: int = Field(0, ge=0)
-    """CPU threads of the engine process; 0 uses all cores that the process may run on. Servers that share a store must
-    use the same number, because exact inversions can be used only by servers that compute bitwise equal results."""
-    exact_batching: ExactBatching = ExactBatching.AUTO
+    """CPU threads of the engine process; 0 uses all cores that the process may run on, by its CPU affinity and by the
+    CPU quota of its control group (a container's CPU limit). Servers that share a store must use the same number,
+    because exact inversions can be used only by servers that compute bitwise equal results."""
+    exact_batching: ExactBatching = "auto"
     """Whether all forward passes of the network have one fixed number of rows. auto: measure at startup whether that
     number changes the bits of a noise prediction, and fix it only if it does; it is also fixed for images that do not
     have the model's own size. pinned: always fix it. Then results have the same bits whatever else the server does."""
@@ -154,6 +134,20 @@ class Settings(BaseSettings):
     request_bytes: int = Field(512 * _MIB, ge=1)
     """Largest total size of the requests, with their images, of all calls in progress, in bytes; a call beyond it fails
     with QUEUE_FULL. The default is 512 MiB."""
+    max_connections: int = Field(1024, ge=1)
+    """Connections to the gRPC port at one time; further ones are closed. The server raises its limit on open files
+    (ulimit -n) to 200 more than that, as far as it may."""
+    max_streams: int = Field(100, ge=1)
+    """Calls in progress on one connection; a client's library holds back further ones until one has ended."""
+    max_calls: int = Field(1024, ge=1)
+    """Calls in progress on all connections, waiting streams included; one beyond that fails with QUEUE_FULL. Health
+    checks are always answered."""
+    request_arrival_s: float = Field(60, gt=0)
+    """Seconds within which the request message of a call must have arrived completely, and each message of an upload;
+    otherwise the call fails with REQUEST_INCOMPLETE."""
+    max_slow_requests: int = Field(16, ge=1)
+    """Requests at one time that take longer than a second to arrive. Each may hold as much memory as two messages of
+    max-message-bytes. Beyond that one fails with QUEUE_FULL: the oldest if it has taken 10 s, else the newest."""
     max_steps: int = Field(200, ge=1, le=1000)
     """Largest number of steps that a request may ask for."""
     max_prompt_chars: int = Field(2000, ge=1)
@@ -164,16 +158,32 @@ class Settings(BaseSettings):
     """URL of the object store for inversions, directions and operations: memory:/// (lost when the server stops),
     file:///path or s3://bucket/prefix. Several servers may share one file or S3 store."""
     store_bytes: int = Field(1024 * _MIB, ge=1)
-    """Largest total size of the stored inversions, in bytes; beyond it the least recently used are deleted. The default
-    is 1 GiB."""
+    """Largest total size of the stored inversions, in bytes; beyond it the least recently used are deleted: of those
+    that take more than 1/256 of it each if these fill more than half, else of the others. The default is 1 GiB."""
+    max_inversion_bytes: int = Field(128 * _MIB, ge=1)
+    """Largest size of one stored inversion, in bytes; inverting fails with IMAGE_TOO_LARGE beyond it, and an edit does
+    not keep its inversion. The default is 128 MiB: fifty steps with the features of all sites of a model at 512 px take
+    about 40 MiB."""
     store_ttl_s: float = Field(24 * 3600, gt=0)
     """Seconds after its last use at which a stored inversion expires; the default is one day."""
+    max_directions: int = Field(1000, ge=1)
+    """Stored directions, those being learned included; importing or learning one beyond that fails with
+    DIRECTIONS_FULL. They are never deleted by the server."""
+    max_directions_bytes: int = Field(64 * _MIB, ge=1)
+    """Largest total size of the stored directions, in bytes; importing or learning one beyond it fails with
+    DIRECTIONS_FULL. The default is 64 MiB; one takes a few kilobytes."""
     max_learning: int = Field(1, ge=0, le=64)
     """Directions that this server learns at one time. 0: it learns none and leaves them to other servers that share its
     store."""
     max_operations: int = Field(64, ge=1)
     """Operations that may be unfinished at one time, counted over all servers that share the store. A request for
     another one fails with OPERATIONS_FULL."""
+    max_learning_rows: int = Field(200_000, ge=1)
+    """Largest number of network rows that learning one direction may take; a request for more fails with FIELD_INVALID.
+    16 images at the defaults and 50 steps take 42 000."""
+    max_operations_rows: int = Field(1_000_000, ge=1)
+    """Largest number of network rows of all unfinished operations, counted over all servers that share the store; a
+    request for more fails with OPERATIONS_FULL."""
     learn_checkpoint_every: int = Field(2, ge=1, le=200)
     """Optimiser steps between two saves of the state of a direction that is being learned. After a crash, the steps
     since the last save are repeated."""
@@ -195,7 +205,7 @@ class Settings(BaseSettings):
     drain_s: float = Field(120, ge=0)
     """Seconds that queued and running jobs get to finish after SIGTERM or SIGINT, while new ones are refused. What is
     left then is cancelled, and the server exits; a second signal does that at once."""
-    log_level: LogLevel = LogLevel.INFO
+    log_level: LogLevel = "info"
     """Lowest level of the log lines that are written."""
 
     @property
@@ -223,27 +233,86 @@ class Settings(BaseSettings):
     def _check(self) -> Self:
         if self.exact_batch_class == 1:
             raise ValueError("exact_batch_class: a pass has at least 2 rows; give 2 to 64, or 0 for the default")
-        for spec in self.models:
-            name, equals, _ = spec.partition("=")
-            if not name or not equals:
-                raise ValueError(f"models: '{spec}' is not ID=DIRECTORY; write it as photos=/path/to/pipeline")
-        for spec in self.clips:
-            name, _, directory = spec.partition("=")
-            if not name or not directory:
-                raise ValueError(f"clips: '{spec}' is not ID=DIRECTORY; write it as photos=/path/to/clip")
+        self._check_pairs("models", self.models, "photos=/path/to/pipeline", directory_required=False)
+        self._check_pairs("clips", self.clips, "photos=/path/to/clip", directory_required=True)
+        known = self._known_models()
+        for name in self.clip_directories:
+            if name not in known:
+                raise ValueError(f"clips: no model has the id '{name}'; the models are {', '.join(known)}")
         return self
+
+    def _known_models(self) -> list[str]:
+        return [name for name, _ in self.model_locations]
+
+    @staticmethod
+    def _check_pairs(setting: str, specs: Iterable[str], example: str, *, directory_required: bool) -> None:
+        ids = set()
+        for spec in specs:
+            name, equals, directory = spec.partition("=")
+            if not name or not equals or (directory_required and not directory):
+                raise ValueError(f"{setting}: '{spec}' is not ID=DIRECTORY; write it as {example}")
+            if not MODEL_ID.fullmatch(name):
+                raise ValueError(
+                    f"{setting}: '{name}' is no id: use 1 to 63 letters, digits, '.', '_' and '-', a letter or digit"
+                    f" first, as in {example}"
+                )
+            if name in ids:
+                raise ValueError(f"{setting}: the id '{name}' is given twice; every id names one directory")
+            ids.add(name)
+
+
+CHECK_SETTINGS: Final = (
+    "device", "dtype", "threads", "exact_batching", "exact_batch_class", "max_batch_size", "allow_network", "clips",
+    "vgg", "log_level", "directory",
+)  # fmt: skip
+"""The settings that have an effect on ``check-model``; its ``--help`` lists only these."""
 
 
 class CheckSettings(Settings):
     """Load a checkpoint as the server would, run a short EDICT round trip on it, and print its properties and speed.
 
-    Nothing is served. Exits with status 1 and the reason if the server could not serve the checkpoint. Accepts the
-    server's flags and environment variables; those that decide how a model is loaded and run have an effect here:
-    --device, --dtype, --threads, --exact-batching, --exact-batch-class, --max-batch-size, --allow-network, --clips,
-    --vgg.
+    Nothing is served. Exits with status 1 and the reason if the server could not serve the checkpoint. The server's
+    other flags and all its environment variables are accepted too, and have no effect here.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="underpaint-server check-model")
 
     directory: CliPositionalArg[str] = ""
     """Directory of a diffusers pipeline, or its hub id with --allow-network; empty is the embedded underpaint-mini."""
+
+    @property
+    def model_id(self) -> str:
+        """The id that the checked model has here, and for which ``clips`` may name a directory: the directory's name
+        without the characters that an id cannot have."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.directory).name)
+        return name.lstrip("._-")[:63].rstrip("-") or EMBEDDED_MODEL
+
+    def _known_models(self) -> list[str]:
+        return list(dict.fromkeys((self.model_id, *super()._known_models())))
+
+
+# --- environment ------------------------------------------------------------------------------------------------------
+
+_PREFIX: Final = "UNDERPAINT_"
+_OTHERS: Final = ("TARGET",)
+"""Variables with the server's prefix that the client reads."""
+_SERVICE_LINK: Final = re.compile(
+    r"UNDERPAINT_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes adds to the pods of a namespace for each Service whose name is or begins with underpaint."""
+
+
+def unknown_variables(names: Iterable[str]) -> Iterator[str]:
+    """For each environment variable with the server's prefix that is no setting: what is wrong, with the nearest name.
+
+    Variables that the client reads, and those that Kubernetes adds for Services, are no mistakes.
+    """
+    fields = [field.upper() for field in Settings.model_fields]
+    known = {f"{_PREFIX}{field}" for field in (*fields, *_OTHERS)}
+    for name in sorted(names):
+        upper = name.upper()
+        if not upper.startswith(_PREFIX) or upper in known or _SERVICE_LINK.fullmatch(upper):
+            continue
+        nearest = difflib.get_close_matches(upper.removeprefix(_PREFIX), fields, 1, cutoff=0.7)
+        advice = f"did you mean {_PREFIX}{nearest[0]}?" if nearest else "underpaint-server --help lists the settings"
+        yield f"the environment variable {name} is not a setting; unset it, or correct its name: {advice}"

@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 from support.waiting import until
+from underpaint_server.cores import usable_cores
 from underpaint_server.dispatch.stall import (
     FACTOR,
     MAX_KINDS,
@@ -18,7 +19,6 @@ from underpaint_server.dispatch.stall import (
     cpu_seconds,
 )
 from underpaint_server.engine.messages import Passing
-from underpaint_server.settings import usable_cores
 
 FLOOR_S = 5.0
 TICK_S = 0.25

@@ -186,6 +186,13 @@ def test_vgg_features_are_those_of_its_first_four_blocks(tmp_path: Path) -> None
     torch.testing.assert_close(found[0], x)
 
 
+def test_a_clip_for_a_model_that_cannot_learn_is_refused(directory: Path, tmp_path: Path) -> None:
+    faces = checkpoints.build_ddpm(tmp_path / "ddpm")
+    settings = Settings.model_validate({"models": f"faces={faces}", "clips": f"faces={directory}"})
+    with pytest.raises(ModelNotReady, match=r"'faces' has a CLIP, but a .* model cannot learn directions"):
+        load(str(faces), "faces", settings)
+
+
 def test_other_weights_are_no_vgg(tmp_path: Path) -> None:
     save_file({"conv.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     for file in (tmp_path / "other.safetensors", tmp_path / "none.safetensors"):
@@ -196,11 +203,14 @@ def test_other_weights_are_no_vgg(tmp_path: Path) -> None:
 def test_a_clip_is_found_beside_inside_or_by_name(directory: Path, tmp_path: Path) -> None:
     model = checkpoints.build(tmp_path / "sd")
     assert load(str(model), "sd", Settings()).facts.info.content_features == ""
-    named = load(str(model), "sd", Settings(clips=f"sd={directory}"))
+    served = {"models": f"sd={model}"}
+    named = load(str(model), "sd", Settings.model_validate({**served, "clips": f"sd={directory}"}))
     assert (named.facts.info.content_features, named.facts.info.gradients) == ("vae", True)
     (model / "clip").symlink_to(directory)
     assert checkpoint.clip(model, "") == model / "clip"
-    with pytest.raises(ModelNotReady, match="is not a directory"):
-        load(str(model), "sd", Settings(clips=f"sd={tmp_path / 'nowhere'}"))
+    (tmp_path / "empty").mkdir()
+    for name, why in (("nowhere", "is not a directory"), ("empty", "has no config.json")):
+        with pytest.raises(ModelNotReady, match=why):
+            load(str(model), "sd", Settings.model_validate({**served, "clips": f"sd={tmp_path / name}"}))
     file, _ = vgg_file(tmp_path)
     assert load(str(model), "sd", Settings(vgg=str(file))).facts.info.content_features == "vgg16"

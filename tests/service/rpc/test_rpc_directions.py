@@ -1,6 +1,7 @@
 """DirectionService and Operations on the wire: what is refused, what is kept, what ends how."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -31,7 +32,9 @@ from underpaint_server.errors import (
 )
 from underpaint_server.jobs import Descent, Generated, LearnJob, Phase, Photo, Priority, Progress, Sampler, Search
 from underpaint_server.methods.disentangled.options import DisentangledEdit
+from underpaint_server.plans import total_rows
 from underpaint_server.rpc.requests.edit import edit_draft
+from underpaint_server.stores import codec
 from underpaint_server.stores import directions as files
 from underpaint_server.stores.operations import OperationSummary
 from underpaint_server.wire.fields import Fields
@@ -213,6 +216,50 @@ async def test_a_model_that_cannot_learn_says_so(wire: Wire) -> None:
     assert (await refused(wire.directions.LearnDirection(unable))).paths == ["method"]
     refusal = await refused(wire.directions.LearnDirection(asked(direction={"model": "models/none"})))
     assert refusal.reason == "MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("fields", "paths"),
+    [
+        ({"optimization_steps": 200}, ["examples", "direction.steps", "optimization_steps"]),
+        ({"direction": {"steps": 50}, "optimization_steps": 20}, ["examples", "direction.steps", "optimization_steps"]),
+        ({"examples": [{"seed": k} for k in range(16)]}, ["examples", "direction.steps", "optimization_steps"]),
+        (
+            {"method": d.LEARN_METHOD_SEARCH, "candidates": {"late_weights": [0.1] * 12}},
+            ["examples", "direction.steps", "candidates"],
+        ),
+    ],
+)
+async def test_what_would_take_too_long_to_learn_is_refused(fields: dict[str, Any], paths: list[str]) -> None:
+    async with started(SETTINGS.model_copy(update={"max_learning_rows": 1500, "max_learning": 0})) as wire:
+        await wire.directions.LearnDirection(asked(optimization_steps=10))
+        refusal = await refused(wire.directions.LearnDirection(asked(**fields)))
+        assert (refusal.code, refusal.paths) == (INVALID, paths)
+        assert "more than the limit of 1500" in refusal.message
+        assert len((await wire.operations.ListOperations(ops.ListOperationsRequest())).operations) == 1
+
+
+async def test_unfinished_operations_have_a_limit_together() -> None:
+    limits = {"max_operations_rows": 2500, "max_learning": 0}
+    async with started(SETTINGS.model_copy(update=limits)) as wire:
+        first = (await wire.directions.LearnDirection(asked())).operation
+        await wire.directions.LearnDirection(asked())
+        refusal = await refused(wire.directions.LearnDirection(asked()))
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OPERATIONS_FULL")
+        assert "network rows" in refusal.message
+        wire.context.manager.wake()
+        await until(lambda: wire.metric("underpaint_operations_rows") == 2 * 1040)
+        await wire.operations.CancelOperation(ops.CancelOperationRequest(name=first.name))
+        await wire.directions.LearnDirection(asked())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+async def test_rows_are_counted_as_they_will_be_computed(wire: Wire, steps: int) -> None:
+    operation = (await wire.directions.LearnDirection(asked(optimization_steps=steps))).operation
+    await ended(wire, operation.name)
+    task = await wire.context.stores.operations.task(operation.name.removeprefix("operations/"))
+    assert task is not None
+    assert task.rows == sum(total_rows(handle.job) for handle in wire.engine.handles) > 0
 
 
 async def test_an_id_is_given_once(idle: Wire) -> None:
@@ -448,6 +495,41 @@ def resealed(file: bytes, options: dict[str, Any] | None = None, **said: Any) ->
     return files.encode(replace(entry.direction, options=changed, **said), at)
 
 
+def metadata(file: bytes) -> dict[str, str]:
+    said: dict[str, str] = json.loads(file[8 : codec.header_bytes(file)])["__metadata__"]
+    return said
+
+
+def record(file: bytes) -> dict[str, Any]:
+    """What the file says, without its checksum."""
+    said = codec.read_record(file)
+    del said["sha256"]
+    return said
+
+
+def deepened(said: dict[str, Any], member: str) -> dict[str, Any]:
+    return said | {member: said[member] | {"more": 1}}
+
+
+async def test_imports_beyond_the_limit_are_refused() -> None:
+    async with started(SETTINGS.model_copy(update={"max_directions": 3})) as wire:
+        file = await exported(wire, (await learn(wire)).name)
+        await importing(wire, {"header": {}}, {"chunk": file})
+        wire.engine.held = True
+        waiting = (await wire.directions.LearnDirection(asked())).operation
+        for call in (importing(wire, {"header": {}}, {"chunk": file}), wire.directions.LearnDirection(asked())):
+            refusal = await refused(call)
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DIRECTIONS_FULL")
+            assert refusal.metadata["entries"] == "2"
+        assert wire.metric("underpaint_direction_store_entries") == 2
+        assert wire.metric("underpaint_direction_store_bytes") > 2 * len(file)
+        await wire.operations.CancelOperation(ops.CancelOperationRequest(name=waiting.name))
+        await importing(wire, {"header": {}}, {"chunk": file})
+    async with started(SETTINGS.model_copy(update={"max_directions_bytes": len(file) - 1})) as wire:
+        refusal = await refused(importing(wire, {"header": {}}, {"chunk": file}))
+        assert refusal.reason == "DIRECTIONS_FULL"
+
+
 async def test_a_bad_file_is_not_stored(wire: Wire) -> None:
     learned = await learn(wire)
     file = await exported(wire, learned.name)
@@ -463,6 +545,11 @@ async def test_a_bad_file_is_not_stored(wire: Wire) -> None:
         "other metadata": save({"weights": weights}, metadata={"underpaint": said}),
         "a list for an object": save({"weights": weights}, metadata={"underpaint": "[]"}),
         "too large": save({"weights": np.zeros(300_000, np.float32)}),
+        "another tensor": codec.encode(record(file), {"weights": weights, "more": weights}),
+        "another member": codec.encode(record(file) | {"more": 1}, {"weights": weights}),
+        "another option": codec.encode(deepened(record(file), "options"), {"weights": weights}),
+        "other metadata besides": save({"weights": weights}, metadata=metadata(file) | {"more": "x"}),
+        "a long negative prompt": resealed(file, {"negative_prompt": "x" * 101}),
         "a long prompt": resealed(file, {"source_prompt": "x" * 101}),
         "much guidance": resealed(file, {"guidance_scale": 31.0}),
         "backward guidance": resealed(file, {"guidance_scale": -1.0}),

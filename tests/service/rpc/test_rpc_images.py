@@ -14,7 +14,7 @@ from support.front import DECODER, SETTINGS, Wire, edit, encoded, photo, picture
 from support.hostile import png, png_chunk, png_header
 from support.waiting import until
 from underpaint.v1 import direction_service_pb2, model_service_pb2, types_pb2
-from underpaint_server.rpc.calls.held import HeldBytes
+from underpaint_server.rpc.calls.limits import CallLimits
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
@@ -50,17 +50,17 @@ async def test_a_caller_s_deadline_frees_its_place(wire: Wire) -> None:
             calls = [wire.edits.Edit(edit("sdedit"), timeout=0.2) for _ in range(places)]
             ends = await asyncio.gather(*calls, return_exceptions=True)
             assert {end.code() for end in ends} <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}
-            await until(lambda: wire.context.held.held_bytes == 0)
+            await until(lambda: wire.context.limits.held_bytes == 0)
     assert (await wire.edits.Edit(edit("sdedit"))).image.content
 
 
 async def test_a_caller_who_cancels_frees_its_place(wire: Wire) -> None:
     with busy_decoders():
         calls = [wire.edits.Edit(edit("sdedit")) for _ in range(30)]
-        await until(lambda: wire.context.held.held_bytes > 0)
+        await until(lambda: wire.context.limits.held_bytes > 0)
         for call in calls:
             call.cancel()
-        await until(lambda: wire.context.held.held_bytes == 0)
+        await until(lambda: wire.context.limits.held_bytes == 0)
     assert (await wire.edits.Edit(edit("sdedit"))).image.content
 
 
@@ -74,14 +74,14 @@ async def test_images_of_all_calls_together_have_a_limit_of_bytes() -> None:
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
         assert refusal.details["RetryInfo"].retry_delay.ToMilliseconds() > 0
         running[0].cancel()
-        await until(lambda: wire.context.held.held_bytes == request.ByteSize())
+        await until(lambda: wire.context.limits.held_bytes == request.ByteSize())
         again = asyncio.ensure_future(wire.edits.Edit(request))
         await until(lambda: len(wire.engine.handles) == 3)
         for handle in wire.engine.handles:
             if handle not in wire.engine.cancelled:
                 wire.engine.finish(handle)
         await asyncio.gather(running[1], again)
-        await until(lambda: wire.context.held.held_bytes == 0)
+        await until(lambda: wire.context.limits.held_bytes == 0)
 
 
 async def test_one_request_larger_than_the_limit_is_accepted_alone() -> None:
@@ -91,16 +91,16 @@ async def test_one_request_larger_than_the_limit_is_accepted_alone() -> None:
 
 
 def test_what_a_call_holds_is_given_back_however_it_ends() -> None:
-    held = HeldBytes(10)
+    limits = CallLimits(max_calls=9, max_slow=9, arrival_s=9, max_bytes=10)
 
     def failing() -> None:
-        with held.hold(10):
-            assert held.held_bytes == 10
+        with limits.hold(10):
+            assert limits.held_bytes == 10
             raise ValueError("the call")
 
     with pytest.raises(ValueError, match="the call"):
         failing()
-    assert held.held_bytes == 0
+    assert limits.held_bytes == 0
 
 
 def animation(kind: str) -> bytes:

@@ -40,6 +40,7 @@ INVERSIONS = st.builds(
     st.text(), FIGURES, FIGURES,
 )  # fmt: skip
 FITTINGS = st.dictionaries(st.text(), st.integers())
+NAME = "a" * 64
 WHEN = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
 
@@ -69,8 +70,8 @@ def small() -> Inversion:
 
 @given(INVERSIONS, FITTINGS)
 def test_everything_survives(inversion: Inversion, fitting: dict[str, int]) -> None:
-    data = encode(inversion, fitting, WHEN)
-    back, record = decode(data)
+    data = encode(NAME, inversion, fitting, WHEN)
+    back, record = decode(NAME, data)
     assert facts(back) == facts(inversion)
     assert same_arrays(back, inversion)
     assert (record.fitting, record.create_time) == (fitting, WHEN)
@@ -79,42 +80,42 @@ def test_everything_survives(inversion: Inversion, fitting: dict[str, int]) -> N
 
 @given(INVERSIONS, FITTINGS)
 def test_the_same_inversion_is_the_same_bytes(inversion: Inversion, fitting: dict[str, int]) -> None:
-    assert encode(inversion, fitting, WHEN) == encode(inversion, fitting, WHEN)
+    assert encode(NAME, inversion, fitting, WHEN) == encode(NAME, inversion, fitting, WHEN)
 
 
 @given(st.data())
 def test_no_changed_bit_goes_unseen(data: st.DataObject) -> None:
-    file = bytearray(encode(small(), {"width": 64}, WHEN))
+    file = bytearray(encode(NAME, small(), {"width": 64}, WHEN))
     bit = data.draw(st.integers(0, 8 * len(file) - 1))
     file[bit // 8] ^= 1 << bit % 8
     with pytest.raises(StoreCorrupt):
-        decode(bytes(file))
+        decode(NAME, bytes(file))
 
 
 @given(st.data())
 def test_a_file_cut_short_is_corrupt(data: st.DataObject) -> None:
-    file = encode(small(), {}, WHEN)
+    file = encode(NAME, small(), {}, WHEN)
     with pytest.raises(StoreCorrupt):
-        decode(file[: data.draw(st.integers(0, len(file) - 1))])
+        decode(NAME, file[: data.draw(st.integers(0, len(file) - 1))])
 
 
 @given(st.binary(max_size=200))
 def test_anything_else_is_corrupt(data: bytes) -> None:
     with pytest.raises(StoreCorrupt):
-        decode(data)
+        decode(NAME, data)
 
 
 def test_the_record_is_read_from_the_header_alone() -> None:
-    file = encode(small(), {"left": 3}, WHEN)
+    file = encode(NAME, small(), {"left": 3}, WHEN)
     head = file[: header_bytes(file[:8])]
     assert len(head) < len(file)
-    record = decode_record(head)
+    record = decode_record(NAME, head)
     assert facts(record.inversion) == facts(small())
     assert record.fitting == {"left": 3}
 
 
 def test_any_safetensors_reader_can_read_it() -> None:
-    file = encode(small(), {}, WHEN)
+    file = encode(NAME, small(), {}, WHEN)
     assert {name: array.dtype for name, array in load(file).items()} == dict.fromkeys(("source", "x", "y"), np.float64)
     header = json.loads(file[8 : header_bytes(file)])
     assert json.loads(header["__metadata__"]["underpaint"])["reconstruction_psnr_db"] == "inf"
@@ -123,14 +124,14 @@ def test_any_safetensors_reader_can_read_it() -> None:
 def test_another_version_of_the_format_is_refused() -> None:
     text = json.dumps({"format": 2})
     with pytest.raises(StoreCorrupt, match="format 2 is not 1"):
-        decode(save({"x": np.zeros(1)}, metadata={"underpaint": text}))
+        decode(NAME, save({"x": np.zeros(1)}, metadata={"underpaint": text}))
 
 
 @pytest.mark.parametrize("method", ["edict", None, {}, {"kind": "unheard"}, {"kind": []}])
 def test_a_record_whose_method_is_no_method_is_refused(method: object) -> None:
-    file = codec.decode(encode(small(), {}, WHEN))
+    file = codec.decode(encode(NAME, small(), {}, WHEN))
     with pytest.raises(StoreCorrupt, match="header cannot be read"):
-        decode(codec.encode(file.record | {"method": method}, file.arrays))
+        decode(NAME, codec.encode(file.record | {"method": method}, file.arrays))
 
 
 DIRECTION = (Path(__file__).parents[2] / "data" / "direction-format-1.safetensors").read_bytes()
@@ -184,4 +185,17 @@ def test_whatever_is_done_to_a_direction_s_file_it_is_corrupt(seed: int) -> None
 def test_arrays_need_not_be_contiguous() -> None:
     turned = np.arange(24.0).reshape(4, 3, 2).transpose(2, 0, 1)
     inversion = Inversion("mini", "d", small().options, 64, 64, 4, {"x": turned})
-    assert np.array_equal(decode(encode(inversion, {}, WHEN))[0].arrays["x"], turned)
+    assert np.array_equal(decode(NAME, encode(NAME, inversion, {}, WHEN))[0].arrays["x"], turned)
+
+
+def test_a_file_is_its_own_inversion_s_only() -> None:
+    file = encode(NAME, small(), {}, WHEN)
+    for read in (decode, decode_record):
+        with pytest.raises(StoreCorrupt, match="another inversion"):
+            read("b" * 64, file)
+
+
+def test_a_file_of_an_earlier_server_has_no_name() -> None:
+    file = codec.decode(encode(NAME, small(), {}, WHEN))
+    record = {key: value for key, value in file.record.items() if key != "name"}
+    assert facts(decode(NAME, codec.encode(record, file.arrays))[0]) == facts(small())

@@ -66,10 +66,20 @@ async def opener(clock: Clock) -> AsyncIterator[Opener]:
     opened: list[InversionStore] = []
 
     async def opens(
-        url: str, *, max_bytes: int = 1 << 20, ttl_s: float = TTL_S, metrics: Metrics | None = None
+        url: str,
+        *,
+        max_bytes: int = 1 << 20,
+        max_entry_bytes: int = 1 << 30,
+        ttl_s: float = TTL_S,
+        metrics: Metrics | None = None,
     ) -> InversionStore:
         store = await InversionStore.open(
-            open_store(url), max_bytes=max_bytes, ttl_s=ttl_s, metrics=metrics or Metrics(), clock=clock
+            open_store(url),
+            max_bytes=max_bytes,
+            max_entry_bytes=max_entry_bytes,
+            ttl_s=ttl_s,
+            metrics=metrics or Metrics(),
+            clock=clock,
         )
         opened.append(store)
         return store
@@ -242,7 +252,7 @@ async def test_the_least_recently_used_gives_way(url: str, opener: Opener, clock
 async def test_one_larger_than_the_store_is_refused(url: str, opener: Opener) -> None:
     store = await opener(url, max_bytes=20_000)
     kept = await store.put(name(1), inversion(1), FITTING)
-    with pytest.raises(ImageTooLarge, match="more than the 20000 bytes") as caught:
+    with pytest.raises(ImageTooLarge, match="more than the limit of 20000") as caught:
         await store.put(name(2), inversion(2, values=3000), FITTING)
     assert caught.value.metadata["limit"] == "20000"
     assert int(caught.value.metadata["actual"]) > 3 * 8 * 3000
@@ -323,6 +333,38 @@ async def test_foreign_objects_are_left_alone(file_url: str, folder: Path, opene
     assert (folder / "README.txt").read_text() == "not ours"
 
 
+async def test_large_inversions_leave_half_of_the_store_to_the_others(url: str, opener: Opener) -> None:
+    store = await opener(url, max_bytes=4_000_000)
+    small = [name(k) for k in range(8)]
+    for k, each in enumerate(small):
+        await store.put(each, inversion(k), FITTING)
+    for k in range(20):
+        await store.put(name(100 + k), inversion(100 + k, 48_000), FITTING)  # 1.15 MB each
+    kept = {entry.name for entry in (await store.list(100, ""))[0]}
+    assert kept >= set(small), "the small ones were used longer ago, and stay"
+    assert kept - set(small) == {name(117), name(118), name(119)}
+
+
+async def test_small_inversions_leave_half_of_the_store_to_large_ones(opener: Opener) -> None:
+    store = await opener("memory:///", max_bytes=4_000_000)
+    await store.put(name(1), inversion(1, 48_000), FITTING)
+    size = (await store.put(name(2), inversion(2, 600), FITTING)).size_bytes
+    assert size <= 4_000_000 // 256
+    for k in range(3, 3 + 4_800_000 // size):
+        await store.put(name(k), inversion(k, 600), FITTING)
+    kept = {entry.name for entry in (await store.list(1000, ""))[0]}
+    assert name(1) in kept
+    assert name(2) not in kept
+
+
+async def test_one_inversion_has_a_limit_of_its_own(opener: Opener) -> None:
+    store = await opener("memory:///", max_entry_bytes=20_000)
+    await store.put(name(1), inversion(1), FITTING)
+    with pytest.raises(ImageTooLarge, match="more than the limit of 20000"):
+        await store.put(name(2), inversion(2, 3 * 1000), FITTING)
+    assert [entry.name for entry in (await store.list(10, ""))[0]] == [name(1)]
+
+
 # --- damage -------------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +389,19 @@ async def test_damage_is_found_and_removed(url: str, at: int, opener: Opener) ->
     assert store.entries == 0
     await store.put(name(1), inversion(1), FITTING)
     assert np.array_equal((await store.get(name(1)))[0].arrays["x"], inversion(1).arrays["x"])
+
+
+async def test_an_intact_file_of_another_inversion_is_no_answer(url: str, opener: Opener) -> None:
+    store = await opener(url)
+    await store.put(name(1), inversion(1), FITTING)
+    objects = store._objects._store
+    data = await (await obstore.get_async(objects, f"inversions/{name(1)}.safetensors")).bytes_async()
+    await obstore.put_async(objects, f"inversions/{name(2)}.safetensors", bytes(data))
+    for reading in (store.get, store.head, store.export):
+        with pytest.raises((StoreCorrupt, InversionExpired), match=name(2)) as caught:
+            await reading(name(2))
+        assert isinstance(caught.value, StoreCorrupt) == (reading == store.get), "removed when it was found"
+    assert (await store.get(name(1)))[1].name == name(1)
 
 
 async def test_export_never_hands_out_damage(url: str, opener: Opener) -> None:

@@ -1,9 +1,12 @@
 """Directions and operations in a place: what is created once, what is damaged, what is left."""
 
 import asyncio
+import hashlib
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from support.jobs import disc
 from underpaint_server.errors import (
     DirectionExists,
     DirectionNotFound,
+    DirectionsFull,
     EtagMismatch,
     OperationNotFound,
     StoreCorrupt,
@@ -40,6 +44,10 @@ def blobs(url: str) -> Blobs:
     return Blobs(open_store(url))
 
 
+def directions(blobs: Blobs, **options: Any) -> DirectionStore:
+    return DirectionStore(blobs, **{"max_entries": 10, "max_bytes": 1_000_000} | options)
+
+
 def damaged(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -47,7 +55,7 @@ def damaged(path: Path) -> None:
 
 
 async def test_a_direction_comes_back_as_it_was(blobs: Blobs) -> None:
-    store = DirectionStore(blobs, clock=lambda: 1000.5)
+    store = directions(blobs, clock=lambda: 1000.5)
     made = await store.create("joy", DIRECTION)
     assert await store.get("joy") == made
     assert (made.direction, made.create_time) == (DIRECTION, datetime.fromtimestamp(1000.5, UTC))
@@ -61,7 +69,7 @@ async def test_a_direction_comes_back_as_it_was(blobs: Blobs) -> None:
 
 
 async def test_only_what_was_seen_is_deleted(blobs: Blobs) -> None:
-    store = DirectionStore(blobs)
+    store = directions(blobs)
     made = await store.create("joy", DIRECTION)
     with pytest.raises(EtagMismatch):
         await store.delete("joy", "0" * 64)
@@ -73,7 +81,7 @@ async def test_only_what_was_seen_is_deleted(blobs: Blobs) -> None:
 
 
 async def test_a_listing_sees_what_others_do(tmp_path: Path) -> None:
-    one, two = (DirectionStore(Blobs(LocalStore(tmp_path))) for _ in range(2))
+    one, two = (directions(Blobs(LocalStore(tmp_path))) for _ in range(2))
     await one.create("joy", DIRECTION)
     assert [entry.name for entry in (await two.list(10, ""))[0]] == ["joy"]
     await one.delete("joy")
@@ -82,7 +90,7 @@ async def test_a_listing_sees_what_others_do(tmp_path: Path) -> None:
 
 
 async def test_a_damaged_direction_is_told_passed_over_and_can_be_deleted(tmp_path: Path) -> None:
-    store = DirectionStore(Blobs(LocalStore(tmp_path)))
+    store = directions(Blobs(LocalStore(tmp_path)))
     await store.create("good", DIRECTION)
     await store.create("bad", DIRECTION)
     damaged(tmp_path / "directions" / "bad.safetensors")
@@ -157,7 +165,8 @@ async def test_examples_without_a_record_are_read(blobs: Blobs) -> None:
     store = OperationStore(blobs)
     assert await store.create(NAME, TASK, [])
     pixels = {f"{i:02d}": np.full((2, 3, 3), i, np.uint8) for i in range(2)}
-    await blobs.create(f"operations/{NAME}/examples", sealed(save(pixels)))
+    path = f"operations/{NAME}/examples"
+    await blobs.create(path, sealed(path, save(pixels)))
     first, drawn, second = await store.examples(NAME, TASK)
     assert isinstance(first, Photo)
     assert isinstance(second, Photo)
@@ -214,10 +223,61 @@ async def test_damage_is_told(tmp_path: Path) -> None:
     for call in (fresh.task(NAME), fresh.examples(NAME, TASK), fresh.claim_of(seen), fresh.state_of(seen)):
         with pytest.raises(StoreCorrupt):
             await call
-    assert unsealed(sealed(b"x")) == b"x"
-    for data in (b"", b"x", sealed(b"x")[:-1], sealed(b"x") + b"y"):
+    assert unsealed("a", sealed("a", b"x")) == b"x"
+    for data in (b"", b"x", sealed("a", b"x")[:-1], sealed("a", b"x") + b"y", sealed("b", b"x"), sealed("a\nx", b"")):
         with pytest.raises(StoreCorrupt):
-            unsealed(data)
+            unsealed("a", data)
+
+
+def test_what_earlier_servers_sealed_is_read() -> None:
+    data = hashlib.sha256(b"x").hexdigest().encode() + b"\nx"
+    assert unsealed("anywhere", data) == b"x"
+
+
+async def test_an_intact_object_under_another_name_is_told(tmp_path: Path) -> None:
+    store, other = OperationStore(Blobs(LocalStore(tmp_path))), "f" * 32
+    await store.create(NAME, TASK, [disc(8), disc(8)])
+    await store.finish(NAME, b"the end")
+    await store.create(other, replace(TASK, direction="other"), [disc(9), disc(9)])
+    for part in ("request", "examples", "done"):
+        shutil.copy(tmp_path / "operations" / NAME / part, tmp_path / "operations" / other / part)
+    fresh = OperationStore(Blobs(LocalStore(tmp_path)))
+    for call in (fresh.task(other), fresh.examples(other, TASK), fresh.outcome(other)):
+        with pytest.raises(StoreCorrupt):
+            await call
+    made = directions(Blobs(LocalStore(tmp_path)))
+    await made.create("joy", DIRECTION)
+    shutil.copy(tmp_path / "directions" / "joy.safetensors", tmp_path / "directions" / "mirth.safetensors")
+    for direction_call in (made.get("mirth"), made.export("mirth")):
+        with pytest.raises(StoreCorrupt, match="directions/mirth is damaged"):
+            await direction_call
+    assert [entry.name for entry in (await made.list(10, ""))[0]] == ["joy"]
+
+
+async def test_a_direction_that_an_earlier_server_stored_is_read(tmp_path: Path) -> None:
+    data = encode(DIRECTION, datetime.fromtimestamp(0, UTC))
+    (tmp_path / "directions").mkdir()
+    (tmp_path / "directions" / "joy.safetensors").write_bytes(data)
+    store = directions(Blobs(LocalStore(tmp_path)))
+    assert (await store.get("joy")).direction == DIRECTION
+    assert await store.export("joy") == data
+
+
+async def test_directions_beyond_the_limits_find_no_room(blobs: Blobs) -> None:
+    store = directions(blobs, max_entries=3, max_bytes=5000)
+    await store.create("a", DIRECTION)
+    size = store.total_bytes
+    assert (store.entries, size > 500) == (1, True)
+    await store.check_room(2, 5000 - size)
+    for entries, more in ((3, 0), (1, 5001 - size)):
+        with pytest.raises(DirectionsFull, match="delete some"):
+            await store.check_room(entries, more)
+    another = directions(blobs, max_entries=3, max_bytes=5000)
+    await another.create("b", DIRECTION)
+    await store.measure()
+    assert (store.entries, store.total_bytes) == (2, 2 * size)
+    await store.delete("b")
+    assert (store.entries, store.total_bytes) == (1, size)
 
 
 async def test_a_place_out_of_reach_is_told(tmp_path: Path) -> None:

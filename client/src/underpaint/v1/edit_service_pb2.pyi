@@ -673,7 +673,7 @@ class Accepted(_message.Message):
     request_id: _builtins.str
     """The request id; a random one if the request had none."""
     queue_position: _builtins.int
-    """Number of requests ahead in the queue."""
+    """Position in the queue: 1 is the next to start, 0 is not in the queue."""
     def __init__(
         self,
         *,

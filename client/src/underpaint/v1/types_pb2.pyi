@@ -383,7 +383,7 @@ class Progress(_message.Message):
     fraction: _builtins.float
     """Share of the whole request that is done, [0, 1]. Never decreases."""
     queue_position: _builtins.int
-    """Number of requests ahead in the queue, during PHASE_QUEUED."""
+    """Position in the queue: 1 is the next to start, 0 is not in the queue."""
     loss: _builtins.float
     """The latest loss, during PHASE_OPTIMIZING."""
     @_builtins.property

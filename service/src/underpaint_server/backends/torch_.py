@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from underpaint_server.backends.invariance import fingerprint, is_batch_invariant
 from underpaint_server.backends.protocol import DeviceLost, padded
+from underpaint_server.cores import usable_cores
 from underpaint_server.errors import ModelNotReady, OutOfMemory
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.methods import methods_for
@@ -32,7 +33,7 @@ from underpaint_server.rows import (
     Score,
     is_network_row,
 )
-from underpaint_server.settings import Device, ExactBatching, Settings, usable_cores
+from underpaint_server.settings import Settings
 
 DEFAULT_STEPS = 50
 """Default of ``steps`` in requests."""
@@ -106,7 +107,7 @@ class TorchBackend:
         """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady`."""
         device = _prepare(settings)
         directory = checkpoint.resolve(location, settings.allow_network)
-        model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
+        model = families.load(directory, dtype=getattr(torch, settings.dtype), device=device)
         return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings), known)
 
     def predict(self, batch: Batch) -> Sequence[Any]:
@@ -197,7 +198,7 @@ class TorchBackend:
 
     def _may_measure(self) -> bool:
         """Decided by size, not by elapsed time: the decision changes the bits of results, so it must not vary."""
-        return self._settings.exact_batching is ExactBatching.AUTO and not self._is_heavy()
+        return self._settings.exact_batching == "auto" and not self._is_heavy()
 
     def _is_invariant(self) -> bool:
         try:
@@ -257,8 +258,16 @@ def _tile_conditioning(unet: nn.Module) -> None:
 
 def _edit_loss(model: Family, directory: Path, model_id: str, settings: Settings) -> EditLoss | None:
     """The loss of learned directions; None if the checkpoint has no CLIP or is not Stable Diffusion."""
-    clip = checkpoint.clip(directory, settings.clip_directories.get(model_id, ""))
-    if clip is None or not isinstance(model, StableDiffusion):
+    named = settings.clip_directories.get(model_id, "")
+    if not isinstance(model, StableDiffusion):
+        if named:
+            raise ModelNotReady(
+                f"clips: '{model_id}' has a CLIP, but a {model.about.family} model cannot learn directions: remove"
+                f" {model_id}={named}"
+            )
+        return None
+    clip = checkpoint.clip(directory, named)
+    if clip is None:
         return None
     device = model.vae.device
     name, features = (
@@ -268,7 +277,7 @@ def _edit_loss(model: Family, directory: Path, model_id: str, settings: Settings
 
 
 def _prepare(settings: Settings) -> torch.device:
-    if settings.device is Device.CUDA and not torch.cuda.is_available():
+    if settings.device == "cuda" and not torch.cuda.is_available():
         raise ModelNotReady("device: torch finds no CUDA device; use --device cpu, or check the driver")
     torch.set_num_threads(settings.threads or usable_cores())
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -276,5 +285,5 @@ def _prepare(settings: Settings) -> torch.device:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    use_cuda = settings.device is Device.CUDA or (settings.device is Device.AUTO and torch.cuda.is_available())
+    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_cuda else "cpu")

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 import structlog
 
+from underpaint_server.cores import usable_cores
 from underpaint_server.decoder import ENDED, OUT_OF_MEMORY
 from underpaint_server.errors import (
     FieldInvalid,
@@ -27,7 +28,6 @@ from underpaint_server.errors import (
     WorkerRestarted,
 )
 from underpaint_server.jobs import Picture
-from underpaint_server.settings import usable_cores
 from underpaint_server.wire.fitting import Canvas, Fitting
 from underpaint_server.wire.headers import IMAGE, JPEG, MASK, PNG, WEBP, Header, ImageLimits, too_large
 

@@ -166,7 +166,7 @@ class Dispatcher:
 
         ``deadline_s`` is in seconds from now, None for no deadline. ``preview_every`` is the number of denoising steps
         from one preview to the next, 0 for no previews. Jobs of one priority start in the order of submission; LEARNING
-        jobs are never refused for a full queue and need no running slot.
+        jobs are never refused for a full queue, take no slot of it, and need no running slot.
 
         Raises :class:`Draining`, :class:`ModelLoading`, :class:`WorkerRestarted`, :class:`ModelNotReady`,
         :class:`QueueFull` or :class:`DeadlineUnattainable`; then the job was not enqueued.
@@ -177,10 +177,9 @@ class Dispatcher:
         handle = JobHandle(next(self._ids), job, priority, now, deadline, preview_every, self._cancel, self._extend)
         ahead = [other for other in self._waiting if other.priority >= priority]
         self._check_deadline(handle, ahead, deadline_s)
-        if self._is_full() and priority is not Priority.LEARNING and len(self._waiting) >= self.queue_capacity:
-            raise QueueFull(
-                f"the queue is full: {len(self._waiting)} jobs wait; retry later", retry_after_s=self._retry_after_s()
-            )
+        queued = sum(other.priority is not Priority.LEARNING for other in self._waiting)
+        if self._is_full() and priority is not Priority.LEARNING and queued >= self.queue_capacity:
+            raise QueueFull(f"the queue is full: {queued} jobs wait; retry later", retry_after_s=self._retry_after_s())
         self._waiting.insert(len(ahead), handle)
         self._dispatch()
         return handle

@@ -11,8 +11,8 @@ import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
+from underpaint_server.cores import usable_cores
 from underpaint_server.engine.messages import Passing
-from underpaint_server.settings import usable_cores
 
 FACTOR = 10
 """A pass is overdue after this many times the duration of the slowest such pass."""

@@ -12,12 +12,13 @@ from typing import Protocol
 
 import structlog
 
+from underpaint_server.cores import usable_cores
 from underpaint_server.dispatch.process import EngineProcess
 from underpaint_server.dispatch.stall import CpuUse
 from underpaint_server.engine.messages import Load, LoadFailed, Order, Ready, Report
 from underpaint_server.errors import ModelNotReady, UnderpaintError
 from underpaint_server.jobs import ModelInfo
-from underpaint_server.settings import Settings, usable_cores
+from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics, report_unexpected
 
 log = structlog.get_logger(__name__)

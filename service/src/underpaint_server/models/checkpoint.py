@@ -78,15 +78,15 @@ def embedded(name: str) -> Path:
 
 
 def clip(directory: Path, location: str) -> Path | None:
-    """The directory of a checkpoint's CLIP model, or None if no candidate has a config.json.
+    """The directory of a checkpoint's CLIP model; None if ``location`` is empty and there is none.
 
-    The candidate is ``location``; if that is empty, ``clip`` in the checkpoint's directory, then ``clip`` beside it.
-    Raises :class:`ModelNotReady` if ``location`` is not a directory.
+    It is ``location``; if that is empty, ``clip`` in the checkpoint's directory, else ``clip`` beside it, the first
+    that has a config.json. Raises :class:`ModelNotReady` if ``location`` is not such a directory.
     """
-    if location and not Path(location).is_dir():
+    if location and not (Path(location) / "config.json").is_file():
+        state = "has no config.json" if Path(location).is_dir() else "is not a directory"
         raise ModelNotReady(
-            f"clips: '{location}' is not a directory: give ID=DIRECTORY of a transformers CLIPModel or "
-            "VisionTextDualEncoderModel"
+            f"clips: '{location}' {state}: give ID=DIRECTORY of a transformers CLIPModel or VisionTextDualEncoderModel"
         )
     candidates = [Path(location)] if location else [directory / "clip", directory.parent / "clip"]
     return next((folder for folder in candidates if (folder / "config.json").is_file()), None)

@@ -74,6 +74,8 @@ class OperationManager:
         """Whether :meth:`close` is done: no operation runs on this server any more."""
         self.waiting = self.done = 0
         """Operations that no server runs, and operations that have ended, at the last scan."""
+        self.rows = 0
+        """Network rows of all unfinished operations, at the last scan."""
 
     @property
     def running(self) -> int:
@@ -146,6 +148,7 @@ class OperationManager:
             summary for summary in unfinished if summary.name not in self._runs and await self._is_unclaimed(summary)
         ]
         self.waiting, self.done = len(unclaimed), len(summaries) - len(unfinished)
+        self.rows = await self._parts.operations.rows(unfinished)
         for summary in unclaimed:
             if await self._may_run(summary):
                 await self._take(summary)

@@ -8,8 +8,8 @@ from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.errors import ModelLoading, ModelNotFound, ModelNotReady
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.operations.manager import OperationManager
-from underpaint_server.rpc.calls.held import HeldBytes
 from underpaint_server.rpc.calls.idempotency import Idempotency
+from underpaint_server.rpc.calls.limits import CallLimits
 from underpaint_server.rpc.calls.singleflight import SingleFlight
 from underpaint_server.rpc.responses.operation import OperationEncoder
 from underpaint_server.rpc.threads import Threads
@@ -33,7 +33,7 @@ class ServerContext:
     metrics: Metrics
     threads: Threads
     decoder: Decoder
-    held: HeldBytes
+    limits: CallLimits
     idempotency: Idempotency
     inverting: SingleFlight[Any]
     """Inversions that InversionService is computing, by name and whether they are verified."""
@@ -53,7 +53,12 @@ class ServerContext:
             metrics=metrics,
             threads=Threads(settings.max_running + settings.queue_capacity),
             decoder=decoder,
-            held=HeldBytes(settings.request_bytes),
+            limits=CallLimits(
+                max_calls=settings.max_calls,
+                max_slow=settings.max_slow_requests,
+                arrival_s=settings.request_arrival_s,
+                max_bytes=settings.request_bytes,
+            ),
             idempotency=Idempotency(
                 ttl_s=settings.replay_ttl_s,
                 max_bytes=settings.replay_bytes,

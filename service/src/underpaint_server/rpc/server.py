@@ -26,8 +26,13 @@ from underpaint_server.rpc.services.health import Health
 from underpaint_server.rpc.services.inversions import InversionService
 from underpaint_server.rpc.services.models import ModelService
 from underpaint_server.rpc.services.operations import OperationsService
+from underpaint_server.settings import Settings
 
 _MINUTE_MS: Final = 60_000
+_HANDSHAKE_MS: Final = 20_000
+"""Time within which a new connection must begin to speak HTTP/2."""
+_IDLE_MS: Final = 5 * _MINUTE_MS
+"""Time without a call after which a connection is closed; the client's next call opens another."""
 
 _DESCRIPTORS: Final = (
     edit_service_pb2.DESCRIPTOR,
@@ -42,8 +47,8 @@ _DESCRIPTORS: Final = (
 def build_server(context: ServerContext, health: Health) -> grpc.aio.Server:
     """The server with all services; add a port and start it."""
     max_message_bytes = context.settings.max_message_bytes
-    interceptor = CallInterceptor(context.metrics, context.engine.configured[0], max_message_bytes, context.held)
-    server = grpc.aio.server(interceptors=[interceptor], options=_options(TRANSPORT_FACTOR * max_message_bytes))
+    interceptor = CallInterceptor(context.metrics, context.engine.configured[0], max_message_bytes, context.limits)
+    server = grpc.aio.server(interceptors=[interceptor], options=_options(context.settings))
     edit_service_pb2_grpc.add_EditServiceServicer_to_server(EditService(context), server)
     inversion_service_pb2_grpc.add_InversionServiceServicer_to_server(InversionService(context), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(context), server)
@@ -55,7 +60,8 @@ def build_server(context: ServerContext, health: Health) -> grpc.aio.Server:
     return server
 
 
-def _options(max_message_bytes: int) -> list[tuple[str, int]]:
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    max_message_bytes = TRANSPORT_FACTOR * settings.max_message_bytes
     return [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -64,6 +70,11 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_time_ms", _MINUTE_MS),
         ("grpc.keepalive_timeout_ms", 20_000),
+        # The library resets or closes what is beyond these.
+        ("grpc.max_concurrent_streams", settings.max_streams),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
         # A client that balances over DNS resolves only when a connection ends; otherwise it finds no new replicas. The
         # calls of such a connection go on without a time limit (grpc.max_connection_age_grace_ms is not set).
         ("grpc.max_connection_age_ms", 5 * _MINUTE_MS),

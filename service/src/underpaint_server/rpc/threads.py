@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from underpaint_server.cores import usable_cores
 from underpaint_server.errors import QueueFull
-from underpaint_server.settings import usable_cores
 
 P = ParamSpec("P")
 T = TypeVar("T")

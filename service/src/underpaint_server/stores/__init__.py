@@ -1,5 +1,6 @@
 """Where inversions, directions and operations are stored between requests: in memory, in files or in S3."""
 
+import asyncio
 from dataclasses import dataclass
 
 from underpaint_server.settings import Settings
@@ -21,6 +22,8 @@ class Stores:
     inversions: InversionStore
     directions: DirectionStore
     operations: OperationStore
+    measuring: asyncio.Task[None]
+    """Counts the directions in the background."""
 
     @classmethod
     async def open(cls, settings: Settings, metrics: Metrics) -> "Stores":
@@ -32,10 +35,19 @@ class Stores:
         store = open_store(settings.store_url)
         blobs = Blobs(store)
         inversions = await InversionStore.open(
-            store, max_bytes=settings.store_bytes, ttl_s=settings.store_ttl_s, metrics=metrics
+            store,
+            max_bytes=settings.store_bytes,
+            max_entry_bytes=settings.max_inversion_bytes,
+            ttl_s=settings.store_ttl_s,
+            metrics=metrics,
         )
-        return cls(inversions, DirectionStore(blobs), OperationStore(blobs))
+        directions = DirectionStore(blobs, max_entries=settings.max_directions, max_bytes=settings.max_directions_bytes)
+        metrics.watch_directions(directions)
+        measuring = asyncio.create_task(directions.measure_repeatedly())
+        return cls(inversions, directions, OperationStore(blobs), measuring)
 
     async def close(self) -> None:
-        """Stop removing expired inversions in the background. Stored objects stay."""
+        """Stop the work in the background. Stored objects stay."""
+        self.measuring.cancel()
+        await asyncio.gather(self.measuring, return_exceptions=True)
         await self.inversions.close()

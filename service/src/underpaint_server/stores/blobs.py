@@ -1,6 +1,7 @@
 """Whole objects by path, written atomically: the layer between the stores and the object store."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from underpaint_server.errors import StoreCorrupt, StoreUnavailable
 
 _RETRY_AFTER_S: Final = 2.0
 _DIGEST_CHARS: Final = 64
+_SEAL: Final = re.compile(rb"[0-9a-f]{64}\n")
 
 _log = structlog.get_logger()
 
@@ -28,6 +30,7 @@ class Blob:
     """The object's ETag, which changes when the object is replaced; None where the store has none."""
     written_at: float
     """Unix time in seconds, by the object store's clock."""
+    size_bytes: int
 
 
 class Blobs:
@@ -69,7 +72,9 @@ class Blobs:
         blobs: list[Blob] = []
         with reaching():
             async for chunk in obstore.list(self._store, folder, chunk_size=1000):
-                blobs += (Blob(meta["path"], meta["e_tag"], meta["last_modified"].timestamp()) for meta in chunk)
+                blobs += (
+                    Blob(meta["path"], meta["e_tag"], meta["last_modified"].timestamp(), meta["size"]) for meta in chunk
+                )
         return blobs
 
 
@@ -89,14 +94,29 @@ def reaching() -> Iterator[None]:
         raise StoreUnavailable("the object store is unreachable; retry later", retry_after_s=_RETRY_AFTER_S) from error
 
 
-def sealed(data: bytes) -> bytes:
-    """``data`` preceded by its own SHA-256 in hexadecimal and a newline."""
-    return hashlib.sha256(data).hexdigest().encode() + b"\n" + data
+def sealed(path: str, data: bytes) -> bytes:
+    """``data`` for the object at ``path``, preceded by the SHA-256 of both in hexadecimal and a newline."""
+    return _checksum(path, data) + b"\n" + data
 
 
-def unsealed(data: bytes) -> bytes:
-    """The data that :func:`sealed` was given; raises StoreCorrupt if the checksum does not match."""
+def unsealed(path: str, data: bytes) -> bytes:
+    """The data that :func:`sealed` was given for this path.
+
+    Raises StoreCorrupt if the checksum does not match: the object is damaged, or it was written for another path. A
+    checksum of the data alone, as earlier versions wrote it, is accepted.
+    """
     digest, data = data[:_DIGEST_CHARS], data[_DIGEST_CHARS + 1 :]
-    if hashlib.sha256(data).hexdigest().encode() != digest:
-        raise StoreCorrupt("a stored object fails its checksum")
+    if digest not in (_checksum(path, data), hashlib.sha256(data).hexdigest().encode()):
+        raise StoreCorrupt("a stored object fails its checksum, or is another object's")
     return data
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether the data begins as :func:`sealed` writes it."""
+    return _SEAL.match(data) is not None
+
+
+def _checksum(path: str, data: bytes) -> bytes:
+    digest = hashlib.sha256(f"{path}\n".encode())
+    digest.update(data)
+    return digest.hexdigest().encode()

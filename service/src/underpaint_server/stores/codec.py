@@ -75,12 +75,13 @@ def read_record(head: bytes) -> Record:
     """
     try:
         header = json.loads(head[_PREFIX_BYTES : header_bytes(head)])
-        text = header["__metadata__"][_KEY]
+        metadata = header["__metadata__"]
+        text = metadata[_KEY]
         record = json.loads(text)
         canonical = _canonical(record)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreCorrupt(f"the header cannot be read: {error!r}") from error
-    if not isinstance(record, dict) or canonical != text:
+    if not isinstance(record, dict) or canonical != text or len(metadata) != 1:
         raise StoreCorrupt("the header is not in the form that this server writes")
     return record
 

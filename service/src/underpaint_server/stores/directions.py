@@ -1,7 +1,8 @@
 """The direction store: one safetensors file a direction, ``directions/{id}.safetensors``, kept until it is deleted.
 
 The file's only tensor is ``weights``, float32 of shape (steps,). Everything else is in its record, see ``codec``. The
-file's checksum is the direction's etag.
+file's checksum is the direction's etag. The file does not name the direction, since it may be imported under another
+name; so the object is the file *sealed* for its path, see ``blobs``.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -18,16 +20,23 @@ import numpy as np
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from underpaint_server.errors import DirectionExists, DirectionNotFound, EtagMismatch, StoreCorrupt
+from underpaint_server.errors import (
+    DirectionExists,
+    DirectionNotFound,
+    DirectionsFull,
+    EtagMismatch,
+    StoreCorrupt,
+    StoreUnavailable,
+)
 from underpaint_server.jobs import MAX_GUIDANCE_SCALE, MAX_MIXING_WEIGHT, Direction, LearnOptions
 from underpaint_server.stores import codec
-from underpaint_server.stores.blobs import Blobs
+from underpaint_server.stores.blobs import Blob, Blobs, is_sealed, sealed, unsealed
 from underpaint_server.stores.paging import key_of, token_of
 
 NAME: Final = re.compile(r"[a-z0-9-]{1,63}")
 """The form of a direction's id."""
-MAX_BYTES: Final = 1024 * 1024
-"""Largest size of one file in bytes. A direction of 1000 steps takes a tenth of it."""
+MAX_BYTES: Final = 256 * 1024
+"""Largest size of one file in bytes. A direction of 1000 steps takes less than half of it."""
 FORMAT: Final = 2
 """Version of the files that are written."""
 _UNNAMED: Final = 1
@@ -36,6 +45,7 @@ _UNNAMED: Final = 1
 _FOLDER: Final = "directions"
 _OBJECT: Final = re.compile(rf"{_FOLDER}/({NAME.pattern})\.safetensors")
 _READS_AT_ONCE: Final = 32
+_MEASURE_S: Final = 60.0
 _MAX_NUMBERS: Final = 1000
 """Most weights, losses or examples in a file. Learning here needs far fewer."""
 _MAX_NAME_CHARS: Final = 1000
@@ -117,6 +127,7 @@ def decode(name: str, data: bytes) -> Entry:
         operation=record.operation,
     )
     _check(record, direction)
+    _check_known(record, file)
     return Entry(name, direction, record.create_time, file.sha256)
 
 
@@ -127,10 +138,19 @@ def renamed(data: bytes, display_name: str) -> bytes:
 
 
 class DirectionStore:
-    """Directions by id. Any method raises StoreUnavailable if the object store cannot be reached."""
+    """Directions by id. Any method raises StoreUnavailable if the object store cannot be reached.
 
-    def __init__(self, blobs: Blobs, clock: Callable[[], float] = time.time) -> None:
+    ``max_entries`` and ``max_bytes`` limit what :meth:`check_room` lets callers add.
+    """
+
+    def __init__(
+        self, blobs: Blobs, *, max_entries: int, max_bytes: int, clock: Callable[[], float] = time.time
+    ) -> None:
         self._blobs = blobs
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self.entries = self.total_bytes = 0
+        """Number and size in bytes of all stored directions, when they were last counted."""
         self._clock = clock
         self._cache: dict[str, tuple[str | None, Entry]] = {}
         """Entries that a listing has read, by id, each with the version of the object that was read."""
@@ -142,14 +162,39 @@ class DirectionStore:
 
     async def create_from_file(self, name: str, data: bytes) -> Entry:
         """Store a file unchanged; raises DirectionExists, and StoreCorrupt as :func:`decode` does."""
-        entry = decode(name, data)
+        entry, data = decode(name, data), sealed(_path(name), data)
         if not await self._blobs.create(_path(name), data):
             raise DirectionExists(f"directions/{name} exists already; choose another id", metadata=_resource(name))
+        self.entries += 1
+        self.total_bytes += len(data)
         return entry
+
+    async def check_room(self, entries: int, size_bytes: int = 0) -> None:
+        """Raise DirectionsFull if there is no room for so many more directions, of ``size_bytes`` together."""
+        await self.measure()
+        entries, size_bytes = entries + self.entries, size_bytes + self.total_bytes
+        if entries > self._max_entries or size_bytes > self._max_bytes:
+            raise DirectionsFull(
+                f"there would be {entries} directions of {size_bytes} bytes, more than the limits of"
+                f" {self._max_entries} directions and {self._max_bytes} bytes: delete some",
+                metadata={"entries": str(self.entries), "bytes": str(self.total_bytes)},
+            )
+
+    async def measure(self) -> None:
+        """Count the stored directions and their bytes."""
+        blobs = (await self._stored()).values()
+        self.entries, self.total_bytes = len(blobs), sum(blob.size_bytes for blob in blobs)
+
+    async def measure_repeatedly(self) -> None:
+        """Count them every minute: other servers of the store add and delete some."""
+        while True:
+            with suppress(StoreUnavailable):  # logged by the store
+                await self.measure()
+            await asyncio.sleep(_MEASURE_S)
 
     async def get(self, name: str) -> Entry:
         """One direction. Raises DirectionNotFound, StoreCorrupt."""
-        return self._decoded(name, await self.export(name))
+        return (await self._read(name))[1]
 
     async def exists(self, name: str) -> bool:
         """Whether a direction has this id."""
@@ -157,11 +202,21 @@ class DirectionStore:
 
     async def export(self, name: str) -> bytes:
         """The bytes of the file, verified. Raises DirectionNotFound, StoreCorrupt."""
+        return (await self._read(name))[0]
+
+    async def _read(self, name: str) -> tuple[bytes, Entry]:
         data = await self._blobs.read(_path(name))
         if data is None:
             raise _missing(name)
-        self._decoded(name, data)
-        return data
+        try:
+            if is_sealed(data):  # earlier versions wrote the file alone
+                data = unsealed(_path(name), data)
+            return data, decode(name, data)
+        except StoreCorrupt as error:
+            raise StoreCorrupt(
+                f"directions/{name} is damaged: delete it, then learn or import it again ({error.message})",
+                metadata=_resource(name),
+            ) from error
 
     async def delete(self, name: str, etag: str = "") -> None:
         """Remove a direction; with an ``etag``, only if the direction has it.
@@ -177,6 +232,7 @@ class DirectionStore:
             )
         if not await self.exists(name) or not await self._blobs.remove(_path(name)):
             raise _missing(name)
+        await self.measure()
 
     async def list(self, page_size: int, page_token: str) -> tuple[Entries, str]:
         """One page, newest first, and the token of the next page, "" on the last one.
@@ -190,11 +246,15 @@ class DirectionStore:
         return page, token_of((page[-1].create_time, page[-1].name)) if len(left) > len(page) else ""
 
     async def _all(self) -> Entries:
-        blobs = {match[1]: blob for blob in await self._blobs.below(_FOLDER) if (match := _OBJECT.fullmatch(blob.path))}
+        blobs = await self._stored()
         self._cache = {name: cached for name, cached in self._cache.items() if name in blobs}
         changed = [(name, blob.version) for name, blob in blobs.items() if not self._is_cached(name, blob.version)]
         await asyncio.gather(*(self._load(name, version) for name, version in changed))
         return [entry for name, (_, entry) in self._cache.items() if name in blobs]
+
+    async def _stored(self) -> dict[str, Blob]:
+        """The objects of all directions, by id."""
+        return {match[1]: blob for blob in await self._blobs.below(_FOLDER) if (match := _OBJECT.fullmatch(blob.path))}
 
     def _is_cached(self, name: str, version: str | None) -> bool:
         cached = self._cache.get(name)
@@ -209,15 +269,6 @@ class DirectionStore:
             except StoreCorrupt as error:
                 self._cache.pop(name, None)
                 _log.error("stored direction damaged", direction=name, error=error.message)
-
-    def _decoded(self, name: str, data: bytes) -> Entry:
-        try:
-            return decode(name, data)
-        except StoreCorrupt as error:
-            raise StoreCorrupt(
-                f"directions/{name} is damaged: delete it, then learn or import it again ({error.message})",
-                metadata=_resource(name),
-            ) from error
 
 
 def _check(record: _Record, direction: Direction) -> None:
@@ -243,6 +294,13 @@ def _check(record: _Record, direction: Direction) -> None:
     names = record.display_name, record.model, record.model_digest, record.content_features, record.operation
     if max(map(len, names)) > _MAX_NAME_CHARS:
         raise StoreCorrupt(f"a name in the file has more than {_MAX_NAME_CHARS} characters")
+
+
+def _check_known(record: _Record, file: codec.File) -> None:
+    """Raise StoreCorrupt for tensors and members of the record that mean nothing here."""
+    known = json.loads(_RECORD.dump_json(record)) | {"create_time": file.record["create_time"]}
+    if file.arrays.keys() != {"weights"} or known != file.record:
+        raise StoreCorrupt("the file has more than a direction: another tensor, or another member of its record")
 
 
 def _first_line(error: Exception) -> str:

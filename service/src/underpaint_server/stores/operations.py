@@ -23,6 +23,7 @@ import asyncio
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, TypeVar
@@ -62,6 +63,8 @@ class Task:
     """As the caller sent it; empty if it sent none."""
     fingerprint: str
     """Digest of the request message, hexadecimal: another request with the same id has another one."""
+    rows: int = 0
+    """Network rows that it takes; 0 where an earlier version stored the task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,15 @@ class OperationStore:
                 self._tasks.popitem(last=False)
         return self._tasks[name]
 
+    async def rows(self, summaries: Iterable[OperationSummary]) -> int:
+        """Network rows that these operations take altogether. Damaged and removed ones are left out."""
+        total = 0
+        for summary in summaries:
+            with suppress(StoreCorrupt):
+                task = await self.task(summary.name)
+                total += 0 if task is None else task.rows
+        return total
+
     async def examples(self, name: str, task: Task) -> tuple[Photo | Generated, ...]:
         """The images and generated sources to learn from. Raises StoreCorrupt if stored images are missing."""
         if None not in task.examples:
@@ -207,11 +219,13 @@ class OperationStore:
 
     async def _create(self, name: str, part: str, data: bytes) -> bool:
         # The store may have written the object although the call failed: an equal object counts as created.
-        return await self._blobs.create(_path(name, part), sealed(data)) or await self._read(name, part) == data
+        path = _path(name, part)
+        return await self._blobs.create(path, sealed(path, data)) or await self._read(name, part) == data
 
     async def _read(self, name: str, part: str) -> bytes | None:
-        data = await self._blobs.read(_path(name, part))
-        return None if data is None else unsealed(data)
+        path = _path(name, part)
+        data = await self._blobs.read(path)
+        return None if data is None else unsealed(path, data)
 
 
 def _summaries(blobs: Iterable[Blob]) -> list[OperationSummary]:

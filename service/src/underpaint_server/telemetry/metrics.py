@@ -18,10 +18,17 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client import (
+    values as library_values,
+)
 
 from underpaint_server.jobs import ModelInfo, Phase, Priority
 from underpaint_server.methods import JOB_NAMES
-from underpaint_server.telemetry.scrape import AtScrape, EngineView, LogView, OperationsView, RequestsView, StoreView
+from underpaint_server.telemetry.scrape import AtScrape, CallsView, EngineView, LogView, OperationsView, StoreView
+
+# This process alone has its metrics. Where the environment of another program sets PROMETHEUS_MULTIPROC_DIR, the
+# library would keep them in files of that directory: the start fails if it is missing, and counters outlive a restart.
+library_values.ValueClass = library_values.MutexValue
 
 _LATENCY_S = (0.1, 0.25, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 7.5, 10, 15, 20, 30, 40, 60, 120, 240, 480)
 _QUEUE_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -206,13 +213,17 @@ class Metrics:
         """Read the store's gauges from ``store`` at every scrape."""
         self._at_scrape.store = store
 
+    def watch_directions(self, directions: StoreView) -> None:
+        """Read the gauges of stored directions from ``directions`` at every scrape."""
+        self._at_scrape.directions = directions
+
     def watch_operations(self, operations: OperationsView) -> None:
         """Read the gauge of operations from ``operations`` at every scrape."""
         self._at_scrape.operations = operations
 
-    def watch_requests(self, requests: RequestsView) -> None:
-        """Read the gauge of requests in memory from ``requests`` at every scrape."""
-        self._at_scrape.requests = requests
+    def watch_calls(self, calls: CallsView) -> None:
+        """Read the gauges of calls from ``calls`` at every scrape."""
+        self._at_scrape.calls = calls
 
     def watch_log(self, log: LogView) -> None:
         """Read the counter of dropped log lines from ``log`` at every scrape."""

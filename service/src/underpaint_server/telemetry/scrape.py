@@ -40,15 +40,15 @@ class EngineView(Protocol):
 
 
 class StoreView(Protocol):
-    """The inversion store's current values."""
+    """Current values of the store of inversions, or of that of directions."""
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all stored inversions."""
+        """Bytes of all that is stored."""
 
     @property
     def entries(self) -> int:
-        """Number of stored inversions."""
+        """Number of stored inversions or directions."""
 
 
 class OperationsView(Protocol):
@@ -66,13 +66,25 @@ class OperationsView(Protocol):
     def done(self) -> int:
         """Operations that have ended and are not removed yet, at the last scan."""
 
+    @property
+    def rows(self) -> int:
+        """Network rows of all unfinished operations, at the last scan."""
 
-class RequestsView(Protocol):
-    """The requests of calls in progress."""
+
+class CallsView(Protocol):
+    """Current numbers of calls."""
+
+    @property
+    def calls(self) -> int:
+        """Calls in progress."""
+
+    @property
+    def slow_requests(self) -> int:
+        """Calls whose request takes long to arrive."""
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of these requests."""
+        """Bytes of the requests of calls in progress."""
 
 
 class LogView(Protocol):
@@ -89,9 +101,10 @@ class AtScrape(Collector):
     def __init__(self) -> None:
         self.engine: EngineView | None = None
         self.store: StoreView | None = None
+        self.directions: StoreView | None = None
         self.operations: OperationsView | None = None
-        self.requests: RequestsView | None = None
         self.log: LogView | None = None
+        self.calls: CallsView | None = None
 
     def collect(self) -> Iterator[Metric]:
         """The build information and the gauges of all owners that are set."""
@@ -99,14 +112,21 @@ class AtScrape(Collector):
         if self.engine is not None:
             yield from _engine_gauges(self.engine)
         if self.store is not None:
-            yield from _store_gauges(self.store)
+            yield from _store_gauges(self.store, "inversion")
+        if self.directions is not None:
+            yield from _store_gauges(self.directions, "direction")
         if self.operations is not None:
             yield _operations_gauge(self.operations)
-        if self.requests is not None:
-            yield _gauge("underpaint_request_bytes_held", "Bytes of requests in progress.", self.requests.held_bytes)
+            yield _gauge("underpaint_operations_rows", "Network rows of unfinished operations.", self.operations.rows)
         if self.log is not None:
             text = "Log lines of the front process that could not be written."
             yield CounterMetricFamily("underpaint_log_lines_dropped_total", text, value=self.log.dropped)
+        if self.calls is not None:
+            yield _gauge("underpaint_request_bytes_held", "Bytes of requests in progress.", self.calls.held_bytes)
+            yield _gauge("underpaint_calls_in_progress", "Calls in progress.", self.calls.calls)
+            yield _gauge(
+                "underpaint_slow_requests", "Requests that take over a second to arrive.", self.calls.slow_requests
+            )
 
 
 def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
@@ -130,9 +150,9 @@ def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
         yield _gauge("underpaint_engine_last_step_timestamp_seconds", "Unix time of the last network pass.", last)
 
 
-def _store_gauges(store: StoreView) -> Iterator[Metric]:
-    yield _gauge("underpaint_inversion_store_bytes", "Bytes of stored inversions.", store.total_bytes)
-    yield _gauge("underpaint_inversion_store_entries", "Stored inversions.", store.entries)
+def _store_gauges(store: StoreView, kind: str) -> Iterator[Metric]:
+    yield _gauge(f"underpaint_{kind}_store_bytes", f"Bytes of stored {kind}s.", store.total_bytes)
+    yield _gauge(f"underpaint_{kind}_store_entries", f"Stored {kind}s.", store.entries)
 
 
 def _operations_gauge(operations: OperationsView) -> Metric:

@@ -23,7 +23,7 @@ from underpaint_server.errors import (
     UnderpaintError,
     forget_frames,
 )
-from underpaint_server.rpc.calls.held import HeldBytes
+from underpaint_server.rpc.calls.limits import CallLimits
 from underpaint_server.rpc.calls.messages import Context, Requests, check_size
 from underpaint_server.rpc.calls.record import CallRecord
 from underpaint_server.rpc.responses import status
@@ -44,14 +44,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler.
 
     ``default_model`` is the id of the model for requests that name none. No message of either direction may have more
-    than ``max_message_bytes``. A unary request counts in ``held`` while its call lasts.
+    than ``max_message_bytes``. ``limits`` says how many calls there may be, how long a request may take to
+    arrive, and how many bytes of requests are held while their calls last.
     """
 
-    def __init__(self, metrics: Metrics, default_model: str, max_message_bytes: int, held: HeldBytes) -> None:
+    def __init__(self, metrics: Metrics, default_model: str, max_message_bytes: int, limits: CallLimits) -> None:
         self._metrics = metrics
         self._default_model = default_model
         self._max_message_bytes = max_message_bytes
-        self._held = held
+        self._limits = limits
 
     async def intercept_service(
         self,
@@ -71,15 +72,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with _outcome(record, context):
                 if handler is None:
                     raise RpcUnknown("this server has no such RPC; its reflection service lists those it has")
-                await self._answer(handler, context, record)
+                with self._limits.call(path):
+                    await self._answer(handler, context, record)
 
         serialize = None if handler is None else handler.response_serializer
         return grpc.stream_stream_rpc_method_handler(behaviour, None, serialize)
 
     async def _answer(self, handler: Handler, context: Context, record: CallRecord) -> None:
-        requests = Requests(context, handler.request_deserializer, self._max_message_bytes, record)
+        requests = Requests(context, handler.request_deserializer, self._max_message_bytes, record, self._limits)
         request = requests.all() if handler.request_streaming else await requests.one()
-        with self._held.hold(requests.last_bytes):
+        with self._limits.hold(requests.last_bytes):
             await self._respond(handler, request, context, record)
 
     async def _respond(self, handler: Handler, request: Any, context: Context, record: CallRecord) -> None:

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from underpaint_server.errors import FieldInvalid, FieldViolation, PayloadTooLarge, RequestUndecodable
+from underpaint_server.rpc.calls.limits import CallLimits
 from underpaint_server.rpc.calls.record import CallRecord
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,14 +29,22 @@ _CANCEL_S: Final = 0.05
 class Requests:
     """Reads the request messages of one call.
 
-    ``parse`` decodes one message of at most ``max_bytes``; ``record`` counts it.
+    ``parse`` decodes one message of at most ``max_bytes``; ``record`` counts it; ``limits`` ends the wait for it.
     """
 
-    def __init__(self, context: Context, parse: Callable[[bytes], Message], max_bytes: int, record: CallRecord) -> None:
+    def __init__(
+        self,
+        context: Context,
+        parse: Callable[[bytes], Message],
+        max_bytes: int,
+        record: CallRecord,
+        limits: CallLimits,
+    ) -> None:
         self._context = context
         self._parse = parse
         self._max_bytes = max_bytes
         self._record = record
+        self._limits = limits
         self.last_bytes = 0
         """Encoded size of the message that was read last."""
 
@@ -44,16 +53,25 @@ class Requests:
 
         Raises RequestUndecodable where there is none or more than one, and what :meth:`all` raises.
         """
-        message = await self._next()
-        if message is None:
-            raise RequestUndecodable("the call has no request message; send exactly one, then end the stream")
-        if await self._context.read() is not grpc.aio.EOF:
-            raise RequestUndecodable("the call has more than one request message; send exactly one")
-        return message
+        async with self._limits.arrival():
+            message = await self._next()
+            if message is None:
+                raise RequestUndecodable("the call has no request message; send exactly one, then end the stream")
+            if await self._context.read() is not grpc.aio.EOF:
+                raise RequestUndecodable("the call has more than one request message; send exactly one")
+            return message
 
     async def all(self) -> AsyncIterator[Message]:
-        """Each message as it arrives. Raises PayloadTooLarge, RequestUndecodable, FieldInvalid for unknown fields."""
-        while (message := await self._next()) is not None:
+        """Each message as it arrives.
+
+        Raises PayloadTooLarge, RequestUndecodable, FieldInvalid for unknown fields; RequestIncomplete or QueueFull for
+        a message that is late.
+        """
+        while True:
+            async with self._limits.arrival():
+                message = await self._next()
+            if message is None:
+                return
             yield message
 
     async def _next(self) -> Message | None:

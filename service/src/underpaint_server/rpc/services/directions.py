@@ -21,7 +21,8 @@ from underpaint_server.errors import (
     RequestIdReused,
     StoreCorrupt,
 )
-from underpaint_server.jobs import Direction, Generated, Picture
+from underpaint_server.jobs import Descent, Direction, Generated, Picture
+from underpaint_server.plans import learning_rows
 from underpaint_server.rpc import handlers
 from underpaint_server.rpc.calls.messages import Context
 from underpaint_server.rpc.context import ServerContext
@@ -101,7 +102,10 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         except StoreCorrupt as error:
             raise FieldInvalid(FieldViolation("chunk", error.message)) from error
         self._check_file(imported)
-        entry = await self._server.stores.directions.create_from_file(name, data)
+        directions = self._server.stores.directions
+        async with self._accepting:
+            await directions.check_room(len(await self._unfinished()) + 1, len(data))
+            entry = await directions.create_from_file(name, data)
         return messages.ImportDirectionResponse(direction=direction(entry))
 
     def _check_file(self, direction: Direction) -> None:
@@ -112,7 +116,8 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
                 "chunk",
                 f"the file has {options.num_inference_steps} steps, more than the limit of {settings.max_steps}",
             )
-        if max(len(options.source_prompt), len(options.target_prompt)) > settings.max_prompt_chars:
+        prompts = options.source_prompt, options.target_prompt, options.negative_prompt
+        if max(map(len, prompts)) > settings.max_prompt_chars:
             fields.report(
                 "chunk", f"the file has a prompt of more than {settings.max_prompt_chars} characters, the limit"
             )
@@ -133,6 +138,7 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
     async def _start(
         self, request: messages.LearnDirectionRequest, draft: LearnDraft, digest: str
     ) -> operations_pb2.Operation:
+        rows = self._check_rows(draft)
         photos = [await self._picture(image, draft) for image in draft.examples if not isinstance(image, Generated)]
         task = Task(
             model=draft.model.id,
@@ -143,12 +149,13 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
             examples=tuple(example if isinstance(example, Generated) else None for example in draft.examples),
             request_id=request.request_id,
             fingerprint=digest,
+            rows=rows,
         )
         async with self._accepting:  # two concurrent calls must not both pass the check
             known = await self._again(draft, digest)
             if known is not None:
                 return known
-            await self._check_admission(draft)
+            await self._check_admission(draft, rows)
             if not await self._server.stores.operations.create(draft.operation, task, photos):
                 known = await self._again(draft, digest)  # another server created it for the same request
                 assert known is not None
@@ -160,23 +167,48 @@ class DirectionService(direction_service_pb2_grpc.DirectionServiceServicer):
         pixels, _ = await Fetcher(self._server).picture(image, draft.model)
         return pixels
 
-    async def _check_admission(self, draft: LearnDraft) -> None:
-        """Raises DirectionExists, OperationsFull."""
-        unfinished = [
-            summary for summary in (await self._server.stores.operations.scan()).values() if summary.done_at is None
-        ]
+    def _check_rows(self, draft: LearnDraft) -> int:
+        """Network rows of what is asked for; raises FieldInvalid if they are too many."""
+        settings, steps = self._server.settings, draft.options.num_inference_steps
+        rows = len(draft.examples) * learning_rows(draft.options, settings.learn_checkpoint_every)
+        if rows > settings.max_learning_rows:
+            too_many = (
+                f"{len(draft.examples)} examples with {steps} steps take {rows} network rows, more than the limit of"
+                f" {settings.max_learning_rows}: ask for less here, or in the other fields"
+            )
+            method = "optimization_steps" if isinstance(draft.options.method, Descent) else "candidates"
+            raise FieldInvalid(*(FieldViolation(path, too_many) for path in ("examples", "direction.steps", method)))
+        return rows
+
+    async def _check_admission(self, draft: LearnDraft, rows: int) -> None:
+        """Raises DirectionExists, OperationsFull, DirectionsFull."""
+        unfinished = await self._unfinished()
         if draft.is_named and await self._is_taken(draft.direction, unfinished):
             name = direction_name(draft.direction)
             raise DirectionExists(
                 f"{name} exists already, or is being learned; choose another direction_id",
                 metadata={"resource_type": "underpaint.v1.Direction", "resource_name": name},
             )
+        await self._server.stores.directions.check_room(len(unfinished) + 1)
         limit = self._server.settings.max_operations
         if len(unfinished) >= limit:
             raise OperationsFull(
                 f"{len(unfinished)} operations are unfinished and the limit is {limit}; cancel some, or retry later",
                 retry_after_s=_FULL_RETRY_S,
             )
+        waiting = await self._server.stores.operations.rows(unfinished)
+        limit = self._server.settings.max_operations_rows
+        if waiting and waiting + rows > limit:
+            raise OperationsFull(
+                f"unfinished operations have {waiting} network rows, and {rows} more would exceed the limit of {limit};"
+                " cancel some, or retry later",
+                retry_after_s=_FULL_RETRY_S,
+            )
+
+    async def _unfinished(self) -> list[OperationSummary]:
+        """The operations that have not ended; each will store a direction."""
+        summaries = await self._server.stores.operations.scan()
+        return [summary for summary in summaries.values() if summary.done_at is None]
 
     async def _is_taken(self, name: str, unfinished: list[OperationSummary]) -> bool:
         if await self._server.stores.directions.exists(name):

@@ -22,11 +22,16 @@ class IndexEntry:
 
 
 class Index:
-    """Entries by name, least recently used first, and the sum of their sizes."""
+    """Entries by name, least recently used first, and the sum of their sizes.
 
-    def __init__(self) -> None:
+    Entries of more than ``large_bytes`` are large; those are counted separately too.
+    """
+
+    def __init__(self, large_bytes: int) -> None:
         self._entries: OrderedDict[str, IndexEntry] = OrderedDict()
+        self._large_bytes = large_bytes
         self.total_bytes = 0
+        self.total_large_bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -42,14 +47,24 @@ class Index:
         """All entries, least recently used first."""
         return self._entries.items()
 
-    def oldest(self) -> tuple[str, IndexEntry] | None:
-        """The least recently used entry and its name; None if the index is empty."""
-        return next(iter(self._entries.items()), None)
+    def oldest(self, *, large: bool | None = None) -> tuple[str, IndexEntry] | None:
+        """The least recently used of all entries, of the large ones or of the others, with its name; None for none."""
+        items = self._entries.items()
+        return next((item for item in items if large is None or self._is_large(item[1].stat) is large), None)
+
+    def _is_large(self, stat: Stat) -> bool:
+        return stat.size_bytes > self._large_bytes
+
+    def _count(self, stat: Stat, sign: int) -> None:
+        self.total_bytes += sign * stat.size_bytes
+        self.total_large_bytes += sign * stat.size_bytes * self._is_large(stat)
 
     def put(self, name: str, record: Record, stat: Stat) -> IndexEntry:
         """Add an entry, or replace it without changing its position; of two last uses the later one is kept."""
         previous = self._entries.get(name)
-        self.total_bytes += stat.size_bytes - (previous.stat.size_bytes if previous else 0)
+        self._count(stat, 1)
+        if previous is not None:
+            self._count(previous.stat, -1)
         used_at = max(stat.used_at, previous.used_at if previous else 0.0)
         on_record_at = max(stat.used_at, previous.on_record_at if previous else 0.0)
         self._entries[name] = IndexEntry(record, stat, used_at, on_record_at)
@@ -59,7 +74,7 @@ class Index:
         """Remove an entry from the index and return it; None if there was none."""
         entry = self._entries.pop(name, None)
         if entry is not None:
-            self.total_bytes -= entry.stat.size_bytes
+            self._count(entry.stat, -1)
         return entry
 
     def use(self, name: str, at: float) -> None:

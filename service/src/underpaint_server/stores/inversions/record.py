@@ -29,23 +29,29 @@ class Record:
     create_time: datetime
 
 
-def encode(inversion: Inversion, fitting: Mapping[str, int], create_time: datetime) -> bytes:
-    """The safetensors file. Equal arguments give equal bytes."""
-    return codec.encode(_to_json(inversion, fitting, create_time), inversion.arrays)
+def encode(name: str, inversion: Inversion, fitting: Mapping[str, int], create_time: datetime) -> bytes:
+    """The safetensors file of the inversion of this name. Equal arguments give equal bytes."""
+    return codec.encode({"name": name, **_to_json(inversion, fitting, create_time)}, inversion.arrays)
 
 
-def decode(data: bytes) -> tuple[Inversion, Record]:
-    """The inversion with its arrays, and the record; raises StoreCorrupt if the file is malformed or damaged."""
-    record = decode_record(data)  # first, so that a file of another version is reported as such
+def decode(name: str, data: bytes) -> tuple[Inversion, Record]:
+    """The inversion of this name with its arrays, and the record.
+
+    Raises StoreCorrupt if the file is malformed, damaged, or another inversion's.
+    """
+    record = decode_record(name, data)  # first, so that a file of another version is reported as such
     return replace(record.inversion, arrays=dict(codec.decode(data).arrays)), record
 
 
-def decode_record(head: bytes) -> Record:
+def decode_record(name: str, head: bytes) -> Record:
     """The record, from at least the first ``codec.header_bytes(head)`` bytes of a file; raises StoreCorrupt."""
-    return _record(codec.read_record(head))
+    return _record(name, codec.read_record(head))
 
 
-def _record(values: codec.Record) -> Record:
+def _record(name: str, values: codec.Record) -> Record:
+    # Earlier versions wrote no name.
+    if values.get("name", name) != name:
+        raise StoreCorrupt("the file is that of another inversion")
     try:
         return _from_json(values)
     except (ValueError, KeyError, TypeError) as error:

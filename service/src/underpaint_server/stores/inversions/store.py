@@ -31,6 +31,8 @@ _FRESH_S = 10.0
 _USES_RECORDED_PER_TTL = 16
 """A use is recorded only if the recorded one is older than the TTL divided by this, so that few reads cause a write."""
 _READS_AT_ONCE = 32
+_LARGE = 256
+"""An inversion that takes more than the store's limit divided by this is large."""
 
 _log = structlog.get_logger()
 
@@ -63,14 +65,22 @@ class InversionStore:
     """
 
     def __init__(
-        self, objects: InversionFiles, *, max_bytes: int, ttl_s: float, metrics: Metrics, clock: Callable[[], float]
+        self,
+        objects: InversionFiles,
+        *,
+        max_bytes: int,
+        max_entry_bytes: int,
+        ttl_s: float,
+        metrics: Metrics,
+        clock: Callable[[], float],
     ) -> None:
         self._objects = objects
         self._max_bytes = max_bytes
+        self._max_entry_bytes = min(max_bytes, max_entry_bytes)
         self._ttl_s = ttl_s
         self._metrics = metrics
         self._clock = clock
-        self._index = Index()
+        self._index = Index(large_bytes=max_bytes // _LARGE)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._reads = asyncio.Semaphore(_READS_AT_ONCE)
         self._refreshed_at = float("-inf")
@@ -82,17 +92,25 @@ class InversionStore:
         objects: ObjectStore,
         *,
         max_bytes: int,
+        max_entry_bytes: int,
         ttl_s: float,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> Self:
         """A store over ``objects``; reads the header of every entry that exists.
 
-        ``max_bytes`` bounds the sum of all files, ``ttl_s`` is how many seconds after its last use an entry expires,
-        ``clock`` gives Unix time in seconds. Expired entries are also removed in the background, until :meth:`close` or
-        the end of the event loop.
+        ``max_bytes`` bounds the sum of all files, ``max_entry_bytes`` each of them. ``ttl_s`` is how many seconds after
+        its last use an entry expires, ``clock`` gives Unix time in seconds. Expired entries are also removed in the
+        background, until :meth:`close` or the end of the event loop.
         """
-        store = cls(InversionFiles(objects), max_bytes=max_bytes, ttl_s=ttl_s, metrics=metrics, clock=clock)
+        store = cls(
+            InversionFiles(objects),
+            max_bytes=max_bytes,
+            max_entry_bytes=max_entry_bytes,
+            ttl_s=ttl_s,
+            metrics=metrics,
+            clock=clock,
+        )
         await store._refresh_all()
         await store._make_room()
         metrics.watch_store(store)
@@ -119,8 +137,8 @@ class InversionStore:
         """Store an inversion, and evict the least recently used ones if the store is then too large.
 
         A name is a digest of what determines the content, so an existing entry is kept and only counted as used;
-        ``replace`` overwrites it and keeps its creation time. Raises ImageTooLarge if the inversion alone is larger
-        than the store's limit, ValueError for a malformed name.
+        ``replace`` overwrites it and keeps its creation time. Raises ImageTooLarge if the inversion is larger than one
+        may be, ValueError for a malformed name.
         """
         if not NAME.fullmatch(name):
             raise ValueError(f"'{name}' is not 64 hexadecimal digits")
@@ -187,11 +205,11 @@ class InversionStore:
         if stored is None or replace:
             now = self._clock()
             created = stored.record.create_time if stored else datetime.fromtimestamp(now, UTC)
-            data = await asyncio.to_thread(encode, inversion, fitting, created)
+            data = await asyncio.to_thread(encode, name, inversion, fitting, created)
             self._refuse_oversized(len(data))
             try:
                 version = await self._objects.write(name, data, overwrite=replace)
-                stored = self._index.put(name, decode_record(data), Stat(len(data), version, now))
+                stored = self._index.put(name, decode_record(name, data), Stat(len(data), version, now))
             except AlreadyExistsError:
                 # Another replica wrote it meanwhile, with the same content.
                 stored = await self._refresh(name)
@@ -204,7 +222,7 @@ class InversionStore:
         """Read an entry from the object store into the index; None if missing or expired. An expired one is removed."""
         try:
             head, stat = await self._objects.read_head(name)
-            record = decode_record(head)
+            record = decode_record(name, head)
         except FileNotFoundError:
             self._index.drop(name)
             return None
@@ -229,7 +247,7 @@ class InversionStore:
         known = name in self._index
         try:
             data, stat = await self._read_unexpired(name)
-            inversion, record = await asyncio.to_thread(decode, data)
+            inversion, record = await asyncio.to_thread(decode, name, data)
         except FileNotFoundError:
             self._index.drop(name)
             self._metrics.on_store_request(result="expired" if known else "miss")
@@ -304,7 +322,13 @@ class InversionStore:
         name, indexed = oldest
         if self._expired(indexed):
             return name, "ttl"
-        return (name, "bytes") if self._index.total_bytes > self._max_bytes else None
+        if self._index.total_bytes <= self._max_bytes:
+            return None
+        # A few large inversions must not evict the many small ones, nor these the large ones: in a full store each kind
+        # keeps half of the bytes.
+        oldest = self._index.oldest(large=self._index.total_large_bytes > self._max_bytes / 2)
+        assert oldest is not None
+        return oldest[0], "bytes"
 
     async def _evict(self, name: str, reason: str) -> None:
         self._index.drop(name)
@@ -335,11 +359,11 @@ class InversionStore:
         return Entry(name, record.inversion, record.fitting, indexed.stat.size_bytes, record.create_time, expire_time)
 
     def _refuse_oversized(self, size_bytes: int) -> None:
-        if size_bytes > self._max_bytes:
+        if size_bytes > self._max_entry_bytes:
             raise ImageTooLarge(
-                f"the inversion takes {size_bytes} bytes, more than the {self._max_bytes} bytes of the whole store:"
-                " invert a smaller image or use fewer steps",
-                metadata={"limit": str(self._max_bytes), "actual": str(size_bytes)},
+                f"the inversion takes {size_bytes} bytes, more than the limit of {self._max_entry_bytes}: invert a"
+                " smaller image, use fewer steps, or keep fewer features",
+                metadata={"unit": "bytes", "limit": str(self._max_entry_bytes), "actual": str(size_bytes)},
             )
 
 
