@@ -81,9 +81,8 @@ def main(settings: CheckSettings) -> int:
 def check(settings: CheckSettings) -> None:
     """Load the checkpoint, print its facts, and test it; raises :class:`UnderpaintError` if it cannot be served."""
     name = re.sub(r"[^\w.-]+", "-", Path(settings.directory).name).strip("-") or EMBEDDED_MODEL
-    _print_note(f"reading {settings.directory or EMBEDDED_MODEL} ...")
     begin = time.monotonic()
-    backend = load(settings.directory, name, settings)
+    backend = load(settings.directory, name, settings, _print_note)
     _print_fact("model", settings.directory or f"{EMBEDDED_MODEL}, embedded")
     for label, value in _facts(backend.facts):
         _print_fact(label, value)
@@ -137,7 +136,6 @@ def _tests(backend: Backend, settings: Settings) -> Iterator[tuple[str, str]]:
 
 def _through_autoencoder(backend: Backend, photo: Photo) -> str:
     latents = _predict(backend, Encode(tensors.image(photo.pixels).to(backend.facts.device)))
-    tensors.check_finite(latents)
     image = _predict(backend, Decode(latents))
     ratio = tensors.psnr_db(tensors.picture(image), photo.pixels)
     if ratio < FAITHFUL_DB:

@@ -1,6 +1,6 @@
 """Backend that computes rows with torch in eager mode, on the CPU or one CUDA device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from underpaint_server.backends.invariance import fingerprint, is_batch_invariant
 from underpaint_server.backends.protocol import DeviceLost, padded
+from underpaint_server.backends.trial import try_one_edit
 from underpaint_server.errors import ModelNotReady, OutOfMemory
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.methods import methods_for
-from underpaint_server.models import checkpoint, families
+from underpaint_server.models import checkpoint, families, tensors
 from underpaint_server.models.clip import Clip
 from underpaint_server.models.edit_loss import EditLoss, vae_features, vgg_features
 from underpaint_server.models.facts import Facts
@@ -41,8 +42,9 @@ SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4, PullBackDec
 These kinds are a few percent of a job's work, so padding costs less than measuring their invariance."""
 DIFFERENTIATED = (PullBack, PullBackDecode, Score)
 """Kinds of row that are computed in grad mode."""
-CPU_MEASURED_PARAMETERS = 200_000_000
-"""On a CPU, a network with more parameters is pinned to the batch class: measuring its invariance takes minutes."""
+CPU_MEASURED_WORK = 200e9
+"""On a CPU, a network with a larger product of its parameters and the area of its native latents is pinned to the batch
+class: measuring its invariance takes minutes."""
 MINIMUM = 2
 """Smallest size of a pass: torch chooses other kernels for one image than for several."""
 
@@ -50,10 +52,19 @@ MINIMUM = 2
 class TorchBackend:
     """One checkpoint on one device; see :class:`Backend`.
 
-    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any.
+    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any. ``report`` is told what is
+    being done while that takes long. Raises :class:`ModelNotReady` if the model cannot compute one edit.
     """
 
-    def __init__(self, model: Family, model_id: str, settings: Settings, edit_loss: EditLoss | None = None) -> None:
+    def __init__(
+        self,
+        model: Family,
+        model_id: str,
+        settings: Settings,
+        edit_loss: EditLoss | None = None,
+        *,
+        report: Callable[[str], None],
+    ) -> None:
         self._model = model
         self._edit_loss = edit_loss
         self._settings = settings
@@ -63,7 +74,12 @@ class TorchBackend:
         channels = model.latent_channels
         self._native = (channels, height // model.vae_scale, width // model.vae_scale)
         self._embeds = model.embeds_shape
+        report("trying one small edit")
+        try_one_edit(model)
+        if self._may_measure():
+            report("measuring whether the number of rows in a pass changes bits")
         self._invariant = self._may_measure() and self._is_invariant()
+        report("computing the fingerprint")
         info = ModelInfo(
             id=model_id,
             digest=model.digest,
@@ -72,13 +88,14 @@ class TorchBackend:
             width=width,
             height=height,
             size_multiple=model.size_multiple,
-            default_steps=DEFAULT_STEPS,
+            default_steps=min(DEFAULT_STEPS, model.schedule.max_steps, settings.max_steps),
             prompt_tokens=model.prompt_tokens,
             batch_class=self.batch_class(Denoise, self._native),
             content_features=edit_loss.name if edit_loss is not None else "",
             gradients=edit_loss is not None,
             fingerprint=self._fingerprint(),
             feature_sites=self._taps.sites,
+            max_steps=model.schedule.max_steps,
         )
         self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device, model.about)
 
@@ -89,12 +106,18 @@ class TorchBackend:
         return unet
 
     @classmethod
-    def load(cls, location: str, model_id: str, settings: Settings) -> "TorchBackend":
-        """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady`."""
+    def load(cls, location: str, model_id: str, settings: Settings, report: Callable[[str], None]) -> "TorchBackend":
+        """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady`.
+
+        ``report`` is told what is being done, and the remarks of :class:`About`.
+        """
         device = _prepare(settings)
         directory = checkpoint.resolve(location, settings.allow_network)
+        report("reading the weights")
         model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
-        return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings))
+        for remark in model.about.remarks:
+            report(remark)
+        return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings), report=report)
 
     def predict(self, batch: Batch) -> Sequence[Any]:
         """See :class:`Backend`."""
@@ -157,7 +180,9 @@ class TorchBackend:
 
     def _may_measure(self) -> bool:
         """Decided by size, not by elapsed time: the decision changes the bits of results, so it must not vary."""
-        heavy = self._model.unet.device.type == "cpu" and self._model.unet.num_parameters() > CPU_MEASURED_PARAMETERS
+        _, height, width = self._native
+        work = self._model.unet.num_parameters() * height * width
+        heavy = self._model.unet.device.type == "cpu" and work > CPU_MEASURED_WORK
         return self._settings.exact_batching is ExactBatching.AUTO and not heavy
 
     def _is_invariant(self) -> bool:
@@ -177,7 +202,11 @@ class TorchBackend:
     def _noise_preds(self, latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:
         device = self._model.unet.device
         rows = zip(latents.double().to(device), timesteps, embeds.to(device), strict=True)
-        return self._model.noise_preds([Denoise(x, t, 0.5, e) for x, t, e in rows])
+        noise_preds = self._model.noise_preds([Denoise(x, t, 0.5, e) for x, t, e in rows])
+        if not bool(noise_preds.isfinite().all()):
+            advice = tensors.overflow_advice(str(self._model.unet.dtype).removeprefix("torch."))
+            raise ModelNotReady(f"the network returns NaN or infinite numbers at its native size{advice}")
+        return noise_preds
 
 
 class TiledLinear(nn.Module):

@@ -6,7 +6,9 @@ scale of the latents, text encoder and precision of the files. Its callers see e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from math import isfinite
+from re import match
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -16,8 +18,11 @@ from transformers.utils import logging as transformers_logging
 
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
-from underpaint_server.models import checkpoint, schedules
+from underpaint_server.models import schedules
+from underpaint_server.models.checkpoint import DIFFUSERS, TRANSFORMERS, Checkpoint
 from underpaint_server.models.facts import About
+from underpaint_server.models.networks import check_conditioning, native_px
+from underpaint_server.models.tensors import finite
 from underpaint_server.rows import Denoise, Embedded, PullBack, Pulled
 
 transformers_logging.disable_progress_bar()
@@ -34,43 +39,36 @@ class StableDiffusion:
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    schedule: Schedule
-    prediction: schedules.Prediction
+    reading: schedules.Reading
+    native_px: tuple[int, int]
     digest: str
+    remarks: tuple[str, ...]
 
     @classmethod
-    def load(cls, directory: Path, *, dtype: torch.dtype, device: torch.device) -> "StableDiffusion":
+    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> "StableDiffusion":
         """Load a pipeline directory, the U-Net in ``dtype``; raises :class:`ModelNotReady` if it cannot be used."""
-        for part in ("vae", "text_encoder"):
-            checkpoint.check_weights(directory / part)
-        if not (directory / "tokenizer").is_dir():
-            raise ModelNotReady(
-                f"'{directory}/tokenizer' is missing: give a complete pipeline directory, as diffusers saves it"
-            )
-        scheduler = checkpoint.config(directory / "scheduler" / "scheduler_config.json")
-        unet = checkpoint.read(UNet2DConditionModel, directory / "unet", dtype)
-        vae = checkpoint.read(AutoencoderKL, directory / "vae", torch.float32)
-        text_encoder = checkpoint.read(CLIPTextModel, directory / "text_encoder", torch.float32)
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelNotReady(f"'{directory}/tokenizer' cannot be read: {error}") from error
-        if unet.config.in_channels != vae.config.latent_channels:
-            raise ModelNotReady(
-                f"'{directory}': the U-Net takes {unet.config.in_channels} channels, but the autoencoder's latents "
-                f"have {vae.config.latent_channels}; inpainting networks are not supported: give the base model"
-            )
+        reading = schedules.read(checkpoint.scheduler(), checkpoint.named_class("scheduler"), latent=True)
+        kind = checkpoint.config("text_encoder/config.json").get("model_type")
+        checkpoint.check_class("text_encoder", ["clip_text_model", "clip"], kind)
+        unet = checkpoint.model("unet", UNet2DConditionModel, DIFFUSERS, dtype)
+        vae = checkpoint.model("vae", AutoencoderKL, DIFFUSERS, torch.float32)
+        text_encoder = checkpoint.model("text_encoder", CLIPTextModel, TRANSFORMERS, torch.float32)
+        tokenizer = checkpoint.tokenizer("tokenizer", CLIPTokenizer)
+        _check_channels(unet.config, vae.config)
+        _check_text(unet.config, text_encoder.config, tokenizer)
+        check_conditioning(unet.config)
+        sample_size, repaired = _sample_size(unet.config)
+        native, rounded = native_px(unet.config, _vae_scale(vae), sample_size)
         for module in (unet, vae, text_encoder):
             module.requires_grad_(False).eval().to(device)
-        return cls(
-            unet,
-            vae,
-            text_encoder,
-            tokenizer,
-            schedules.schedule(scheduler),
-            schedules.prediction(scheduler),
-            checkpoint.digest(directory),
-        )
+        remarks = (*reading.remarks, *repaired, *rounded, *checkpoint.remarks())
+        digest = checkpoint.digest(reading.unsaid)
+        return cls(unet, vae, text_encoder, tokenizer, reading, native, digest, remarks)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that the U-Net was trained with."""
+        return self.reading.schedule
 
     @property
     def latent_channels(self) -> int:
@@ -85,19 +83,12 @@ class StableDiffusion:
     @property
     def vae_scale(self) -> int:
         """Pixels per latent in each direction."""
-        return 1 << (len(self.vae.config.block_out_channels) - 1)
+        return _vae_scale(self.vae)
 
     @property
     def size_multiple(self) -> int:
         """Image sides must be multiples of this many pixels, so that every level of the U-Net halves evenly."""
         return self.vae_scale << (len(self.unet.config.block_out_channels) - 1)
-
-    @property
-    def native_px(self) -> tuple[int, int]:
-        """(width, height) in pixels that the U-Net was trained at."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return width * self.vae_scale, height * self.vae_scale
 
     @property
     def prompt_tokens(self) -> int:
@@ -109,7 +100,7 @@ class StableDiffusion:
         """Description of the checkpoint."""
         parts = {"network": self.unet, "autoencoder": self.vae, "text encoder": self.text_encoder}
         parameters = {name: sum(weights.numel() for weights in part.parameters()) for name, part in parts.items()}
-        return About("stable-diffusion", self.prediction.value, parameters)
+        return About("stable-diffusion", self.reading.prediction.value, parameters, self.remarks)
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:
         """Epsilon of each row, (b, c, h, w), float64, from one forward pass."""
@@ -134,16 +125,17 @@ class StableDiffusion:
         device, dtype = weight.device, weight.dtype
         timesteps = torch.tensor([row.timestep for row in rows], device=device)
         out: Tensor = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype), return_dict=False)[0].double()
-        return schedules.to_epsilon(self.prediction, rows, latents, out)
+        return schedules.to_epsilon(self.reading.prediction, rows, latents, out)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (b, 3, H, W) in [-1, 1] to scaled latents (b, c, h, w), float64: the mean of the distribution."""
         mean: Tensor = self.vae.encode(images.to(self.vae.device)).latent_dist.mode().double()
+        finite(mean, "the autoencoder's encoder")
         return (mean - float(self.vae.config.shift_factor or 0)) * float(self.vae.config.scaling_factor)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (b, c, h, w) to images (b, 3, H, W), float32, clamped to [-1, 1]."""
-        return self._decode(latents).clamp(-1, 1)
+        return finite(self._decode(latents), "the autoencoder's decoder").clamp(-1, 1)
 
     def pull_back_decode(self, latents: Tensor, cotangents: Tensor) -> Tensor:
         """Vector-Jacobian products of decoding before the clamp, (b, c, h, w), float64; needs grad mode.
@@ -165,8 +157,69 @@ class StableDiffusion:
             texts, padding="max_length", max_length=self.prompt_tokens, truncation=True, return_tensors="pt"
         )
         hidden = self.text_encoder(tokens["input_ids"].to(self.text_encoder.device)).last_hidden_state
+        finite(hidden, "the text encoder")
         return [Embedded(h, self._dropped(text)) for h, text in zip(hidden, texts, strict=True)]
 
     def _dropped(self, text: str) -> str:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return str(self.tokenizer.decode(ids[self.prompt_tokens - 2 :])).strip()
+
+
+def _vae_scale(vae: AutoencoderKL) -> int:
+    return 1 << (len(vae.config.block_out_channels) - 1)
+
+
+def _check_channels(unet: Any, vae: Any) -> None:
+    """Refuse a U-Net and an autoencoder, by their configurations, that do not belong together."""
+    if unet.in_channels != vae.latent_channels:
+        raise ModelNotReady(
+            f"the U-Net takes {unet.in_channels} channels, but the autoencoder's latents have {vae.latent_channels}; "
+            "inpainting networks are not supported: give the base model"
+        )
+    if unet.out_channels != unet.in_channels:
+        raise ModelNotReady(
+            f"the U-Net takes {unet.in_channels} channels and returns {unet.out_channels} (out_channels); give one "
+            "that returns as many: learned variances are not supported"
+        )
+    if (vae.in_channels, vae.out_channels) != (3, 3):
+        raise ModelNotReady(
+            f"the autoencoder has {vae.in_channels} input and {vae.out_channels} output channels; give one with 3 and 3"
+        )
+    scale, shift = vae.scaling_factor, vae.shift_factor or 0
+    if not (_is_number(scale) and isfinite(scale) and scale > 0 and _is_number(shift) and isfinite(shift)):
+        raise ModelNotReady(
+            f"vae/config.json: scaling_factor is {scale!r} and shift_factor {vae.shift_factor!r}; write the factor of "
+            "its latents there, a number above 0: 0.18215 for Stable Diffusion 1.x and 2.x"
+        )
+
+
+def _check_text(unet: Any, text_encoder: Any, tokenizer: CLIPTokenizer) -> None:
+    """Refuse a U-Net and a text encoder, by their configurations, or a tokenizer that do not belong together."""
+    width = unet.cross_attention_dim
+    if {*(width if isinstance(width, list | tuple) else [width])} != {text_encoder.hidden_size}:
+        raise ModelNotReady(
+            f"the U-Net reads texts of width {width} (cross_attention_dim), but the text encoder's "
+            f"have {text_encoder.hidden_size} (hidden_size): give the text encoder that the U-Net was trained with"
+        )
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= text_encoder.vocab_size:
+        raise ModelNotReady(
+            f"the tokenizer has {largest + 1} tokens (len(tokenizer) {len(tokenizer)}), but the text encoder only "
+            f"{text_encoder.vocab_size} (vocab_size): give the tokenizer that belongs to it, or resize its embeddings"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _sample_size(unet: Any) -> tuple[object, list[str]]:
+    """The sample_size of a U-Net's configuration, repaired as the pipelines of diffusers do, and a remark if it was.
+
+    Configurations that diffusers wrote before its version 0.9 have 32 for networks that were trained at 64.
+    """
+    size, written_by = unet.sample_size, unet.get("_diffusers_version")
+    version = match(r"(\d+)\.(\d+)", str(written_by))
+    if version is not None and (int(version[1]), int(version[2])) < (0, 9) and isinstance(size, int) and size < 64:
+        return 64, [f"unet/config.json: sample_size {size} is read as 64, because diffusers {written_by} wrote it"]
+    return size, []
