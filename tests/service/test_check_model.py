@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 from support import checkpoints
+from underpaint_server import check_model
 from underpaint_server.check_model import ball, main
 from underpaint_server.settings import CheckSettings
 
@@ -52,6 +53,45 @@ def test_a_users_checkpoint_is_described_and_proved(directory: Path, capsys: pyt
         assert f"{method} " in lines["an edit"]
     assert f"--models {directory.name}={directory}" in lines["serve it with"]
     assert "the autoencoder alone has a PSNR of" in err, "random weights must be warned of"
+
+
+def test_what_takes_long_is_seen_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DDPM of 256 px takes minutes on a CPU, and stderr may be a file."""
+    monkeypatch.setattr(check_model, "LINE_EVERY_S", 0.0)
+    directory = checkpoints.build_ddpm(tmp_path / "ddpm")
+    assert main(CheckSettings(directory=str(directory), max_batch_size=2)) == 0
+    lines = [line.removeprefix("underpaint-server: ") for line in capsys.readouterr().err.splitlines()]
+    stages = ["reading the weights", "trying one small edit", "measuring whether", "computing the fingerprint"]
+    assert [next(i for i, line in enumerate(lines) if line.startswith(stage)) for stage in stages] == [0, 2, 3, 4]
+    assert "EDICT round trip: 20 rows" in lines
+    assert any(line.startswith("EDICT round trip: 19 of 20 rows after ") for line in lines)
+    assert any("clipped to [-1, 1]" in line for line in lines)
+
+
+def test_what_is_read_differently_or_not_used_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = checkpoints.scheduled(checkpoints.build(tmp_path / "sd"), steps_offset=0)
+    checkpoints.configured(directory, "unet/config.json", sample_size=13)
+    checkpoints.save_lora(directory / "pytorch_lora_weights.safetensors")
+    assert main(CheckSettings(directory=str(directory), max_batch_size=2)) == 0
+    out, err = capsys.readouterr()
+    for remark in ("steps_offset is 0 and read as 1", "56 x 56 px is used", "is a LoRA and is not used"):
+        assert remark in err
+    assert said(out)["image"].startswith("56 x 56 px")
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_an_autoencoder_that_returns_no_numbers_is_refused(
+    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every picture would be black."""
+    directory = checkpoints.build(tmp_path / "sd")
+    checkpoints.fill(directory / "vae/diffusion_pytorch_model.safetensors", f"{part}.conv_out.bias", float("nan"))
+    assert main(CheckSettings(directory=str(directory))) == 1
+    out, err = capsys.readouterr()
+    assert f"MODEL_NOT_READY: the autoencoder's {part} returns NaN" in err
+    assert "serve it with" not in out
 
 
 def test_a_path_that_no_setting_can_name_is_not_proposed(

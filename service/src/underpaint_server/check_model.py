@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -56,6 +57,8 @@ TIMED_STEPS = 3
 """Passes of each size that are run for timing; the first is not counted."""
 ENOUGH_S = 60.0
 """Larger passes are not timed after a size that took longer than this, in seconds."""
+LINE_EVERY_S = 10.0
+"""Shortest time between two lines of progress where stderr is not a terminal, in seconds."""
 EXACT = 1e-8
 """Largest latent error of a round trip that counts as exact."""
 FAITHFUL_DB = 20.0
@@ -267,9 +270,8 @@ def _run(
     inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
     for id_, job in enumerate(jobs):
         inbox.put(StartJob(id_, job, Priority.NORMAL, now(), None, 0))
-    with _bar() as bar:
-        task = bar.add_task(caption, total=sum(total_rows(job) for job in jobs))
-        collector = _Collector(len(jobs), inbox, lambda rows: bar.advance(task, rows), {}, [])
+    with _progress(caption, sum(total_rows(job) for job in jobs)) as advance:
+        collector = _Collector(len(jobs), inbox, advance, {}, [])
         Engine({backend.facts.info.id: backend}, inbox, collector, settings.max_batch_size, settings.learn_share).run()
     for outcome in collector.outcomes.values():
         if isinstance(outcome, UnderpaintError):
@@ -299,9 +301,31 @@ def ball(width: int, height: int) -> Picture:
     return pixels
 
 
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+@contextmanager
+def _progress(caption: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many of ``total`` rows are done; the function that is yielded is told of each pass's rows.
+
+    A terminal gets a bar, anything else a line at the start and then at most one every :data:`LINE_EVERY_S`.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task(caption, total=total)
+            yield lambda rows: bar.advance(task, rows)
+        return
+    _print_note(f"{caption}: {total} rows")
+    begin = said = now()
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done, said
+        done += rows
+        if now() - said >= LINE_EVERY_S and done < total:
+            said = now()
+            _print_note(f"{caption}: {done} of {total} rows after {_seconds(said - begin)}")
+
+    yield advance
 
 
 def _print_fact(label: str, value: str) -> None:

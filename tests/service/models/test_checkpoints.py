@@ -102,7 +102,7 @@ UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.js
         (lambda d: d / "nowhere", "--allow-network"),
         (lambda d: without(d, "model_index.json"), "no model_index.json: give a diffusers pipeline directory"),
         (lambda d: d / "unet", "holds one UNet2DConditionModel, a part of a pipeline"),
-        (lambda d: d.parent, "the pipeline is inside it, give '.*sd'"),
+        (lambda d: d.parent, "give the directory of a pipeline inside it, such as '.*sd'"),
         (
             lambda d: single_file(d),
             r"is a single file, .*StableDiffusionPipeline.from_single_file\('model.safetensors'\)",

@@ -40,7 +40,7 @@ def load(location: str, model_id: str, settings: Settings, report: Report | None
         log = structlog.get_logger(__name__).bind(model=model_id)
 
         def report(line: str) -> None:
-            log.info("loading a model", stage=line)
+            log.info("loading a model", note=line)
 
     name, colon, rest = location.partition(":")
     if colon and name in BACKENDS:

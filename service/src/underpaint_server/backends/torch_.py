@@ -114,10 +114,14 @@ class TorchBackend:
         device = _prepare(settings)
         directory = checkpoint.resolve(location, settings.allow_network)
         report("reading the weights")
-        model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
-        for remark in model.about.remarks:
-            report(remark)
-        return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings), report=report)
+        try:
+            model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
+            for remark in model.about.remarks:
+                report(remark)
+            edit_loss = _edit_loss(model, directory, model_id, settings)
+        except torch.OutOfMemoryError as error:
+            raise ModelNotReady("its weights do not fit in the device's memory; use --dtype bfloat16") from error
+        return cls(model, model_id, settings, edit_loss, report=report)
 
     def predict(self, batch: Batch) -> Sequence[Any]:
         """See :class:`Backend`."""

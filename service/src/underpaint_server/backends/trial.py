@@ -38,6 +38,8 @@ def try_one_edit(model: Family) -> None:
             embeds = [embedded.prompt_embeds for embedded in model.embed(TEXTS)]
         with _checked("the autoencoder's encoder"):
             latents = model.encode(ramp)[0]
+        if latents.shape != (expected := (model.latent_channels, height, width)):
+            raise ModelNotReady(f"the autoencoder's latents are of shape {tuple(latents.shape)}, not {expected}")
         noise = standard_normal(tuple(latents.shape), seed=0, purpose="trial").to(latents.device)
         last = len(model.schedule.alphas_cumprod) - 1
         levels = [Level(t, model.schedule.alphas_cumprod[t]) for t in (round(share * last) for share in NOISE)]

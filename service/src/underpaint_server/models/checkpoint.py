@@ -63,7 +63,7 @@ def _without_index(directory: Path) -> str:
     """What a directory is that is no pipeline, and what to do."""
     inner = sorted({*directory.glob("*/model_index.json"), *directory.glob("snapshots/*/model_index.json")})
     if inner:
-        return f"the pipeline is inside it, give '{inner[0].parent}'"
+        return f"give the directory of a pipeline inside it, such as '{inner[0].parent}'"
     if (directory / "config.json").is_file():
         kind = config(directory / "config.json").get("_class_name", "model")
         return f"it holds one {kind}, a part of a pipeline: give a diffusers pipeline directory"
