@@ -55,8 +55,9 @@ async def test_a_schedule_of_few_levels_limits_the_steps_of_every_request(wire: 
         assert (await refused(wire.edits.Edit(request))).paths == [path]
     many = edit("disentangled", disentangled={"given": {"values": [1.0] * 11}})
     assert (await refused(wire.edits.Edit(many))).paths == ["disentangled.given.values"]
-    direction = {"source_prompt": "a", "target_prompt": "b", "steps": 11}
-    learn = direction_service_pb2.LearnDirectionRequest(direction=direction, examples=[{"seed": 1}])
+    direction: dict[str, Any] = {"source_prompt": "a", "target_prompt": "b", "steps": 11}
+    examples: list[Any] = [{"seed": 1}]
+    learn = direction_service_pb2.LearnDirectionRequest(direction=direction, examples=examples)  # type: ignore[arg-type]
     assert (await refused(wire.directions.LearnDirection(learn))).paths == ["direction.steps"]
     assert wire.engine.jobs == []
     answer = await wire.edits.Edit(edit("sdedit", sdedit={"steps": 10}))
