@@ -9,7 +9,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -18,6 +18,7 @@ from shlex import quote
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -70,6 +71,7 @@ PROMPT = "a ball on a table"
 def main(settings: CheckSettings) -> int:
     """Run the check; returns the exit status, 1 if the checkpoint cannot be served."""
     configure_logging(settings.log_level)
+    structlog.configure(processors=[_as_note])
     try:
         check(settings)
     except UnderpaintError as error:
@@ -85,7 +87,7 @@ def check(settings: CheckSettings) -> None:
     """Load the checkpoint, print its facts, and test it; raises :class:`UnderpaintError` if it cannot be served."""
     name = re.sub(r"[^\w.-]+", "-", Path(settings.directory).name).strip("-") or EMBEDDED_MODEL
     begin = time.monotonic()
-    backend = load(settings.directory, name, settings, _print_note)
+    backend = load(settings.directory, name, settings)
     _print_fact("model", settings.directory or f"{EMBEDDED_MODEL}, embedded")
     for label, value in _facts(backend.facts):
         _print_fact(label, value)
@@ -330,6 +332,11 @@ def _progress(caption: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def _print_fact(label: str, value: str) -> None:
     print(f"{label:<15} {value}", flush=True)
+
+
+def _as_note(_logger: object, _level: str, line: MutableMapping[str, Any]) -> str:
+    """A log line as a note for people."""
+    return f"underpaint-server: {line.get('note') or line['event']}"
 
 
 def _print_note(line: str) -> None:

@@ -1,9 +1,10 @@
 """Backend that computes rows with torch in eager mode, on the CPU or one CUDA device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,6 +36,8 @@ from underpaint_server.rows import (
 )
 from underpaint_server.settings import Device, ExactBatching, Settings, usable_cores
 
+log = structlog.get_logger(__name__)
+
 DEFAULT_STEPS = 50
 """Default of ``steps`` in requests."""
 SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4, PullBackDecode: 2, Score: 2}
@@ -52,19 +55,11 @@ MINIMUM = 2
 class TorchBackend:
     """One checkpoint on one device; see :class:`Backend`.
 
-    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any. ``report`` is told what is
-    being done while that takes long. Raises :class:`ModelNotReady` if the model cannot compute one edit.
+    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any. Raises :class:`ModelNotReady`
+    if the model cannot compute one edit.
     """
 
-    def __init__(
-        self,
-        model: Family,
-        model_id: str,
-        settings: Settings,
-        edit_loss: EditLoss | None = None,
-        *,
-        report: Callable[[str], None],
-    ) -> None:
+    def __init__(self, model: Family, model_id: str, settings: Settings, edit_loss: EditLoss | None = None) -> None:
         self._model = model
         self._edit_loss = edit_loss
         self._settings = settings
@@ -74,12 +69,12 @@ class TorchBackend:
         channels = model.latent_channels
         self._native = (channels, height // model.vae_scale, width // model.vae_scale)
         self._embeds = model.embeds_shape
-        report("trying one small edit")
+        _log_loading(model_id, "trying one small edit")
         try_one_edit(model)
         if self._may_measure():
-            report("measuring whether the number of rows in a pass changes bits")
+            _log_loading(model_id, "measuring whether the number of rows in a pass changes bits")
         self._invariant = self._may_measure() and self._is_invariant()
-        report("computing the fingerprint")
+        _log_loading(model_id, "computing the fingerprint")
         info = ModelInfo(
             id=model_id,
             digest=model.digest,
@@ -106,22 +101,22 @@ class TorchBackend:
         return unet
 
     @classmethod
-    def load(cls, location: str, model_id: str, settings: Settings, report: Callable[[str], None]) -> "TorchBackend":
+    def load(cls, location: str, model_id: str, settings: Settings) -> "TorchBackend":
         """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady`.
 
-        ``report`` is told what is being done, and the remarks of :class:`About`.
+        What is being done is logged, and the remarks of :class:`About`.
         """
         device = _prepare(settings)
         directory = checkpoint.resolve(location, settings.allow_network)
-        report("reading the weights")
+        _log_loading(model_id, "reading the weights")
         try:
             model = families.load(directory, dtype=getattr(torch, settings.dtype.value), device=device)
             for remark in model.about.remarks:
-                report(remark)
+                _log_loading(model_id, remark)
             edit_loss = _edit_loss(model, directory, model_id, settings)
         except torch.OutOfMemoryError as error:
             raise ModelNotReady("its weights do not fit in the device's memory; use --dtype bfloat16") from error
-        return cls(model, model_id, settings, edit_loss, report=report)
+        return cls(model, model_id, settings, edit_loss)
 
     def predict(self, batch: Batch) -> Sequence[Any]:
         """See :class:`Backend`."""
@@ -253,6 +248,10 @@ def _edit_loss(model: Family, directory: Path, model_id: str, settings: Settings
         ("vgg16", vgg_features(Path(settings.vgg), device)) if settings.vgg else ("vae", vae_features(model.vae))
     )
     return EditLoss(name, Clip.load(clip, device=device), features)
+
+
+def _log_loading(model_id: str, note: str) -> None:
+    log.info("loading a model", model=model_id, note=note)
 
 
 def _prepare(settings: Settings) -> torch.device:
