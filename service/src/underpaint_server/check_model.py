@@ -71,7 +71,10 @@ PROMPT = "a ball on a table"
 def main(settings: CheckSettings) -> int:
     """Run the check; returns the exit status, 1 if the checkpoint cannot be served."""
     configure_logging(settings.log_level)
-    structlog.configure(processors=[_as_note])
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, _as_note],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
     try:
         check(settings)
     except UnderpaintError as error:
@@ -317,15 +320,15 @@ def _progress(caption: str, total: int) -> Iterator[Callable[[int], None]]:
             yield lambda rows: bar.advance(task, rows)
         return
     _print_note(f"{caption}: {total} rows")
-    begin = said = now()
+    begin = last_line = now()
     done = 0
 
     def advance(rows: int) -> None:
-        nonlocal done, said
+        nonlocal done, last_line
         done += rows
-        if now() - said >= LINE_EVERY_S and done < total:
-            said = now()
-            _print_note(f"{caption}: {done} of {total} rows after {_seconds(said - begin)}")
+        if now() - last_line >= LINE_EVERY_S and done < total:
+            last_line = now()
+            _print_note(f"{caption}: {done} of {total} rows after {_seconds(last_line - begin)}")
 
     yield advance
 
@@ -336,7 +339,8 @@ def _print_fact(label: str, value: str) -> None:
 
 def _as_note(_logger: object, _level: str, line: MutableMapping[str, Any]) -> str:
     """A log line as a note for people."""
-    return f"underpaint-server: {line.get('note') or line['event']}"
+    parts = [line.get("note") or line["event"], line.get("error"), line.get("exception")]
+    return "underpaint-server: " + "\n".join(str(part) for part in parts if part)
 
 
 def _print_note(line: str) -> None:

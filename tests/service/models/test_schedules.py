@@ -54,8 +54,8 @@ def test_absent_fields_have_the_defaults_of_the_schedulers_own_class(name: str) 
     parameters = inspect.signature(getattr(diffusers, name)).parameters
     defaults = {key: parameters[key].default for key in parameters}
     reading = schedules.read({"_class_name": name}, latent=False)
-    told = schedules.read({"_class_name": name} | {k: v for k, v in defaults.items() if k in FIELDS}, latent=False)
-    assert reading.schedule == told.schedule
+    given = schedules.read({"_class_name": name} | {k: v for k, v in defaults.items() if k in FIELDS}, latent=False)
+    assert reading.schedule == given.schedule
     assert reading.clip == (1.0 if defaults.get("clip_sample") else None)
     assert reading.schedule.set_alpha_to_one is defaults.get("set_alpha_to_one", True)
 
@@ -194,7 +194,7 @@ def test_a_schedule_that_is_read_differently_is_another_model(directory: Path, t
     before = load(str(directory), "sd", PINNED).facts.info.digest
     copy = checkpoints.scheduled(copied(directory, tmp_path), steps_offset=0)
     assert load(str(copy), "sd", PINNED).facts.info.digest != before
-    assert schedules.read(DDIM, latent=True).unsaid != schedules.read(DDIM, latent=False).unsaid
+    assert schedules.read(DDIM, latent=True).implied != schedules.read(DDIM, latent=False).implied
 
 
 @pytest.mark.parametrize(("trained", "offset", "limit"), [(100, 0, 100), (100, 1, 99), (20, 0, 20)])
@@ -260,4 +260,4 @@ def test_clipping_makes_another_model_of_the_same_files(ddpm: Path, tmp_path: Pa
     assert plain.facts.info.digest != clipping.facts.info.digest
     assert plain.facts.info.fingerprint != clipping.facts.info.fingerprint
     config = json.loads((ddpm / "scheduler/scheduler_config.json").read_text())
-    assert "clip=1.0" in schedules.read(config, latent=False).unsaid
+    assert "clip=1.0" in schedules.read(config, latent=False).implied

@@ -152,9 +152,9 @@ class Checkpoint:
         self._read |= {*folder.glob("*.json"), *folder.glob("*.txt")}
         return tokenizer
 
-    def digest(self, unsaid: Sequence[str] = ()) -> str:
+    def digest(self, implied: Sequence[str] = ()) -> str:
         """sha256 (hex) of the files that were read, see :func:`digest`, and of what was read that they do not say."""
-        return digest(self.directory, self._read, unsaid)
+        return digest(self.directory, self._read, implied)
 
     def remarks(self) -> list[str]:
         """A sentence for each file with weights that nothing reads, such as a LoRA."""
@@ -276,9 +276,9 @@ def clip(directory: Path, location: str) -> Path | None:
     return next((folder for folder in candidates if (folder / "config.json").is_file()), None)
 
 
-def digest(directory: Path, files: Iterable[Path] | None = None, unsaid: Sequence[str] = ()) -> str:
+def digest(directory: Path, files: Iterable[Path] | None = None, implied: Sequence[str] = ()) -> str:
     """sha256 (hex) over the relative paths and contents of ``files``, by default all json, txt and safetensors files of
-    a directory, and over the texts ``unsaid``."""
+    a directory, and over the texts ``implied``."""
     if files is None:
         files = {file for pattern in _READ for file in directory.rglob(pattern)}
     total = sha256()
@@ -286,7 +286,7 @@ def digest(directory: Path, files: Iterable[Path] | None = None, unsaid: Sequenc
         with file.open("rb") as stream:
             contents = file_digest(stream, "sha256").hexdigest()
         total.update(f"{file.relative_to(directory).as_posix()}\0{contents}\n".encode())
-    for text in unsaid:
+    for text in implied:
         total.update(f"{text}\n".encode())
     return total.hexdigest()
 

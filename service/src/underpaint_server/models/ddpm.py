@@ -45,7 +45,7 @@ class Ddpm:
         native, rounded = native_px(unet.config, 1, unet.config.sample_size)
         unet.requires_grad_(False).eval().to(device)
         remarks = (*reading.remarks, *rounded, *checkpoint.remarks())
-        return cls(unet, reading, native, checkpoint.digest(reading.unsaid), remarks)
+        return cls(unet, reading, native, checkpoint.digest(reading.implied), remarks)
 
     @property
     def schedule(self) -> Schedule:

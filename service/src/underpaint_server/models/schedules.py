@@ -77,8 +77,8 @@ class Reading:
     prediction: Prediction
     clip: float | None
     """Largest absolute value of a predicted clean image; None where predictions are not clipped."""
-    unsaid: tuple[str, ...] = ()
-    """What was read that the file does not say in these words: part of the checkpoint's digest, because another version
+    implied: tuple[str, ...] = ()
+    """What was read without being in the file in these words: part of the checkpoint's digest, because another version
     of this server could read the same file differently."""
     remarks: tuple[str, ...] = ()
     """Sentences for people: what was read differently than the file says, and what was not used."""
@@ -131,11 +131,11 @@ def read(config: Mapping[str, Any], named: object = None, *, latent: bool) -> Re
     if schedule.max_steps < 1:
         raise ModelNotReady("scheduler_config.json: the schedule has too few levels; correct trained_betas")
     clip = fields.clip_sample_range if fields.clip_sample else None
-    unsaid = [f"{key}={value}" for key, value in _said_otherwise(fields, config)]
+    implied = [f"{key}={value}" for key, value in _implied(fields, config)]
     if clip is not None:
-        unsaid.append(f"clip={clip}")
+        implied.append(f"clip={clip}")
         remarks.append(f"predicted images are clipped to [-{clip:g}, {clip:g}] (clip_sample of its scheduler)")
-    return Reading(schedule, prediction, clip, tuple(unsaid), tuple(remarks))
+    return Reading(schedule, prediction, clip, tuple(implied), tuple(remarks))
 
 
 def to_epsilon(predicted: Prediction, rows: Sequence[Denoise | PullBack], latents: Tensor, out: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def _chosen(kind: type[E], key: str, fields: _Config) -> E:
     return kind(value)
 
 
-def _said_otherwise(fields: _Config, config: Mapping[str, Any]) -> list[tuple[str, object]]:
+def _implied(fields: _Config, config: Mapping[str, Any]) -> list[tuple[str, object]]:
     used = fields.model_dump(exclude={"clip_sample", "clip_sample_range"}, exclude_none=True)
     return [(key, value) for key, value in used.items() if config.get(key) != value]
 

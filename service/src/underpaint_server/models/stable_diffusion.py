@@ -62,7 +62,7 @@ class StableDiffusion:
         for module in (unet, vae, text_encoder):
             module.requires_grad_(False).eval().to(device)
         remarks = (*reading.remarks, *repaired, *rounded, *checkpoint.remarks())
-        digest = checkpoint.digest(reading.unsaid)
+        digest = checkpoint.digest(reading.implied)
         return cls(unet, vae, text_encoder, tokenizer, reading, native, digest, remarks)
 
     @property
