@@ -337,6 +337,13 @@ def test_other_weights_that_nothing_reads_are_remarked_on(directory: Path, tmp_p
     )  # fmt: skip
 
 
+def test_tensors_that_the_network_does_not_have_are_remarked_on(directory: Path, tmp_path: Path) -> None:
+    """A configuration that names fewer layers than the file has makes a smaller network, and nothing else is seen."""
+    copy = configured(Path(shutil.copytree(directory, tmp_path / "sd")), TEXT, num_hidden_layers=1)
+    (remark,) = load(str(copy), "m", PINNED).facts.about.remarks
+    assert remark.startswith("text_encoder: 16 tensors are not used, such as ")
+
+
 @pytest.mark.parametrize(("size", "px"), [(13, (56, 56)), (12, (48, 48)), (1, (8, 8)), ([12, 15], (64, 48))])
 def test_the_models_own_size_fits_its_network(
     size: object, px: tuple[int, int], directory: Path, tmp_path: Path

@@ -1,5 +1,6 @@
 """Which schedulers are understood, and how their configurations are read: as diffusers reads them, or not at all."""
 
+import contextlib
 import inspect
 import json
 import shutil
@@ -99,7 +100,9 @@ def test_a_scheduler_without_a_name_is_refused() -> None:
         ({"use_flow_sigmas": True, "_class_name": "UniPCMultistepScheduler"}, "use_flow_sigmas is True.*flow matching"),
         ({"timestep_type": "continuous", "_class_name": "EulerDiscreteScheduler"}, "timestep_type.*continuous"),
         ({"prediction_type": "flow_prediction"}, "'flow_prediction' is not supported"),
-        ({"thresholding": True}, "thresholding"),
+        ({"use_dynamic_shifting": True, "_class_name": "UniPCMultistepScheduler"}, "flow matching"),
+        ({"thresholding": True}, "thresholding is True"),
+        ({"rescale_betas_zero_snr": "yes"}, "rescale_betas_zero_snr is 'yes'"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr.*cannot be inverted"),
         ({"beta_schedule": "squaredcos_cap_v2"}, "squaredcos_cap_v2"),
         ({"timestep_spacing": "karras"}, "karras"),
@@ -127,6 +130,16 @@ def test_a_scheduler_without_a_name_is_refused() -> None:
 def test_a_configuration_that_cannot_be_used_is_refused_by_the_field(field: dict[str, object], says: str) -> None:
     with pytest.raises(ModelNotReady, match=says):
         schedules.read(DDIM | field, latent=False)
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, 0, 2.5, 1e30, float("nan"), True, [], ["a"], {}])
+def test_a_value_of_any_json_type_is_read_or_refused(value: object, directory: Path) -> None:
+    config = json.loads((directory / "scheduler/scheduler_config.json").read_text())
+    for key in (*config, "use_flow_sigmas", "timestep_type", "use_karras_sigmas"):
+        for latent in (True, False):
+            with contextlib.suppress(ModelNotReady):
+                reading = schedules.read(config | {key: value}, latent=latent)
+                assert reading.schedule.grid(reading.schedule.max_steps)
 
 
 def test_trained_betas_are_taken_as_they_are() -> None:

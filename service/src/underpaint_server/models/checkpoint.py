@@ -86,6 +86,7 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._read: set[Path] = set()
+        self._unused: list[str] = []
         self.index = self.config("model_index.json")
         """The contents of model_index.json."""
 
@@ -138,6 +139,9 @@ class Checkpoint:
             raise ModelNotReady(f"'{folder}' cannot be read: {error or type(error).__name__}") from error
         check_complete(folder, loading_info)
         self._read |= {folder / "config.json", *weights.files}
+        unused = sorted(key for key in loading_info["unexpected_keys"] if not key.endswith("position_ids"))
+        if unused:
+            self._unused.append(f"{part}: {len(unused)} tensors are not used, such as {unused[0]}; see its config.json")
         return module
 
     def tokenizer(self, part: str, kind: Any) -> Any:
@@ -157,10 +161,11 @@ class Checkpoint:
         return digest(self.directory, self._read, implied)
 
     def remarks(self) -> list[str]:
-        """A sentence for each file with weights that nothing reads, such as a LoRA."""
+        """A sentence for each file with weights that nothing reads, such as a LoRA, and for each part with tensors that
+        its network does not have."""
         parts = {name for name, value in self.index.items() if isinstance(value, list)} | {"clip"}
         folders = {file.parent for file in self._read}
-        found = []
+        found = [*self._unused]
         for file in sorted({*self.directory.rglob("*.safetensors")} - self._read):
             is_variant = any(
                 file.name.startswith(f"{stem}.") or file.name.startswith(f"{stem}-")

@@ -49,14 +49,14 @@ CLASSES: Mapping[str, Mapping[str, object]] = {
 """Class of a scheduler -> where its defaults differ from those of :class:`_Config`. All have discrete timesteps and
 noise levels that follow from betas; the networks of other classes expect other inputs."""
 
-_REFUSED: Mapping[str, tuple[object, str]] = {
-    "rescale_betas_zero_snr": (True, "alpha_bar 0 at the noisiest level cannot be inverted"),
-    "use_flow_sigmas": (True, "its network was trained by flow matching"),
-    "use_dynamic_shifting": (True, "its network was trained by flow matching"),
-    "timestep_type": ("continuous", "its network expects continuous noise levels"),
-    "thresholding": (True, "dynamic thresholds of the predicted image are not supported"),
+_REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
+    "rescale_betas_zero_snr": ((False,), "alpha_bar 0 at the noisiest level cannot be inverted"),
+    "use_flow_sigmas": ((False,), "its network was trained by flow matching"),
+    "use_dynamic_shifting": ((False,), "its network was trained by flow matching"),
+    "timestep_type": (("discrete",), "its network expects continuous noise levels"),
+    "thresholding": ((False,), "dynamic thresholds of the predicted image are not supported"),
 }
-"""Field of a configuration -> the value that is refused, and why."""
+"""Field of a configuration -> the values that it may have, and why no other. Null is the same as absent."""
 _SOLVER_ONLY = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 """Fields that choose the levels of a solver that this server does not use."""
 
@@ -109,10 +109,10 @@ def read(config: Mapping[str, Any], named: object = None, *, latent: bool) -> Re
     is read as the pipelines of Stable Diffusion read it: ``steps_offset`` is 1, and predictions are not clipped.
     """
     name = _class_name(config, named)
-    for key, (value, reason) in _REFUSED.items():
-        if config.get(key) == value:
+    for key, (allowed, reason) in _REFUSED.items():
+        if config.get(key) is not None and config[key] not in allowed:
             raise ModelNotReady(
-                f"scheduler_config.json: {key} is {value!r}, but {reason}; give a checkpoint without it"
+                f"scheduler_config.json: {key} is {config[key]!r}, but {reason}; give a checkpoint without it"
             )
     stated = {**_Config().model_dump(), **CLASSES[name], **config}
     repairs: dict[str, object] = {"steps_offset": 1, "clip_sample": False} if latent else {}
