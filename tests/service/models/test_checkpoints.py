@@ -204,6 +204,11 @@ def test_a_network_of_pixels_that_lacks_files_is_refused(tmp_path: Path, pattern
         load(str(without(checkpoints.build_ddpm(tmp_path / "ddpm"), pattern)), "m", PINNED)
 
 
+def test_a_width_of_texts_for_each_block_is_read(tmp_path: Path) -> None:
+    copy = checkpoints.build(tmp_path / "sd", cross_attention_dim=(32, 32))
+    assert load(str(copy), "m", PINNED).facts.info.prompt_tokens == checkpoints.TOKENS
+
+
 # --- what save_pretrained writes --------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Backend that computes rows with torch in eager mode, on the CPU or one CUDA device."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,14 @@ class TorchBackend:
         self._settings = settings
         _tile_conditioning(model.unet)
         self._taps = Taps(model.unet)
+        self._log = partial(_log_loading, model_id)
+        self._log("trying one small edit")
+        try_one_edit(model)
         width, height = model.native_px
         channels = model.latent_channels
         self._native = (channels, height // model.vae_scale, width // model.vae_scale)
         self._embeds = model.embeds_shape
-        _log_loading(model_id, "trying one small edit")
-        try_one_edit(model)
-        if self._may_measure():
-            _log_loading(model_id, "measuring whether the number of rows in a pass changes bits")
         self._invariant = self._may_measure() and self._is_invariant()
-        _log_loading(model_id, "computing the fingerprint")
         info = ModelInfo(
             id=model_id,
             digest=model.digest,
@@ -84,13 +83,13 @@ class TorchBackend:
             height=height,
             size_multiple=model.size_multiple,
             default_steps=min(DEFAULT_STEPS, model.schedule.max_steps, settings.max_steps),
+            max_steps=model.schedule.max_steps,
             prompt_tokens=model.prompt_tokens,
             batch_class=self.batch_class(Denoise, self._native),
             content_features=edit_loss.name if edit_loss is not None else "",
             gradients=edit_loss is not None,
             fingerprint=self._fingerprint(),
             feature_sites=self._taps.sites,
-            max_steps=model.schedule.max_steps,
         )
         self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device, model.about)
 
@@ -185,6 +184,7 @@ class TorchBackend:
         return self._settings.exact_batching is ExactBatching.AUTO and not heavy
 
     def _is_invariant(self) -> bool:
+        self._log("measuring whether the number of rows in a pass changes bits")
         try:
             return is_batch_invariant(
                 self._noise_preds, self._native, self._embeds, minimum=MINIMUM, maximum=self._settings.max_batch_size
@@ -194,6 +194,7 @@ class TorchBackend:
             return False
 
     def _fingerprint(self) -> str:
+        self._log("computing the fingerprint")
         size = MINIMUM if self._invariant else self._settings.exact_batch_class
         return fingerprint(self._noise_preds, self._native, self._embeds, size=size)
 

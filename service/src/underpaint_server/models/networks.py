@@ -1,6 +1,8 @@
-"""Checks of a U-Net's configuration that both families share: its inputs, and the size that it was trained at."""
+"""Checks of the configurations of networks: inputs and outputs, what belongs together, and the native size."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
+from re import match
 from typing import Any
 
 from underpaint_server.errors import ModelNotReady
@@ -54,3 +56,59 @@ def native_px(config: Mapping[str, Any], vae_scale: int, sample_size: object) ->
         f"unet/config.json: the network cannot halve its native size of {trained[0]} x {trained[1]} px evenly; "
         f"{native[0]} x {native[1]} px is used"
     ]
+
+
+def check_channels(unet: Any, vae: Any) -> None:
+    """Refuse a U-Net and an autoencoder, by their configurations, that do not belong together."""
+    if unet.in_channels != vae.latent_channels:
+        raise ModelNotReady(
+            f"the U-Net takes {unet.in_channels} channels, but the autoencoder's latents have {vae.latent_channels}; "
+            "inpainting networks are not supported: give the base model"
+        )
+    if unet.out_channels != unet.in_channels:
+        raise ModelNotReady(
+            f"the U-Net takes {unet.in_channels} channels and returns {unet.out_channels} (out_channels); give one "
+            "that returns as many: learned variances are not supported"
+        )
+    if (vae.in_channels, vae.out_channels) != (3, 3):
+        raise ModelNotReady(
+            f"the autoencoder has {vae.in_channels} input and {vae.out_channels} output channels; give one with 3 and 3"
+        )
+    scale, shift = vae.scaling_factor, vae.shift_factor or 0
+    if not (_is_number(scale) and isfinite(scale) and scale > 0 and _is_number(shift) and isfinite(shift)):
+        raise ModelNotReady(
+            f"vae/config.json: scaling_factor is {scale!r} and shift_factor {vae.shift_factor!r}; write the factor of "
+            "its latents there, a number above 0: 0.18215 for Stable Diffusion 1.x and 2.x"
+        )
+
+
+def check_text(unet: Any, text_encoder: Any, tokenizer: Any) -> None:
+    """Refuse a U-Net and a text encoder, by their configurations, or a tokenizer that do not belong together."""
+    width = unet.cross_attention_dim
+    if {*(width if isinstance(width, list | tuple) else [width])} != {text_encoder.hidden_size}:
+        raise ModelNotReady(
+            f"the U-Net reads texts of width {width} (cross_attention_dim), but the text encoder's "
+            f"have {text_encoder.hidden_size} (hidden_size): give the text encoder that the U-Net was trained with"
+        )
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= text_encoder.vocab_size:
+        raise ModelNotReady(
+            f"the tokenizer has {largest + 1} tokens (len(tokenizer) {len(tokenizer)}), but the text encoder only "
+            f"{text_encoder.vocab_size} (vocab_size): give the tokenizer that belongs to it, or resize its embeddings"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def trained_size(unet: Any) -> tuple[object, list[str]]:
+    """The sample_size of a U-Net's configuration, repaired as the pipelines of diffusers do, and a remark if it was.
+
+    Configurations that diffusers wrote before its version 0.9 have 32 for networks that were trained at 64.
+    """
+    size, written_by = unet.sample_size, unet.get("_diffusers_version")
+    version = match(r"(\d+)\.(\d+)", str(written_by))
+    if version is not None and (int(version[1]), int(version[2])) < (0, 9) and isinstance(size, int) and size < 64:
+        return 64, [f"unet/config.json: sample_size {size} is read as 64, because diffusers {written_by} wrote it"]
+    return size, []

@@ -6,9 +6,6 @@ scale of the latents, text encoder and precision of the files. Its callers see e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
-from re import match
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -17,11 +14,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from underpaint_server.diffusion.schedule import Schedule
-from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import schedules
 from underpaint_server.models.checkpoint import DIFFUSERS, TRANSFORMERS, Checkpoint
 from underpaint_server.models.facts import About
-from underpaint_server.models.networks import check_conditioning, native_px
+from underpaint_server.models.networks import check_channels, check_conditioning, check_text, native_px, trained_size
 from underpaint_server.models.tensors import finite
 from underpaint_server.rows import Denoise, Embedded, PullBack, Pulled
 
@@ -54,11 +50,12 @@ class StableDiffusion:
         vae = checkpoint.model("vae", AutoencoderKL, DIFFUSERS, torch.float32)
         text_encoder = checkpoint.model("text_encoder", CLIPTextModel, TRANSFORMERS, torch.float32)
         tokenizer = checkpoint.tokenizer("tokenizer", CLIPTokenizer)
-        _check_channels(unet.config, vae.config)
-        _check_text(unet.config, text_encoder.config, tokenizer)
+        check_channels(unet.config, vae.config)
+        check_text(unet.config, text_encoder.config, tokenizer)
         check_conditioning(unet.config)
-        sample_size, repaired = _sample_size(unet.config)
-        native, rounded = native_px(unet.config, _vae_scale(vae), sample_size)
+        sample_size, repaired = trained_size(unet.config)
+        vae_scale = 1 << (len(vae.config.block_out_channels) - 1)
+        native, rounded = native_px(unet.config, vae_scale, sample_size)
         for module in (unet, vae, text_encoder):
             module.requires_grad_(False).eval().to(device)
         remarks = (*reading.remarks, *repaired, *rounded, *checkpoint.remarks())
@@ -78,12 +75,12 @@ class StableDiffusion:
     @property
     def embeds_shape(self) -> tuple[int, int]:
         """(tokens, width) of prompt embeddings."""
-        return self.prompt_tokens, int(self.unet.config.cross_attention_dim)
+        return self.prompt_tokens, int(self.text_encoder.config.hidden_size)
 
     @property
     def vae_scale(self) -> int:
         """Pixels per latent in each direction."""
-        return _vae_scale(self.vae)
+        return 1 << (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def size_multiple(self) -> int:
@@ -163,63 +160,3 @@ class StableDiffusion:
     def _dropped(self, text: str) -> str:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return str(self.tokenizer.decode(ids[self.prompt_tokens - 2 :])).strip()
-
-
-def _vae_scale(vae: AutoencoderKL) -> int:
-    return 1 << (len(vae.config.block_out_channels) - 1)
-
-
-def _check_channels(unet: Any, vae: Any) -> None:
-    """Refuse a U-Net and an autoencoder, by their configurations, that do not belong together."""
-    if unet.in_channels != vae.latent_channels:
-        raise ModelNotReady(
-            f"the U-Net takes {unet.in_channels} channels, but the autoencoder's latents have {vae.latent_channels}; "
-            "inpainting networks are not supported: give the base model"
-        )
-    if unet.out_channels != unet.in_channels:
-        raise ModelNotReady(
-            f"the U-Net takes {unet.in_channels} channels and returns {unet.out_channels} (out_channels); give one "
-            "that returns as many: learned variances are not supported"
-        )
-    if (vae.in_channels, vae.out_channels) != (3, 3):
-        raise ModelNotReady(
-            f"the autoencoder has {vae.in_channels} input and {vae.out_channels} output channels; give one with 3 and 3"
-        )
-    scale, shift = vae.scaling_factor, vae.shift_factor or 0
-    if not (_is_number(scale) and isfinite(scale) and scale > 0 and _is_number(shift) and isfinite(shift)):
-        raise ModelNotReady(
-            f"vae/config.json: scaling_factor is {scale!r} and shift_factor {vae.shift_factor!r}; write the factor of "
-            "its latents there, a number above 0: 0.18215 for Stable Diffusion 1.x and 2.x"
-        )
-
-
-def _check_text(unet: Any, text_encoder: Any, tokenizer: CLIPTokenizer) -> None:
-    """Refuse a U-Net and a text encoder, by their configurations, or a tokenizer that do not belong together."""
-    width = unet.cross_attention_dim
-    if {*(width if isinstance(width, list | tuple) else [width])} != {text_encoder.hidden_size}:
-        raise ModelNotReady(
-            f"the U-Net reads texts of width {width} (cross_attention_dim), but the text encoder's "
-            f"have {text_encoder.hidden_size} (hidden_size): give the text encoder that the U-Net was trained with"
-        )
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if largest >= text_encoder.vocab_size:
-        raise ModelNotReady(
-            f"the tokenizer has {largest + 1} tokens (len(tokenizer) {len(tokenizer)}), but the text encoder only "
-            f"{text_encoder.vocab_size} (vocab_size): give the tokenizer that belongs to it, or resize its embeddings"
-        )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _sample_size(unet: Any) -> tuple[object, list[str]]:
-    """The sample_size of a U-Net's configuration, repaired as the pipelines of diffusers do, and a remark if it was.
-
-    Configurations that diffusers wrote before its version 0.9 have 32 for networks that were trained at 64.
-    """
-    size, written_by = unet.sample_size, unet.get("_diffusers_version")
-    version = match(r"(\d+)\.(\d+)", str(written_by))
-    if version is not None and (int(version[1]), int(version[2])) < (0, 9) and isinstance(size, int) and size < 64:
-        return 64, [f"unet/config.json: sample_size {size} is read as 64, because diffusers {written_by} wrote it"]
-    return size, []
