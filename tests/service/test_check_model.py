@@ -1,6 +1,5 @@
 """``underpaint-server check-model``: what it says of a checkpoint that can be served, and of one that cannot."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import structlog
 from support import checkpoints
+from underpaint_server import check_model
 from underpaint_server.check_model import ball, main
 from underpaint_server.settings import CheckSettings
 
@@ -55,6 +55,45 @@ def test_a_users_checkpoint_is_described_and_proved(directory: Path, capsys: pyt
     assert "the autoencoder alone has a PSNR of" in err, "random weights must be warned of"
 
 
+def test_what_takes_long_is_seen_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A DDPM of 256 px takes minutes on a CPU, and stderr may be a file."""
+    monkeypatch.setattr(check_model, "LINE_EVERY_S", 0.0)
+    directory = checkpoints.build_ddpm(tmp_path / "ddpm")
+    assert main(CheckSettings(directory=str(directory), max_batch_size=2)) == 0
+    lines = [line.removeprefix("underpaint-server: ") for line in capsys.readouterr().err.splitlines()]
+    stages = ["reading the weights", "trying one small edit", "measuring whether", "computing the fingerprint"]
+    assert [next(i for i, line in enumerate(lines) if line.startswith(stage)) for stage in stages] == [0, 2, 3, 4]
+    assert "EDICT round trip: 20 rows" in lines
+    assert any(line.startswith("EDICT round trip: 19 of 20 rows after ") for line in lines)
+    assert any("clipped to [-1, 1]" in line for line in lines)
+
+
+def test_what_is_read_differently_or_not_used_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = checkpoints.scheduled(checkpoints.build(tmp_path / "sd"), steps_offset=0)
+    checkpoints.configured(directory, "unet/config.json", sample_size=13)
+    checkpoints.save_lora(directory / "pytorch_lora_weights.safetensors")
+    assert main(CheckSettings(directory=str(directory), max_batch_size=2)) == 0
+    out, err = capsys.readouterr()
+    for remark in ("steps_offset is 0 and read as 1", "56 x 56 px is used", "is a LoRA and is not used"):
+        assert remark in err
+    assert said(out)["image"].startswith("56 x 56 px")
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_an_autoencoder_that_returns_no_numbers_is_refused(
+    part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every picture would be black."""
+    directory = checkpoints.build(tmp_path / "sd")
+    checkpoints.fill(directory / "vae/diffusion_pytorch_model.safetensors", f"{part}.conv_out.bias", float("nan"))
+    assert main(CheckSettings(directory=str(directory))) == 1
+    out, err = capsys.readouterr()
+    assert f"MODEL_NOT_READY: the autoencoder's {part} returns NaN" in err
+    assert "serve it with" not in out
+
+
 def test_a_path_that_no_setting_can_name_is_not_proposed(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,17 +118,6 @@ def test_the_embedded_model_and_the_toy(place: str, family: str, capsys: pytest.
     lines = said(capsys.readouterr().out)
     assert lines["family"].startswith(family)
     assert len(lines["digest"]) == 64
-
-
-def configured(part: str, **values: object) -> Callable[[Path], Path]:
-    """A change of one configuration file in place."""
-
-    def change(directory: Path) -> Path:
-        file = directory / part
-        file.write_text(json.dumps(json.loads(file.read_text()) | values))
-        return directory
-
-    return change
 
 
 def truncated(directory: Path) -> Path:
@@ -124,11 +152,20 @@ def without_folder(directory: Path, name: str) -> Path:
             lambda d: checkpoints.without_tensor(d, "unet/diffusion_pytorch_model.safetensors", "conv_in.bias"),
             "lacks conv_in.bias",
         ),
-        (configured("model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
-        (configured("scheduler/scheduler_config.json", beta_schedule="squaredcos_cap_v2"), "squaredcos_cap_v2"),
-        (configured("scheduler/scheduler_config.json", prediction_type="flow"), "'flow' is not supported"),
-        (configured("scheduler/scheduler_config.json", rescale_betas_zero_snr=True), "cannot be inverted"),
-        (configured("unet/config.json", cross_attention_dim=64), "shape"),
+        (lambda d: checkpoints.configured(d, "model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
+        (
+            lambda d: checkpoints.configured(d, "scheduler/scheduler_config.json", beta_schedule="squaredcos_cap_v2"),
+            "squaredcos_cap_v2",
+        ),
+        (
+            lambda d: checkpoints.configured(d, "scheduler/scheduler_config.json", prediction_type="flow"),
+            "'flow' is not supported",
+        ),
+        (
+            lambda d: checkpoints.configured(d, "scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
+            "cannot be inverted",
+        ),
+        (lambda d: checkpoints.configured(d, "unet/config.json", cross_attention_dim=64), "shape"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_reason(
@@ -153,7 +190,7 @@ def test_a_network_that_overflows_is_refused(tmp_path: Path, capsys: pytest.Capt
     directory = checkpoints.build(tmp_path / "sd")
     checkpoints.scale(directory / "unet/diffusion_pytorch_model.safetensors", "conv_out.weight", 1e30)
     assert main(CheckSettings(directory=str(directory))) == 1
-    assert "MODEL_NON_FINITE" in capsys.readouterr().err
+    assert "MODEL_NOT_READY: the network predicts noise of up to" in capsys.readouterr().err
 
 
 def test_settings_that_make_no_sense_end_with_2() -> None:

@@ -1,5 +1,6 @@
 """Tiny pipeline directories with random weights, as a user would bring them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,23 +18,24 @@ DDPM_PX = 16
 """Pixels of a side in the family that works on pixels."""
 
 
-def build(directory: Path, *, prediction_type: str = "epsilon", seed: int = 0, in_channels: int = 4) -> Path:
+def build(directory: Path, *, prediction_type: str = "epsilon", seed: int = 0, **unet: object) -> Path:
     """Write such a directory and return it; ``v_prediction`` makes it one of the 2.x kind (linear projections too)."""
     torch.manual_seed(seed)
     second = prediction_type == "v_prediction"
-    unet = UNet2DConditionModel(
-        sample_size=PX // 4,
-        in_channels=in_channels,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=(4, 8) if second else 8,
-        norm_num_groups=8,
-        use_linear_projection=second,
-    )
+    fields = {
+        "sample_size": PX // 4,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": (32, 64),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": (4, 8) if second else 8,
+        "norm_num_groups": 8,
+        "use_linear_projection": second,
+    }
+    network = UNet2DConditionModel(**(fields | unet))
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -72,7 +74,7 @@ def build(directory: Path, *, prediction_type: str = "epsilon", seed: int = 0, i
         vae=vae,
         text_encoder=text,
         tokenizer=tokenizer,
-        unet=unet,
+        unet=network,
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
@@ -132,3 +134,31 @@ def scale(file: Path, name: str, factor: float) -> None:
     tensors = load_file(file)
     tensors[name] = tensors[name] * factor
     save_file(tensors, file, metadata={"format": "pt"})
+
+
+def fill(file: Path, name: str, value: float) -> None:
+    """Set all numbers of one tensor of a file in place."""
+    tensors = load_file(file)
+    tensors[name] = torch.full_like(tensors[name], value)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def configured(directory: Path, file: str, **values: object) -> Path:
+    """Set fields of a configuration file in place; ``...`` removes one. Returns the directory."""
+    path = directory / file
+    fields = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}))
+    return directory
+
+
+def scheduled(directory: Path, **values: object) -> Path:
+    """Set fields of scheduler_config.json in place; ``_class_name`` is named by model_index.json too."""
+    if "_class_name" in values:
+        configured(directory, "model_index.json", scheduler=["diffusers", values["_class_name"]])
+    return configured(directory, "scheduler/scheduler_config.json", **values)
+
+
+def save_lora(file: Path) -> None:
+    """Write a LoRA as diffusers names its tensors."""
+    key = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+    save_file({key: torch.zeros(4, 64)}, file, metadata={"format": "pt"})

@@ -8,13 +8,15 @@ import queue
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from shlex import quote
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -54,6 +56,8 @@ TIMED_STEPS = 3
 """Passes of each size that are run for timing; the first is not counted."""
 ENOUGH_S = 60.0
 """Larger passes are not timed after a size that took longer than this, in seconds."""
+LINE_EVERY_S = 10.0
+"""Shortest time between two lines of progress where stderr is not a terminal, in seconds."""
 EXACT = 1e-8
 """Largest latent error of a round trip that counts as exact."""
 FAITHFUL_DB = 20.0
@@ -65,6 +69,10 @@ PROMPT = "a ball on a table"
 def main(settings: CheckSettings) -> int:
     """Run the check; returns the exit status, 1 if the checkpoint cannot be served."""
     configure_logging(settings.log_level)
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, _as_note],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
     try:
         check(settings)
     except UnderpaintError as error:
@@ -79,7 +87,6 @@ def main(settings: CheckSettings) -> int:
 def check(settings: CheckSettings) -> None:
     """Load the checkpoint, print its facts, and test it; raises :class:`UnderpaintError` if it cannot be served."""
     name = settings.model_id
-    _print_note(f"reading {settings.directory or EMBEDDED_MODEL} ...")
     begin = time.monotonic()
     backend = load(settings.directory, name, settings)
     _print_fact("model", settings.directory or f"{EMBEDDED_MODEL}, embedded")
@@ -135,7 +142,6 @@ def _tests(backend: Backend, settings: Settings) -> Iterator[tuple[str, str]]:
 
 def _through_autoencoder(backend: Backend, photo: Photo) -> str:
     latents = _predict(backend, Encode(tensors.image(photo.pixels).to(backend.facts.device)))
-    tensors.check_finite(latents)
     image = _predict(backend, Decode(latents))
     ratio = tensors.psnr_db(tensors.picture(image), photo.pixels)
     if ratio < FAITHFUL_DB:
@@ -268,9 +274,8 @@ def _run(
     inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
     for id_, job in enumerate(jobs):
         inbox.put(StartJob(id_, job, Priority.NORMAL, now(), None, 0))
-    with _bar() as bar:
-        task = bar.add_task(caption, total=sum(total_rows(job) for job in jobs))
-        collector = _Collector(len(jobs), inbox, lambda rows: bar.advance(task, rows), {}, [])
+    with _progress(caption, sum(total_rows(job) for job in jobs)) as advance:
+        collector = _Collector(len(jobs), inbox, advance, {}, [])
         Engine({backend.facts.info.id: backend}, inbox, collector, settings.max_batch_size, settings.learn_share).run()
     for outcome in collector.outcomes.values():
         if isinstance(outcome, UnderpaintError):
@@ -300,13 +305,41 @@ def ball(width: int, height: int) -> Picture:
     return pixels
 
 
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+@contextmanager
+def _progress(caption: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many of ``total`` rows are done; the function that is yielded is told of each pass's rows.
+
+    A terminal gets a bar, anything else a line at the start and then at most one every :data:`LINE_EVERY_S`.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+            task = bar.add_task(caption, total=total)
+            yield lambda rows: bar.advance(task, rows)
+        return
+    _print_note(f"{caption}: {total} rows")
+    begin = last_line = now()
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done, last_line
+        done += rows
+        if now() - last_line >= LINE_EVERY_S and done < total:
+            last_line = now()
+            _print_note(f"{caption}: {done} of {total} rows after {_seconds(last_line - begin)}")
+
+    yield advance
 
 
 def _print_fact(label: str, value: str) -> None:
     print(f"{label:<15} {value}", flush=True)
+
+
+def _as_note(_logger: object, _level: str, line: MutableMapping[str, Any]) -> str:
+    """A log line as a note for people."""
+    parts = [line.get("note") or line["event"], line.get("error"), line.get("exception")]
+    return "underpaint-server: " + "\n".join(str(part) for part in parts if part)
 
 
 def _print_note(line: str) -> None:

@@ -488,6 +488,8 @@ class ModelInfo:
     fingerprint: str
     """Digest of the result of one fixed forward pass. It depends on weights, dtype, device, threads and libraries; an
     exact inversion can be used only where the fingerprint is the one it was made with."""
+    max_steps: int = 1000
+    """Largest number of steps of its schedule; the server's own limit may be smaller."""
     feature_sites: tuple[str, ...] = ()
     """Names of the sites where activations can be captured and changed: "mid", "up_0", ..."""
     other_batch_class: int | None = None

@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     exact_batch_class: int = Field(0, ge=0, le=64)
     """Rows of each forward pass where that number is fixed (see exact-batching), at least 2 and at most max-batch-size.
     A larger number makes a busy server faster and a lone request slower. 0 chooses 8 on a GPU, 4 on a CPU, and 2 for
-    networks of more than 200M parameters on a CPU. Passes of images of more than twice the model's area have fewer.
-    Servers that share a store must use the same number."""
+    large networks on a CPU, which gain nothing from more. Passes of images of more than twice the model's area have
+    fewer. Servers that share a store must use the same number."""
     max_batch_size: int = Field(16, ge=2, le=256)
     """Largest number of rows (latents) in one forward pass. A larger number makes better use of the device and needs
     more of its memory."""

@@ -40,12 +40,13 @@ def silent(options: InversionOptions) -> InversionOptions:
 
 def test_a_drawn_picture_is_the_one_diffusers_draws(directory: Path, backend: Backend) -> None:
     unet = UNet2DModel.from_pretrained(directory / "unet")
-    scheduler = DDIMScheduler.from_pretrained(directory / "scheduler", clip_sample=False)
+    scheduler = DDIMScheduler.from_pretrained(directory / "scheduler")
+    assert scheduler.config.clip_sample
     scheduler.set_timesteps(STEPS)
     x = standard_normal((3, DDPM_PX, DDPM_PX), seed=5, purpose="start")[None].float()
     with torch.no_grad():
         for timestep in scheduler.timesteps:
-            x = scheduler.step(unet(x, timestep).sample, timestep, x).prev_sample
+            x = scheduler.step(unet(x, timestep).sample, timestep, x, use_clipped_model_output=True).prev_sample
     theirs = ((x[0].permute(1, 2, 0).numpy() + 1) * 127.5).round().clip(0, 255)
     with Bench(backend) as bench:
         source = Generated("", 5, DDPM_PX, DDPM_PX, STEPS)

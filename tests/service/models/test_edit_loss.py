@@ -117,6 +117,21 @@ def test_a_damaged_clip_is_refused(directory: Path, tmp_path: Path) -> None:
         Clip.load(copy, device=CPU)
 
 
+def test_a_clip_that_cannot_compare_is_refused(directory: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(directory, broken)
+    checkpoints.fill(broken / "model.safetensors", "text_projection.weight", float("nan"))
+    with pytest.raises(ModelNotReady, match="the CLIP returns NaN"):
+        Clip.load(broken, device=CPU)
+    other = tmp_path / "other"
+    shutil.copytree(directory, other)
+    tokenizer = CLIPTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<my-style>"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(ModelNotReady, match="tokenizer has 1570 tokens, but the CLIP only 1569"):
+        Clip.load(other, device=CPU)
+
+
 def test_an_unchanged_picture_has_a_finite_gradient(directory: Path) -> None:
     """No change has no direction: the loss is 1 there, and learning can leave it."""
     loss = EditLoss("vae", Clip.load(directory, device=CPU), edges)

@@ -1,14 +1,15 @@
 """What the server says of itself: models, limits, health, reflection, and what it does not offer."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from support.front import Wire, edit, refused
-from underpaint.v1 import edit_service_pb2, model_service_pb2
+from support.front import MINI, Wire, edit, refused
+from underpaint.v1 import direction_service_pb2, edit_service_pb2, model_service_pb2
 from underpaint_server.dispatch.supervisor import EngineState
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -37,6 +38,30 @@ async def test_a_model_tells_its_limits(wire: Wire) -> None:
         feature_sites=["mid", "up_0", "up_1"],
         prompt_tokens=77,
     )
+
+
+async def test_a_schedule_of_few_levels_limits_the_steps_of_every_request(wire: Wire) -> None:
+    """More steps than levels would do nothing in some of them."""
+    wire.engine.models = {"mini": replace(MINI, max_steps=10, default_steps=10)}
+    model = (await wire.models.GetModel(model_service_pb2.GetModelRequest(name="models/mini"))).model
+    assert (model.limits.max_steps, model.default_steps) == (10, 10)
+    requests = {
+        "inversion_parameters.steps": edit("edict", inversion_parameters={"steps": 11}),
+        "sdedit.steps": edit("sdedit", sdedit={"steps": 11}),
+        "generated.steps": edit("ddim", generated={"steps": 11}),
+        "disentangled.steps": edit("disentangled", disentangled={"switch_step": 1, "steps": 11}),
+    }
+    for path, request in requests.items():
+        assert (await refused(wire.edits.Edit(request))).paths == [path]
+    many = edit("disentangled", disentangled={"given": {"values": [1.0] * 11}})
+    assert (await refused(wire.edits.Edit(many))).paths == ["disentangled.given.values"]
+    direction: dict[str, Any] = {"source_prompt": "a", "target_prompt": "b", "steps": 11}
+    examples: list[Any] = [{"seed": 1}]
+    learn = direction_service_pb2.LearnDirectionRequest(direction=direction, examples=examples)  # type: ignore[arg-type]
+    assert (await refused(wire.directions.LearnDirection(learn))).paths == ["direction.steps"]
+    assert wire.engine.jobs == []
+    answer = await wire.edits.Edit(edit("sdedit", sdedit={"steps": 10}))
+    assert answer.resolved.sdedit.steps == 10
 
 
 async def test_models_are_listed_default_first_in_pages(wire: Wire) -> None:

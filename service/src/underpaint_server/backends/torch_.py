@@ -1,20 +1,23 @@
 """Backend that computes rows with torch in eager mode, on the CPU or one CUDA device."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from underpaint_server.backends.invariance import fingerprint, is_batch_invariant
 from underpaint_server.backends.protocol import DeviceLost, padded
+from underpaint_server.backends.trial import try_one_edit
 from underpaint_server.cores import usable_cores
 from underpaint_server.errors import ModelNotReady, OutOfMemory
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.methods import methods_for
-from underpaint_server.models import checkpoint, families
+from underpaint_server.models import checkpoint, families, tensors
 from underpaint_server.models.clip import Clip
 from underpaint_server.models.edit_loss import EditLoss, vae_features, vgg_features
 from underpaint_server.models.facts import Facts
@@ -35,6 +38,8 @@ from underpaint_server.rows import (
 )
 from underpaint_server.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 DEFAULT_STEPS = 50
 """Default of ``steps`` in requests."""
 SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4, PullBackDecode: 2, Score: 2}
@@ -42,8 +47,9 @@ SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4, PullBackDec
 These kinds are a few percent of a job's work, so padding costs less than measuring their invariance."""
 DIFFERENTIATED = (PullBack, PullBackDecode, Score)
 """Kinds of row that are computed in grad mode."""
-CPU_MEASURED_PARAMETERS = 200_000_000
-"""On a CPU, a network with more parameters is pinned to a batch class: measuring its invariance takes minutes."""
+CPU_MEASURED_WORK = 200e9
+"""On a CPU, a network with a larger product of its parameters and the area of its native latents is pinned to a batch
+class: measuring its invariance takes minutes."""
 MINIMUM = 2
 """Smallest size of a pass: torch chooses other kernels for one image than for several."""
 BATCH_CLASS_CPU, BATCH_CLASS_CUDA = 4, 8
@@ -55,7 +61,8 @@ class TorchBackend:
     """One checkpoint on one device; see :class:`Backend`.
 
     ``edit_loss`` is the loss of learned directions; None if the model cannot learn any. ``known`` is what an earlier
-    process found of the same model, with the same settings and on the same cores.
+    process found of the same model, with the same settings and on the same cores. Raises :class:`ModelNotReady` if the
+    model cannot compute one edit.
     """
 
     def __init__(
@@ -71,6 +78,10 @@ class TorchBackend:
         self._settings = settings
         _tile_conditioning(model.unet)
         self._taps = Taps(model.unet)
+        self._log = partial(_log_loading, model_id)
+        if known is None or known.digest != model.digest:
+            self._log("trying one small edit")
+            try_one_edit(model)
         width, height = model.native_px
         channels = model.latent_channels
         self._native = (channels, height // model.vae_scale, width // model.vae_scale)
@@ -85,7 +96,8 @@ class TorchBackend:
             width=width,
             height=height,
             size_multiple=model.size_multiple,
-            default_steps=DEFAULT_STEPS,
+            default_steps=min(DEFAULT_STEPS, model.schedule.max_steps, settings.max_steps),
+            max_steps=model.schedule.max_steps,
             prompt_tokens=model.prompt_tokens,
             batch_class=None if self._invariant else self._batch_class,
             content_features=edit_loss.name if edit_loss is not None else "",
@@ -104,11 +116,21 @@ class TorchBackend:
 
     @classmethod
     def load(cls, location: str, model_id: str, settings: Settings, known: ModelInfo | None = None) -> "TorchBackend":
-        """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady`."""
+        """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady`.
+
+        What is being done is logged, and the remarks of :class:`About`.
+        """
         device = _prepare(settings)
         directory = checkpoint.resolve(location, settings.allow_network)
-        model = families.load(directory, dtype=getattr(torch, settings.dtype), device=device)
-        return cls(model, model_id, settings, _edit_loss(model, directory, model_id, settings), known)
+        _log_loading(model_id, "reading the weights")
+        try:
+            model = families.load(directory, dtype=getattr(torch, settings.dtype), device=device)
+            for remark in model.about.remarks:
+                _log_loading(model_id, remark)
+            edit_loss = _edit_loss(model, directory, model_id, settings)
+        except torch.OutOfMemoryError as error:
+            raise ModelNotReady("its weights do not fit in the device's memory; use --dtype bfloat16") from error
+        return cls(model, model_id, settings, edit_loss, known)
 
     def predict(self, batch: Batch) -> Sequence[Any]:
         """See :class:`Backend`."""
@@ -181,8 +203,9 @@ class TorchBackend:
         return min(chosen, self._settings.max_batch_size)
 
     def _is_heavy(self) -> bool:
-        unet = self._model.unet
-        return bool(unet.device.type == "cpu" and unet.num_parameters() > CPU_MEASURED_PARAMETERS)
+        _, height, width = self._native
+        work = self._model.unet.num_parameters() * height * width
+        return bool(self._model.unet.device.type == "cpu" and work > CPU_MEASURED_WORK)
 
     def _measure(self, known: ModelInfo | None) -> str:
         """Find out whether the network is batch-invariant; returns its fingerprint.
@@ -201,6 +224,7 @@ class TorchBackend:
         return self._settings.exact_batching == "auto" and not self._is_heavy()
 
     def _is_invariant(self) -> bool:
+        self._log("measuring whether the number of rows in a pass changes bits")
         try:
             return is_batch_invariant(
                 self._noise_preds, self._native, self._embeds, minimum=MINIMUM, maximum=self._settings.max_batch_size
@@ -210,6 +234,7 @@ class TorchBackend:
             return False
 
     def _fingerprint(self) -> str:
+        self._log("computing the fingerprint")
         size = MINIMUM if self._invariant else self._batch_class
         try:
             return fingerprint(self._noise_preds, self._native, self._embeds, size=size)
@@ -223,7 +248,11 @@ class TorchBackend:
     def _noise_preds(self, latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:
         device = self._model.unet.device
         rows = zip(latents.double().to(device), timesteps, embeds.to(device), strict=True)
-        return self._model.noise_preds([Denoise(x, t, 0.5, e) for x, t, e in rows])
+        noise_preds = self._model.noise_preds([Denoise(x, t, 0.5, e) for x, t, e in rows])
+        if not bool(noise_preds.isfinite().all()):
+            advice = tensors.overflow_advice(str(self._model.unet.dtype).removeprefix("torch."))
+            raise ModelNotReady(f"the network returns NaN or infinite numbers at its native size{advice}")
+        return noise_preds
 
 
 class TiledLinear(nn.Module):
@@ -274,6 +303,10 @@ def _edit_loss(model: Family, directory: Path, model_id: str, settings: Settings
         ("vgg16", vgg_features(Path(settings.vgg), device)) if settings.vgg else ("vae", vae_features(model.vae))
     )
     return EditLoss(name, Clip.load(clip, device=device), features)
+
+
+def _log_loading(model_id: str, note: str) -> None:
+    log.info("loading a model", model=model_id, note=note)
 
 
 def _prepare(settings: Settings) -> torch.device:

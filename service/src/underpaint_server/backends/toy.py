@@ -92,7 +92,7 @@ class ToyBackend:
             width=SHAPE[2] * SCALE,
             height=SHAPE[1] * SCALE,
             size_multiple=2 * SCALE,
-            default_steps=20,
+            default_steps=min(20, settings.max_steps),
             prompt_tokens=16,
             batch_class=self._class,
             content_features="vae",

@@ -54,8 +54,14 @@ class Schedule:
     set_alpha_to_one: bool = False
     """Whether a finished image has alpha_bar 1; otherwise that of timestep 0, as in Stable Diffusion."""
 
+    @property
+    def max_steps(self) -> int:
+        """Largest number of steps: with more, some would lead to the level where they begin."""
+        return len(self.alphas_cumprod) - (self.steps_offset if self.spacing is Spacing.LEADING else 0)
+
     def grid(self, num_inference_steps: int, used: int | None = None) -> Grid:
-        """The grid of the ``used`` least noisy steps (all by default) of a schedule of ``num_inference_steps``.
+        """The grid of the ``used`` least noisy steps (all by default) of a schedule of ``num_inference_steps``, at
+        most :attr:`max_steps`.
 
         Each step joins two neighbours of the grid, also where the number of steps does not divide the number of
         training timesteps; no level is found by subtracting timesteps.

@@ -60,7 +60,9 @@ class Clip:
                 "VisionTextDualEncoderModel"
             )
         checkpoint.check_complete(directory, loading_info)
-        return cls(model.requires_grad_(False).eval().to(device), tokenizer, mean, std)
+        clip = cls(model.requires_grad_(False).eval().to(device), tokenizer, mean, std)
+        _try(clip, directory)
+        return clip
 
     def image_embeds(self, images: Tensor) -> Tensor:
         """Unit vectors (b, d) of images (b, 3, H, W) in [-1, 1]; differentiable. Images are resized to CLIP's size."""
@@ -73,6 +75,28 @@ class Clip:
     def text_embeds(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (b, d) of texts; a text is truncated to the length of the text tower's context."""
         return torch.stack([_text_embed(self, text) for text in texts])
+
+
+def _try(clip: Clip, directory: Path) -> None:
+    """Embed a text and an image; raises :class:`ModelNotReady` if that fails."""
+    largest, tokens = max(clip.tokenizer.get_vocab().values()), int(clip.model.config.text_config.vocab_size)
+    if largest >= tokens:
+        raise ModelNotReady(
+            f"'{directory}': the tokenizer has {largest + 1} tokens, but the CLIP only {tokens} (vocab_size): give the "
+            "tokenizer that belongs to it"
+        )
+    try:
+        with torch.no_grad():
+            image = torch.zeros(1, 3, 8, 8, device=clip.mean.device)
+            embeds = torch.cat([clip.text_embeds(["a red apple"]), clip.image_embeds(image)])
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:  # what a library raises for parts that do not belong together is of any class
+        raise ModelNotReady(
+            f"'{directory}' cannot embed a text and an image: {type(error).__name__}: {error}"
+        ) from error
+    if not bool(embeds.isfinite().all()):
+        raise ModelNotReady(f"'{directory}': the CLIP returns NaN or infinite numbers: copy or convert it again")
 
 
 @lru_cache(maxsize=1024)

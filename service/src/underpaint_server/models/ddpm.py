@@ -6,7 +6,6 @@ added noise (SDEdit) or the features of another image (content injection).
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
@@ -14,8 +13,10 @@ from torch import Tensor
 
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
-from underpaint_server.models import checkpoint, schedules
+from underpaint_server.models import schedules
+from underpaint_server.models.checkpoint import DIFFUSERS, Checkpoint
 from underpaint_server.models.facts import About
+from underpaint_server.models.networks import check_conditioning, native_px
 from underpaint_server.rows import Denoise, Embedded
 
 CHANNELS = 3
@@ -26,23 +27,30 @@ class Ddpm:
     """One loaded checkpoint; see :class:`underpaint_server.models.families.Family`."""
 
     unet: UNet2DModel
-    schedule: Schedule
-    prediction: schedules.Prediction
+    reading: schedules.Reading
+    native_px: tuple[int, int]
     digest: str
+    remarks: tuple[str, ...]
     latent_channels: int = CHANNELS
     vae_scale: int = 1
     prompt_tokens: int = 0
     embeds_shape: tuple[int, int] = (0, 0)
 
     @classmethod
-    def load(cls, directory: Path, *, dtype: torch.dtype, device: torch.device) -> "Ddpm":
+    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> "Ddpm":
         """Load a pipeline directory; raises :class:`ModelNotReady` if it cannot be read or is not supported."""
-        scheduler = checkpoint.config(checkpoint.part(directory, "scheduler") / "scheduler_config.json")
-        unet: UNet2DModel = checkpoint.read(UNet2DModel, checkpoint.part(directory, "unet"), dtype)
-        _check(unet, directory)
+        reading = schedules.read(checkpoint.scheduler(), checkpoint.named_class("scheduler"), latent=False)
+        unet: UNet2DModel = checkpoint.model("unet", UNet2DModel, DIFFUSERS, dtype)
+        _check(unet)
+        native, rounded = native_px(unet.config, 1, unet.config.sample_size)
         unet.requires_grad_(False).eval().to(device)
-        prediction = schedules.prediction(scheduler)
-        return cls(unet, schedules.schedule(scheduler), prediction, checkpoint.digest(directory))
+        remarks = (*reading.remarks, *rounded, *checkpoint.remarks())
+        return cls(unet, reading, native, checkpoint.digest(reading.implied), remarks)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that the U-Net was trained with."""
+        return self.reading.schedule
 
     @property
     def size_multiple(self) -> int:
@@ -50,17 +58,10 @@ class Ddpm:
         return 1 << (len(self.unet.config.block_out_channels) - 1)
 
     @property
-    def native_px(self) -> tuple[int, int]:
-        """(width, height) in pixels that the U-Net was trained at."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return width, height
-
-    @property
     def about(self) -> About:
         """Description of the checkpoint."""
         parameters = {"network": sum(weights.numel() for weights in self.unet.parameters())}
-        return About("ddpm", self.prediction.value, parameters)
+        return About("ddpm", self.reading.prediction.value, parameters, self.remarks)
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:
         """Epsilon of each row, (b, 3, h, w), float64, from one forward pass."""
@@ -68,7 +69,8 @@ class Ddpm:
         latents = torch.stack([row.latents for row in rows])
         timesteps = torch.tensor([row.timestep for row in rows], device=weight.device)
         out: Tensor = self.unet(latents.to(weight.dtype), timesteps, return_dict=False)[0].double()
-        return schedules.to_epsilon(self.prediction, rows, latents, out)
+        noise_preds = schedules.to_epsilon(self.reading.prediction, rows, latents, out)
+        return schedules.clipped(self.reading.clip, rows, latents, noise_preds)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (b, 3, H, W) in [-1, 1], unchanged, as float64 on the model's device."""
@@ -83,18 +85,11 @@ class Ddpm:
         return [Embedded(torch.zeros(self.embeds_shape), "") for _ in texts]
 
 
-def _check(unet: UNet2DModel, directory: Path) -> None:
+def _check(unet: UNet2DModel) -> None:
     config = unet.config
     if config.in_channels != CHANNELS or config.out_channels != CHANNELS:
         raise ModelNotReady(
-            f"'{directory}': the U-Net has {config.in_channels} input and {config.out_channels} output channels; give "
-            f"one with {CHANNELS} and {CHANNELS}: learned variances are not supported"
+            f"unet/config.json: the U-Net has {config.in_channels} input and {config.out_channels} output channels; "
+            f"give one with {CHANNELS} and {CHANNELS}: learned variances are not supported"
         )
-    if config.num_class_embeds is not None or config.class_embed_type is not None:
-        raise ModelNotReady(f"'{directory}': the U-Net needs a class label; give an unconditional one")
-    size = config.sample_size
-    sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else [size]
-    if not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ModelNotReady(
-            f"'{directory}': the U-Net's sample_size is {size!r}; write its native size in pixels into its config.json"
-        )
+    check_conditioning(config)

@@ -11,7 +11,7 @@ from underpaint_server.jobs import ModelInfo
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Description of a checkpoint for check-model's report; the server's behaviour does not depend on it."""
+    """Description of a checkpoint for check-model's report and the log; nothing is decided by it."""
 
     family: str = "unknown"
     """For example "stable-diffusion" or "ddpm"."""
@@ -19,6 +19,8 @@ class About:
     """What the network was trained to predict: "epsilon", "v_prediction" or "sample"."""
     parameters: Mapping[str, int] = field(default_factory=dict)
     """Part of the model, for example "network" -> number of its parameters."""
+    remarks: tuple[str, ...] = ()
+    """Sentences: what was read differently than the files say, and what was not used."""
 
 
 @dataclass(frozen=True, slots=True)

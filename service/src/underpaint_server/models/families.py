@@ -14,7 +14,7 @@ from torch import Tensor
 
 from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
-from underpaint_server.models import checkpoint
+from underpaint_server.models.checkpoint import Checkpoint
 from underpaint_server.models.facts import About
 from underpaint_server.rows import Denoise, Embedded
 
@@ -37,7 +37,7 @@ class Family(Protocol):
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the checkpoint's files, see :func:`underpaint_server.models.checkpoint.digest`."""
+        """sha256 (hex) of what was read of the checkpoint, see :meth:`Checkpoint.digest`."""
         ...
 
     @property
@@ -57,7 +57,7 @@ class Family(Protocol):
 
     @property
     def native_px(self) -> tuple[int, int]:
-        """(width, height) in pixels that the network was trained at."""
+        """(width, height) in pixels that the network was trained at, rounded to multiples of ``size_multiple``."""
         ...
 
     @property
@@ -80,31 +80,31 @@ class Family(Protocol):
         ...
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (b, 3, H, W) in [-1, 1] to latents (b, c, h, w), float64."""
+        """Images (b, 3, H, W) in [-1, 1] to latents (b, c, h, w), float64. Raises NonFiniteLatents."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (b, c, h, w) to images (b, 3, H, W), float32, clamped to [-1, 1]."""
+        """Latents (b, c, h, w) to images (b, 3, H, W), float32, clamped to [-1, 1]. Raises NonFiniteLatents."""
         ...
 
     def embed(self, texts: list[str]) -> list[Embedded]:
-        """The prompt embeddings of ``texts``, in their order, from one pass."""
+        """The prompt embeddings of ``texts``, in their order, from one pass. Raises NonFiniteLatents."""
         ...
 
 
-Loader = Callable[[Path, torch.dtype, torch.device], Family]
+Loader = Callable[[Checkpoint, torch.dtype, torch.device], Family]
 
 
-def _stable_diffusion(directory: Path, dtype: torch.dtype, device: torch.device) -> Family:
+def _stable_diffusion(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Family:
     from underpaint_server.models.stable_diffusion import StableDiffusion
 
-    return StableDiffusion.load(directory, dtype=dtype, device=device)
+    return StableDiffusion.load(checkpoint, dtype=dtype, device=device)
 
 
-def _ddpm(directory: Path, dtype: torch.dtype, device: torch.device) -> Family:
+def _ddpm(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Family:
     from underpaint_server.models.ddpm import Ddpm
 
-    return Ddpm.load(directory, dtype=dtype, device=device)
+    return Ddpm.load(checkpoint, dtype=dtype, device=device)
 
 
 FAMILIES: Mapping[str, Loader] = {
@@ -114,7 +114,7 @@ FAMILIES: Mapping[str, Loader] = {
     "DDPMPipeline": _ddpm,
     "DDIMPipeline": _ddpm,
 }
-"""``_class_name`` of a pipeline directory's model_index.json -> loader (directory, dtype, device)."""
+"""``_class_name`` of a pipeline directory's model_index.json -> loader (checkpoint, dtype, device)."""
 
 
 def load(directory: Path, *, dtype: torch.dtype, device: torch.device) -> Family:
@@ -122,10 +122,11 @@ def load(directory: Path, *, dtype: torch.dtype, device: torch.device) -> Family
 
     ``dtype`` is that of the denoising network.
     """
-    pipeline = checkpoint.config(directory / "model_index.json").get("_class_name")
+    checkpoint = Checkpoint(directory)
+    pipeline = checkpoint.index.get("_class_name")
     if not isinstance(pipeline, str) or pipeline not in FAMILIES:
         raise ModelNotReady(
             f"'{directory}/model_index.json': _class_name is {pipeline!r}; give a pipeline of a supported class: "
             f"{', '.join(FAMILIES)}"
         )
-    return FAMILIES[pipeline](directory, dtype, device)
+    return FAMILIES[pipeline](checkpoint, dtype, device)

@@ -6,7 +6,6 @@ scale of the latents, text encoder and precision of the files. Its callers see e
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -15,9 +14,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from underpaint_server.diffusion.schedule import Schedule
-from underpaint_server.errors import ModelNotReady
-from underpaint_server.models import checkpoint, schedules
+from underpaint_server.models import schedules
+from underpaint_server.models.checkpoint import DIFFUSERS, TRANSFORMERS, Checkpoint
 from underpaint_server.models.facts import About
+from underpaint_server.models.networks import check_channels, check_conditioning, check_text, native_px, trained_size
+from underpaint_server.models.tensors import finite
 from underpaint_server.rows import Denoise, Embedded, PullBack, Pulled
 
 transformers_logging.disable_progress_bar()
@@ -34,43 +35,37 @@ class StableDiffusion:
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    schedule: Schedule
-    prediction: schedules.Prediction
+    reading: schedules.Reading
+    native_px: tuple[int, int]
     digest: str
+    remarks: tuple[str, ...]
 
     @classmethod
-    def load(cls, directory: Path, *, dtype: torch.dtype, device: torch.device) -> "StableDiffusion":
+    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> "StableDiffusion":
         """Load a pipeline directory, the U-Net in ``dtype``; raises :class:`ModelNotReady` if it cannot be used."""
-        for part in ("vae", "text_encoder"):
-            checkpoint.check_weights(directory / part)
-        if not (directory / "tokenizer").is_dir():
-            raise ModelNotReady(
-                f"'{directory}/tokenizer' is missing: give a complete pipeline directory, as diffusers saves it"
-            )
-        scheduler = checkpoint.config(directory / "scheduler" / "scheduler_config.json")
-        unet = checkpoint.read(UNet2DConditionModel, directory / "unet", dtype)
-        vae = checkpoint.read(AutoencoderKL, directory / "vae", torch.float32)
-        text_encoder = checkpoint.read(CLIPTextModel, directory / "text_encoder", torch.float32)
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelNotReady(f"'{directory}/tokenizer' cannot be read: {error}") from error
-        if unet.config.in_channels != vae.config.latent_channels:
-            raise ModelNotReady(
-                f"'{directory}': the U-Net takes {unet.config.in_channels} channels, but the autoencoder's latents "
-                f"have {vae.config.latent_channels}; inpainting networks are not supported: give the base model"
-            )
+        reading = schedules.read(checkpoint.scheduler(), checkpoint.named_class("scheduler"), latent=True)
+        kind = checkpoint.config("text_encoder/config.json").get("model_type")
+        checkpoint.check_class("text_encoder", ["clip_text_model", "clip"], kind)
+        unet = checkpoint.model("unet", UNet2DConditionModel, DIFFUSERS, dtype)
+        vae = checkpoint.model("vae", AutoencoderKL, DIFFUSERS, torch.float32)
+        text_encoder = checkpoint.model("text_encoder", CLIPTextModel, TRANSFORMERS, torch.float32)
+        tokenizer = checkpoint.tokenizer("tokenizer", CLIPTokenizer)
+        check_channels(unet.config, vae.config)
+        check_text(unet.config, text_encoder.config, tokenizer)
+        check_conditioning(unet.config)
+        sample_size, repaired = trained_size(unet.config)
+        vae_scale = 1 << (len(vae.config.block_out_channels) - 1)
+        native, rounded = native_px(unet.config, vae_scale, sample_size)
         for module in (unet, vae, text_encoder):
             module.requires_grad_(False).eval().to(device)
-        return cls(
-            unet,
-            vae,
-            text_encoder,
-            tokenizer,
-            schedules.schedule(scheduler),
-            schedules.prediction(scheduler),
-            checkpoint.digest(directory),
-        )
+        remarks = (*reading.remarks, *repaired, *rounded, *checkpoint.remarks())
+        digest = checkpoint.digest(reading.implied)
+        return cls(unet, vae, text_encoder, tokenizer, reading, native, digest, remarks)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that the U-Net was trained with."""
+        return self.reading.schedule
 
     @property
     def latent_channels(self) -> int:
@@ -80,7 +75,7 @@ class StableDiffusion:
     @property
     def embeds_shape(self) -> tuple[int, int]:
         """(tokens, width) of prompt embeddings."""
-        return self.prompt_tokens, int(self.unet.config.cross_attention_dim)
+        return self.prompt_tokens, int(self.text_encoder.config.hidden_size)
 
     @property
     def vae_scale(self) -> int:
@@ -93,13 +88,6 @@ class StableDiffusion:
         return self.vae_scale << (len(self.unet.config.block_out_channels) - 1)
 
     @property
-    def native_px(self) -> tuple[int, int]:
-        """(width, height) in pixels that the U-Net was trained at."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return width * self.vae_scale, height * self.vae_scale
-
-    @property
     def prompt_tokens(self) -> int:
         """Length of the text encoder's context, start and end tokens included."""
         return int(self.text_encoder.config.max_position_embeddings)
@@ -109,7 +97,7 @@ class StableDiffusion:
         """Description of the checkpoint."""
         parts = {"network": self.unet, "autoencoder": self.vae, "text encoder": self.text_encoder}
         parameters = {name: sum(weights.numel() for weights in part.parameters()) for name, part in parts.items()}
-        return About("stable-diffusion", self.prediction.value, parameters)
+        return About("stable-diffusion", self.reading.prediction.value, parameters, self.remarks)
 
     def noise_preds(self, rows: list[Denoise]) -> Tensor:
         """Epsilon of each row, (b, c, h, w), float64, from one forward pass."""
@@ -134,18 +122,19 @@ class StableDiffusion:
         device, dtype = weight.device, weight.dtype
         timesteps = torch.tensor([row.timestep for row in rows], device=device)
         out: Tensor = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype), return_dict=False)[0].double()
-        return schedules.to_epsilon(self.prediction, rows, latents, out)
+        return schedules.to_epsilon(self.reading.prediction, rows, latents, out)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (b, 3, H, W) in [-1, 1] to scaled latents (b, c, h, w), float64: the mean of the distribution."""
         mean: Tensor = self.vae.encode(images.to(self.vae.device)).latent_dist.mode().double()
+        finite(mean, "the autoencoder's encoder")
         return (mean - float(self.vae.config.shift_factor or 0)) * float(self.vae.config.scaling_factor)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (b, c, h, w) to images (b, 3, H, W), float32, clamped to [-1, 1]."""
         unscaled = latents / float(self.vae.config.scaling_factor) + float(self.vae.config.shift_factor or 0)
         images: Tensor = self.vae.decode(unscaled.float(), return_dict=False)[0]
-        return images.clamp(-1, 1)
+        return finite(images, "the autoencoder's decoder").clamp(-1, 1)
 
     def pull_back_decode(self, latents: Tensor, cotangents: Tensor) -> Tensor:
         """Vector-Jacobian products of :meth:`decode`, (b, c, h, w), float64; needs grad mode.
@@ -162,6 +151,7 @@ class StableDiffusion:
             texts, padding="max_length", max_length=self.prompt_tokens, truncation=True, return_tensors="pt"
         )
         hidden = self.text_encoder(tokens["input_ids"].to(self.text_encoder.device)).last_hidden_state
+        finite(hidden, "the text encoder")
         return [Embedded(h, self._dropped(text)) for h, text in zip(hidden, texts, strict=True)]
 
     def _dropped(self, text: str) -> str:

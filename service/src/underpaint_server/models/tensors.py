@@ -50,10 +50,26 @@ def psnr_db(one: Picture, other: Picture) -> float:
     return inf if mse == 0 else 20 * log10(255) - 10 * log10(mse)
 
 
-def check_finite(*tensors: Tensor) -> None:
-    """Raise :class:`NonFiniteLatents` if any value is NaN or infinite."""
+def check_finite(*tensors: Tensor, dtype: str) -> None:
+    """Raise :class:`NonFiniteLatents` if any value is NaN or infinite; ``dtype`` is that of the network."""
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise NonFiniteLatents(
             "the latents became NaN or infinite; use fewer steps, a lower guidance_scale or, for EDICT, a "
-            "mixing_coefficient closer to 1"
+            f"mixing_coefficient closer to 1{overflow_advice(dtype)}"
         )
+
+
+def finite(values: Tensor, part: str) -> Tensor:
+    """``values``, which ``part`` of a model returned; raises :class:`NonFiniteLatents` if any is NaN or infinite."""
+    if not bool(values.isfinite().all()):
+        raise NonFiniteLatents(
+            f"{part} returned NaN or infinite numbers; use a lower guidance_scale or other prompts or, if every "
+            "request fails so, check the model's weights"
+        )
+    return values
+
+
+def overflow_advice(dtype: str) -> str:
+    """What may help a network that overflows in this dtype, as the end of a sentence; empty for float32."""
+    others = {"float16": "bfloat16 or --dtype float32", "bfloat16": "float32"}
+    return f"; {dtype} may have overflowed: start the server with --dtype {others[dtype]}" if dtype in others else ""

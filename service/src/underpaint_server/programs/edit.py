@@ -53,7 +53,7 @@ def edit(job: EditJob, model: Facts) -> Steps[Result]:
         context = Context(job, texts.embeds, model, companion_arrays)
         task = replace(task, extra=(yield from prepare.extra(task, context)))
     outcome = yield from editor(job.method)(task)
-    tensors.check_finite(outcome.latents)
+    tensors.check_finite(outcome.latents, dtype=model.info.dtype)
     (image,) = yield [Decode(outcome.latents)]
     mask = None if outcome.mask is None else tensors.mask_picture(outcome.mask, model)
     found = (

@@ -39,7 +39,7 @@ def run_inverter(
     """Invert latents (c, h, w), float64. Raises NonFiniteLatents."""
     task = Inverting(source, inversion_grid(options, model), guidance, options)
     arrays = yield from inverter(options.method)(task)
-    tensors.check_finite(*arrays.values())
+    tensors.check_finite(*arrays.values(), dtype=model.info.dtype)
     width, height = source.shape[2] * model.vae_scale, source.shape[1] * model.vae_scale
     return Inversion(
         model=model_id,
@@ -59,7 +59,7 @@ def _verified(inversion: Inversion, photo: Photo, guidance: Guidance, model: Fac
     grid = inversion_grid(options, model)
     task: Editing[None, None] = Editing(arrays, grid, guidance, _no_noise, options, None, None)
     outcome = yield from reconstructor(options.method)(task)
-    tensors.check_finite(outcome.latents)
+    tensors.check_finite(outcome.latents, dtype=model.info.dtype)
     (image,) = yield [Decode(outcome.latents)]
     return replace(
         inversion,

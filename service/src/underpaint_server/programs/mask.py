@@ -12,7 +12,7 @@ from underpaint_server.rows import Steps
 
 
 def compute_mask(job: MaskJob, model: Facts) -> Steps[Result]:
-    """The program of a MaskJob."""
+    """The program of a MaskJob. Raises NonFiniteLatents."""
     prepare = preparation(job.method)
     assert prepare.mask is not None, "a MaskJob has a method that computes a mask"
     method_prompts = prepare.texts(job.method) if prepare.texts is not None else {}
@@ -35,6 +35,7 @@ def compute_mask(job: MaskJob, model: Facts) -> Steps[Result]:
         extra=None,
     )
     computed = yield from prepare.mask(task, Context(job, texts.embeds, model))
+    tensors.check_finite(computed.difference, dtype=model.info.dtype)
     return Masked(
         mask=tensors.mask_picture(computed.mask, model),
         difference=computed.difference.float().cpu().numpy(),

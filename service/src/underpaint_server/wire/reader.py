@@ -29,6 +29,11 @@ class Reader:
         self.limits = settings
         self.fields = Fields()
 
+    @property
+    def max_steps(self) -> int:
+        """Largest number of steps: the server's limit, or that of the model's schedule."""
+        return min(self.limits.max_steps, self.model.max_steps)
+
     def prompt(self, path: str, value: str, *, required: bool = False) -> str:
         """A prompt; must be empty for a model without a text encoder."""
         if not self.model.prompt_tokens:
@@ -49,7 +54,7 @@ class Reader:
 
     def steps(self, path: str, value: int, default: int | None = None) -> int:
         """A number of steps; 0 means ``default``, or the model's default if that is None."""
-        return self.fields.count(path, value, default or self.model.default_steps, self.limits.max_steps)
+        return self.fields.count(path, value, default or self.model.default_steps, self.max_steps)
 
     def sites(self, path: str, names: Sequence[str]) -> tuple[str, ...]:
         """Feature sites in the order of the network, so that the order in the request does not change the inversion."""

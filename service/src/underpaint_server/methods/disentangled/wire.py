@@ -76,9 +76,9 @@ def _weights(reading: Reading, steps: int) -> tuple[float, ...]:
     match message.WhichOneof("weights"):
         case "direction":
             direction: Direction = reading.looked_up
-            weights, limit = direction.weights, reader.limits.max_steps
+            weights, limit = direction.weights, reader.max_steps
             if len(weights) > limit:
-                fields.report("disentangled.direction", f"has {len(weights)} steps, more than this server's {limit}")
+                fields.report("disentangled.direction", f"has {len(weights)} steps, more than {limit}")
             return weights
         case "switch_step":
             switch_step = fields.index("disentangled.switch_step", message.switch_step, steps)
@@ -91,7 +91,7 @@ def _weights(reading: Reading, steps: int) -> tuple[float, ...]:
 
 
 def _given(reader: Reader, given: MixingWeights, steps: int) -> tuple[float, ...]:
-    path, fields, limit = "disentangled.given.values", reader.fields, reader.limits.max_steps
+    path, fields, limit = "disentangled.given.values", reader.fields, reader.max_steps
     weights = tuple(float32(value) for value in given.values[: limit + 1])
     if len(weights) > limit:
         fields.report(path, f"{len(given.values)} weights, more than {limit} steps")

@@ -66,8 +66,8 @@ class _Learn:
         self._model = model
         self._settings = settings
         self._fields = Fields()
-        steps = request.direction.steps
-        self._steps = max(1, self._fields.count("direction.steps", steps, model.default_steps, settings.max_steps))
+        steps, limit = request.direction.steps, min(settings.max_steps, model.max_steps)
+        self._steps = max(1, self._fields.count("direction.steps", steps, model.default_steps, limit))
 
     def draft(self) -> LearnDraft:
         request, fields, model = self._request, self._fields, self._model

@@ -74,6 +74,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         if info is not None:
             model.digest, model.width, model.height = info.digest, info.width, info.height
             model.default_steps, model.limits.size_multiple = info.default_steps, info.size_multiple
+            model.limits.max_steps = min(settings.max_steps, info.max_steps)
             model.methods.extend(info.methods)
             model.feature_sites.extend(info.feature_sites)
             model.prompt_tokens = info.prompt_tokens

@@ -1,0 +1,168 @@
+"""A checkpoint that cannot do one edit is not ready, and what a part returns later is checked too."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import checkpoints
+from support.engine import Bench
+from support.jobs import edict_options, edit_job, every_kind_of_job, invert_job
+from transformers import CLIPTokenizer
+from underpaint_server.backends import load
+from underpaint_server.backends.torch_ import TorchBackend
+from underpaint_server.errors import InternalError, ModelNotReady, NonFiniteLatents
+from underpaint_server.jobs import Job, LearnJob
+from underpaint_server.methods.ddim.options import DdimEdit
+from underpaint_server.methods.sdedit.options import SdEdit
+from underpaint_server.models.stable_diffusion import StableDiffusion
+from underpaint_server.rows import Batch, Decode, Embed, Encode
+from underpaint_server.settings import Settings
+
+PINNED = Settings(exact_batching="pinned")
+UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+NAN, HUGE = float("nan"), 1e38
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.build(tmp_path_factory.mktemp("sd") / "one")
+
+
+@pytest.fixture
+def copy(directory: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(directory, tmp_path / "sd"))
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor", "value", "says"),
+    [
+        (TEXT, "final_layer_norm.weight", NAN, "the text encoder returns NaN"),
+        (TEXT, "embeddings.token_embedding.weight", NAN, "the text encoder returns NaN"),
+        (VAE, "encoder.conv_out.weight", NAN, "the autoencoder's encoder returns NaN"),
+        (VAE, "decoder.conv_out.weight", NAN, "the autoencoder's decoder returns NaN"),
+        (VAE, "decoder.conv_in.weight", HUGE, "the autoencoder's decoder returns NaN"),
+        (UNET, "conv_out.bias", NAN, "the network returns NaN"),
+        (UNET, "conv_in.weight", HUGE, "the network returns NaN"),
+        (UNET, "conv_out.weight", 1e30, "the network predicts noise of up to"),
+    ],
+)
+def test_a_part_that_returns_no_numbers_is_found_before_the_first_caller(
+    copy: Path, file: str, tensor: str, value: float, says: str
+) -> None:
+    checkpoints.fill(copy / file, tensor, value)
+    with pytest.raises(ModelNotReady, match=says):
+        load(str(copy), "m", PINNED)
+
+
+@pytest.mark.parametrize(("dtype", "advice"), [("float16", "--dtype bfloat16 or --dtype float32"), ("float32", "")])
+def test_an_overflow_of_half_precision_names_the_dtype(dtype: str, advice: str, copy: Path) -> None:
+    """What is 1e5 in the middle of the network is fine in float32 and infinite in float16."""
+    checkpoints.scale(copy / UNET, "conv_in.weight", 1e6)
+    settings = Settings(exact_batching="pinned", dtype=dtype)
+    if not advice:
+        assert load(str(copy), "m", settings).facts.info.dtype == dtype
+        return
+    with pytest.raises(ModelNotReady, match=f"the network returns NaN .*{dtype} may have overflowed.*{advice}"):
+        load(str(copy), "m", settings)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_encoder_is_refused(copy: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(copy / "tokenizer")
+    assert tokenizer.add_tokens(["<my-style>"]) == 1
+    tokenizer.save_pretrained(copy / "tokenizer")
+    with pytest.raises(ModelNotReady, match=r"tokenizer has 1570 tokens .* only 1569 \(vocab_size\)"):
+        load(str(copy), "m", PINNED)
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused(copy: Path) -> None:
+    checkpoints.configured(copy, "tokenizer/tokenizer_config.json", pad_token=None)
+    with pytest.raises(ModelNotReady, match=r"the text encoder cannot compute a small edit: ValueError.*padding token"):
+        load(str(copy), "m", PINNED)
+
+
+def test_a_network_of_pixels_is_tried_too(tmp_path: Path) -> None:
+    directory = checkpoints.build_ddpm(tmp_path / "ddpm")
+    checkpoints.fill(directory / UNET, "conv_out.bias", NAN)
+    with pytest.raises(ModelNotReady, match="the network returns NaN"):
+        load(str(directory), "m", PINNED)
+
+
+def test_a_network_that_fails_only_at_its_own_size_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small edit is not all that is looked at: so is every pass that measures."""
+    whole = StableDiffusion.noise_preds
+
+    def noise_preds(self: StableDiffusion, rows: list[Any]) -> torch.Tensor:
+        return whole(self, rows) * (NAN if rows[0].latents.shape[-1] > 32 else 1.0)
+
+    monkeypatch.setattr(StableDiffusion, "noise_preds", noise_preds)
+    checkpoints.configured(copy, "unet/config.json", sample_size=34)
+    with pytest.raises(ModelNotReady, match="NaN or infinite numbers at its native size"):
+        load(str(copy), "m", PINNED)
+
+
+# --- later, while it serves -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def backend(directory: Path) -> TorchBackend:
+    loaded = load(str(directory), "sd", PINNED)
+    assert isinstance(loaded, TorchBackend)
+    return loaded
+
+
+def break_(part: str) -> Callable[[StableDiffusion], None]:
+    """Let a part of a loaded model return NaN, as an overflow does that only some inputs cause."""
+
+    def change(model: StableDiffusion) -> None:
+        weights = {
+            "decoder": model.vae.decoder.conv_out.bias,
+            "encoder": model.vae.encoder.conv_out.bias,
+            "text": model.text_encoder.get_input_embeddings().weight,
+        }
+        weights[part].data.fill_(NAN)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [("decoder", "autoencoder's decoder"), ("encoder", "autoencoder's encoder"), ("text", "the text encoder")],
+)
+def test_no_picture_is_made_of_what_is_no_number(part: str, says: str, backend: TorchBackend) -> None:
+    """A black picture with status OK is what NaN becomes as bytes."""
+    break_(part)(backend._model)  # type: ignore[arg-type]
+    jobs: list[Job] = [
+        edit_job("sd", 48, SdEdit(0.5, 3)),
+        edit_job("sd", 48, DdimEdit(), steps=3),
+        invert_job("sd", 48, edict_options(3), verify=True),
+    ]
+    with Bench(backend) as bench:
+        outcomes: Sequence[Any] = bench.run(jobs)
+    assert all(isinstance(outcome, InternalError) for outcome in outcomes)
+    assert all(says in outcome.message for outcome in outcomes)
+
+
+def test_a_picture_that_is_no_number_fails_alone(backend: TorchBackend) -> None:
+    good, bad = torch.zeros(4, 12, 12).double(), torch.full((4, 12, 12), HUGE).double() * HUGE
+    (image,) = backend.predict(Batch([Decode(good)], 2))
+    assert image.isfinite().all()
+    with pytest.raises(NonFiniteLatents, match="decoder"):
+        backend.predict(Batch([Decode(good), Decode(bad)], 2))
+    with pytest.raises(NonFiniteLatents, match="encoder"):
+        backend.predict(Batch([Encode(torch.full((3, 48, 48), NAN))], 2))
+    assert backend.predict(Batch([Embed("a cat")], 4))[0].dropped == ""
+
+
+def test_latents_that_are_no_numbers_name_the_dtype_that_overflowed(directory: Path) -> None:
+    backend = load(str(directory), "sd", Settings(exact_batching="pinned", dtype="float16"))
+    assert isinstance(backend, TorchBackend)
+    backend._model.unet.conv_out.bias.data.fill_(float("inf"))
+    jobs = [job for job in every_kind_of_job("sd", 48, steps=3) if not isinstance(job, LearnJob)]  # has no CLIP
+    with Bench(backend) as bench:
+        outcomes: Sequence[Any] = bench.run(jobs)
+    assert all(isinstance(outcome, InternalError) for outcome in outcomes)
+    assert all("start the server with --dtype bfloat16" in outcome.message for outcome in outcomes)
