@@ -17,7 +17,6 @@ from underpaint.v1 import edit_service_pb2 as pb
 from underpaint.v1 import edit_service_pb2_grpc as stubs
 from underpaint.v1 import inversion_service_pb2, types_pb2
 
-
 RETRIES = {
     "methodConfig": [
         {
