@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from support.waiting import PATIENCE_S
 from underpaint import AsyncClient, Client, _calls, errors
+from underpaint._retry import _Backoff
 from underpaint.v1 import direction_service_pb2, edit_service_pb2, types_pb2
 
 MIB = 1 << 20
@@ -73,6 +74,14 @@ def test_a_retry_time_that_is_none_does_not_make_the_client_spin(client, server,
     server.script("Edit", *[busy(refusal, seconds)] * 4)
     client.edit(photo, "t")
     assert server.times[-1] - server.times[0] >= 1.5  # half of 0.2, 0.4, 0.8 and 1.6
+
+
+def test_pauses_grow_while_attempts_fail_at_once_and_begin_anew_after_one_that_lasted():
+    backoff = _Backoff()
+    limits = [0.2, 0.4, 0.8, 1.6, 3.2, 5, 5]
+    assert all(limit / 2 <= backoff.next(0.01) <= limit for limit in limits)
+    assert all(backoff.next(1.5) <= 0.2 for _ in range(9))
+    assert 0.2 <= backoff.next(0.01) <= 0.4
 
 
 @pytest.mark.parametrize("retries", [0, 2])

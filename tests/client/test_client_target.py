@@ -101,6 +101,12 @@ def test_nobody_at_the_target_is_waited_for_no_longer_than_the_connect_timeout(c
                 client.models()
 
 
+def test_what_grpc_says_of_an_address_is_written_as_people_do():
+    reason = "connections to all backends failing; last error: UNKNOWN: ipv6:%5B::1%5D:1: Connection refused"
+    assert target("::1").explained(reason) == "no server answers at ::1: ipv6:[::1]:1: Connection refused"
+    assert target("::1").explained("upstream is down 100%5B") == "upstream is down 100%5B"
+
+
 def test_a_server_that_accepts_and_says_nothing_is_told_as_such(connect):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = connect(f"127.0.0.1:{silent.getsockname()[1]}", connect_timeout=0.2)

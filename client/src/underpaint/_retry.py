@@ -22,6 +22,8 @@ from underpaint.errors import ConnectionFailed, DeadlinePassed, Unavailable, Und
 _log = logging.getLogger("underpaint")
 _FIRST_S, _LONGEST_S = 0.2, 5.0
 """Seconds to wait before the second attempt, and at most."""
+_LASTED_S = 0.5
+"""Seconds of an attempt that did not fail at once."""
 _SPREAD = 0.25
 """Share that is added at random to the server's retry time, so that callers it refused together do not return so."""
 
@@ -85,13 +87,14 @@ class Attempts:
         self._deadline = deadline
         self._max_retries = max_retries
         self._backoff = _Backoff()
-        self._start = time.monotonic()
+        self._start = self._sent = time.monotonic()
         self._count = 1
         self._last: Unavailable | None = None
         self._answer_lost = False
 
     def left(self) -> float:
-        """Seconds that the next attempt may take; raises DeadlinePassed when none are left."""
+        """Seconds that the next attempt, which begins now, may take; raises DeadlinePassed when none are left."""
+        self._sent = time.monotonic()
         try:
             return self._deadline.left()
         except DeadlinePassed as error:
@@ -104,7 +107,7 @@ class Attempts:
             _reword(failure, self._target.explained(failure.message))
         if not isinstance(failure, Unavailable):
             raise Failure(self._final(failure))
-        pause_s = self._backoff.next()
+        pause_s = self._backoff.next(time.monotonic() - self._sent)
         if failure.retry_after_s is not None and failure.retry_after_s > 0:
             pause_s = failure.retry_after_s * random.uniform(1, 1 + _SPREAD)
         if self._max_retries is not None and self._count > self._max_retries:
@@ -135,13 +138,19 @@ class Attempts:
 
 
 class _Backoff:
-    """Pauses that double from one to the next, each shortened at random so that callers do not move in step."""
+    """Pauses that double from one to the next, each shortened at random so that callers do not move in step.
+
+    They begin anew after an attempt that lasted: a connection that breaks now and then is no reason to stay away, and
+    the server keeps the work of a caller who has left for a short time only.
+    """
 
     def __init__(self) -> None:
         self._longest_s = _FIRST_S
 
-    def next(self) -> float:
-        longest_s, self._longest_s = self._longest_s, min(2 * self._longest_s, _LONGEST_S)
+    def next(self, lasted_s: float = 0.0) -> float:
+        """Seconds to wait after an attempt that lasted so long."""
+        longest_s = _FIRST_S if lasted_s >= _LASTED_S else self._longest_s
+        self._longest_s = min(2 * longest_s, _LONGEST_S)
         return longest_s * random.uniform(0.5, 1)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import grpc
 
@@ -174,7 +174,7 @@ class Target:
         return WrongTarget(f"{message.format(address=self.address)} ({self._told(reason)})")
 
     def _told(self, reason: str) -> str:
-        return _LAST_ERROR.sub("", reason) + self._proxy_note
+        return unquote(_LAST_ERROR.sub("", reason)) + self._proxy_note  # gRPC writes [::1] as %5B::1%5D
 
     @property
     def _proxy_note(self) -> str:
