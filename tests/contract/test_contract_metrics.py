@@ -17,7 +17,8 @@ NAME = re.compile(r'(?<![\w:])(?:underpaint|grpc_server)_[a-z0-9_:]+(?=[{\[)\s"]
 AT_SCRAPE = {
     "underpaint_num_requests_running", "underpaint_num_requests_waiting", "underpaint_queue_capacity",
     "underpaint_estimated_backlog_seconds", "underpaint_engine_last_step_timestamp_seconds",
-    "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries", "underpaint_operations", "underpaint_model_ready",
+    "underpaint_inversion_store_bytes", "underpaint_inversion_store_entries", "underpaint_operations",
+    "underpaint_model_ready",
 }  # fmt: skip
 
 
