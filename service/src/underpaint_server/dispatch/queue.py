@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import structlog
 
+from underpaint_server.dispatch.costs import RowCosts
 from underpaint_server.dispatch.job_handle import JobHandle
 from underpaint_server.dispatch.pace import Pace
 from underpaint_server.dispatch.supervisor import RESTART_S, EngineState, Supervisor
@@ -67,6 +68,7 @@ class Dispatcher:
         self._running: dict[int, JobHandle] = {}
         self._draining = False
         self._pace = Pace()
+        self._costs = RowCosts()
         self._watching: asyncio.Task[None] | None = None
 
     # --- what others read ----------------------------------------------------------------------------------------
@@ -108,7 +110,8 @@ class Dispatcher:
     @property
     def backlog_s(self) -> float:
         """Estimated seconds of device time for the rows of all waiting and running jobs."""
-        return self._pace.row_s * sum(job.rows_left for job in [*self._waiting, *self._running.values()])
+        jobs = [*self._waiting, *self._running.values()]
+        return sum(job.rows_left * self._costs.row_s(job.job.model, job.pixels) for job in jobs)
 
     @property
     def last_pass_at(self) -> float | None:
@@ -292,6 +295,8 @@ class Dispatcher:
     def _on_passed(self, report: Passed) -> None:
         rows = sum(report.rows_by_method.values())
         self._pace.add(rows if report.is_network else 0, report.duration_s, time.monotonic())
+        if report.is_network and rows:
+            self._costs.add(report.model, report.pixels, rows, report.duration_s)
         self._metrics.on_pass(
             model=report.model,
             kind=report.kind,

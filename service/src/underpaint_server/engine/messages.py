@@ -80,6 +80,8 @@ class Passed:
     duration_s: float
     memory_bytes: Mapping[str, int]
     """Device memory by kind, see :meth:`underpaint_server.backends.protocol.Backend.memory_bytes`."""
+    pixels: int = 0
+    """Pixels of the image of one network row; 0 for other rows."""
 
 
 @dataclass(frozen=True, slots=True)
