@@ -233,6 +233,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
 
 
 _ADVICE: tuple[tuple[type[errors.UnderpaintError], str], ...] = (
+    (errors.WrongTarget, "correct --target or UNDERPAINT_TARGET"),
     (
         errors.ConnectionFailed,
         "start a server with `underpaint-server`, or name a running one with --target or UNDERPAINT_TARGET",

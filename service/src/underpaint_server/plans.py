@@ -6,7 +6,18 @@ it yields with its plan. The cost of a method is in its folder, see ``methods``.
 
 import math
 
-from underpaint_server.jobs import EditJob, Generated, InvertJob, Job, LearnJob, LearnOptions, MaskJob, Phase, Photo
+from underpaint_server.jobs import (
+    EditJob,
+    Generated,
+    InvertJob,
+    Job,
+    LearnJob,
+    LearnOptions,
+    MaskJob,
+    Phase,
+    Photo,
+    Stored,
+)
 from underpaint_server.methods import METHODS
 from underpaint_server.methods.cost import Plan, Stage, denoising, drawing, inverting
 from underpaint_server.methods.disentangled.options import learning_cost
@@ -32,6 +43,18 @@ def plan(job: Job) -> Plan:
 def total_rows(job: Job) -> int:
     """Number of network rows of the whole job."""
     return sum(stage.rows for stage in plan(job))
+
+
+def image_pixels(job: Job) -> int:
+    """Pixels of the image that the rows of a job are for; of a LearnJob, those of its first example."""
+    source = job.examples[0] if isinstance(job, LearnJob) else job.source
+    match source:
+        case Photo(pixels=pixels):
+            return int(pixels.shape[0] * pixels.shape[1])
+        case Stored(inversion=inversion):
+            return inversion.width * inversion.height
+        case Generated(width=width, height=height):
+            return width * height
 
 
 def learning_rows(options: LearnOptions, checkpoint_every: int) -> int:

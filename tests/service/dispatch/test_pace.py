@@ -30,7 +30,6 @@ def test_one_slow_pass_locks_nobody_out() -> None:
 def test_an_idle_time_of_any_length_forgets_nothing(idle_s: float) -> None:
     pace = paced(2, 0.1)
     assert pace.least_s("m", STEPS, 0, 100.0 + idle_s) == pytest.approx(2.5), "with a margin"
-    pace.rest(100.0 + idle_s)
     pace.add("m", 0, 0.01, 100.0 + idle_s)  # a pass of another kind, such as of texts
     assert pace.least_s("m", STEPS, 0, 100.0 + idle_s) == pytest.approx(2.5)
 

@@ -25,7 +25,7 @@ from underpaint_server.errors import (
     QueueFull,
     WorkerRestarted,
 )
-from underpaint_server.jobs import Descent, Inverted, Job, Phase, Photo, Priority
+from underpaint_server.jobs import Descent, Generated, Inverted, Job, Phase, Photo, Priority
 from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics
@@ -100,6 +100,24 @@ async def test_the_queue_is_bounded_ordered_and_knows_its_places(engine: Dispatc
     await normal.result()
     with pytest.raises(Cancelled):
         await running[0].result()
+
+
+async def test_the_backlog_counts_large_images_as_what_they_cost(engine: Dispatcher) -> None:
+    small, large = (
+        edit_job("toy", PX, SdEdit(1.0, 100), Generated("a dog", 1, side, side, 100)) for side in (PX, 32 * PX)
+    )
+    for job in (small, large):  # so that both sizes were measured
+        await submit(engine, job).result()
+    seconds = []
+    for job in (small, large):
+        process = child()
+        process.suspend()
+        handle = submit(engine, job)
+        seconds.append(engine.backlog_s)
+        handle.cancel()
+        process.resume()
+        await until(lambda: engine.num_running == 0)
+    assert seconds[1] > 2 * seconds[0] > 0
 
 
 async def test_learning_takes_no_place_and_needs_none(engine: Dispatcher) -> None:

@@ -165,7 +165,7 @@ async def test_the_second_edit_of_an_image_starts_from_the_store(wire: Wire) -> 
 
 
 async def test_an_inversion_that_cannot_be_stored_costs_nothing_but_its_name(wire: Wire) -> None:
-    wire.context.stores.inversions._max_bytes = 100
+    wire.context.stores.inversions._max_entry_bytes = 100
     first = await wire.edits.Edit(edit("edict"))
     assert first.inversion == ""
     assert first.resolved.WhichOneof("source") == "image"

@@ -118,7 +118,7 @@ async def test_content_is_fitted_to_the_size_of_the_source(wire: Wire) -> None:
 
 
 async def test_where_the_store_is_full_the_resolved_request_keeps_the_pixels(wire: Wire) -> None:
-    wire.context.stores.inversions._max_bytes = 1000  # takes no inversion at all
+    wire.context.stores.inversions._max_entry_bytes = 1000  # takes no inversion at all
     first = await wire.edits.Edit(inject())
     assert first.resolved.content_injection.WhichOneof("content") == "image"
     again = await wire.edits.Edit(first.resolved)

@@ -3,6 +3,8 @@
 import asyncio
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -152,3 +154,14 @@ async def test_connections_beyond_the_limit_are_closed() -> None:
             assert await received(second, 9)
             assert not await received(third, 9)
             assert await wire.edits.Edit(edit()), "those that there are go on"
+
+
+@pytest.mark.parametrize(("hard", "allowed"), [(1000, 600), (400, 400)])
+def test_the_process_may_open_the_files_that_its_connections_need(hard: int, allowed: int) -> None:
+    code = (
+        f"import resource as r; from underpaint_server.server import _raise_open_files;"
+        f"r.setrlimit(r.RLIMIT_NOFILE, (256, {hard})); _raise_open_files(600); print(r.getrlimit(r.RLIMIT_NOFILE)[0])"
+    )
+    ended = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[-1] == str(allowed)
+    assert ("too few open files" in ended.stdout + ended.stderr) == (allowed < 600)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from underpaint_server.errors import UnderpaintError
 from underpaint_server.jobs import Job, Phase, Preview, Priority, Progress, Result
 from underpaint_server.methods import job_name
-from underpaint_server.plans import total_rows
+from underpaint_server.plans import image_pixels, total_rows
 
 HEARTBEAT_S = 5.0
 """Longest time between two events of :meth:`JobHandle.events`, in seconds; proxies close idle streams."""
@@ -51,6 +51,8 @@ class JobHandle:
         self.name = job_name(job)
         """What the job is called in metrics, see :func:`underpaint_server.methods.job_name`."""
         self._rows = self.rows_left = total_rows(job)
+        self.pixels = image_pixels(job)
+        """Pixels of the image that its rows are for."""
         self.cancelled_at: float | None = None
         self._on_cancel = on_cancel
         self._on_extend = on_extend

@@ -57,20 +57,14 @@ class Pace:
         self.last_pass_at: float | None = None
         """Unix time of the last network pass; None before the first."""
         self._best: dict[str, _Best] = {}
-        self._last_activity = time.monotonic()
         self._last_network_pass = -inf
 
     def add(self, model: str, rows: int, duration_s: float, now: float) -> None:
         """Count a pass of ``rows`` network rows (0 for any other kind) that was reported at ``now``, monotonic."""
-        self._last_activity = now
         if rows:
             self.last_pass_at, self._last_network_pass = time.time(), now
             self.row_s = _blend(self.row_s, duration_s / rows)
             self._best.setdefault(model, _Best()).add(rows, duration_s)
-
-    def rest(self, now: float) -> None:
-        """The engine was idle until ``now``, monotonic: :meth:`silent_s` counts from here."""
-        self._last_activity = now
 
     def least_s(self, model: str, stages: Plan, rows_ahead: int, now: float) -> float:
         """Seconds below which a job with this plan has never been possible; 0 while the model's pace is not known.
@@ -83,10 +77,6 @@ class Pace:
             return 0.0
         least_s = sum(best.least_s(stage, self._max_rows) for stage in stages) + rows_ahead * best.row_s
         return least_s if now - self._last_network_pass < _IDLE_S else least_s / _MARGIN
-
-    def silent_s(self, now: float) -> float:
-        """Seconds from the last pass, or from the end of the last idle time, to ``now``, monotonic."""
-        return now - self._last_activity
 
 
 def _blend(mean: float, value: float) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import structlog
 
+from underpaint_server.dispatch.costs import RowCosts
 from underpaint_server.dispatch.job_handle import JobHandle
 from underpaint_server.dispatch.pace import Pace
 from underpaint_server.dispatch.stall import PassWatch
@@ -70,6 +71,7 @@ class Dispatcher:
         self._pace = Pace(settings.max_batch_size)
         self._passes = PassWatch(settings.stall_s)
         self._watch_fails = False
+        self._costs = RowCosts()
         self._watching: asyncio.Task[None] | None = None
 
     # --- what others read ----------------------------------------------------------------------------------------
@@ -119,7 +121,8 @@ class Dispatcher:
     @property
     def backlog_s(self) -> float:
         """Estimated seconds of device time for the rows of all waiting and running jobs."""
-        return self._pace.row_s * sum(job.rows_left for job in [*self._waiting, *self._running.values()])
+        jobs = [*self._waiting, *self._running.values()]
+        return sum(job.rows_left * self._costs.row_s(job.job.model, job.pixels) for job in jobs)
 
     @property
     def last_pass_at(self) -> float | None:
@@ -227,7 +230,6 @@ class Dispatcher:
         while (job := self._next()) is not None:
             self._waiting.remove(job)
             if not self._running:
-                self._pace.rest(time.monotonic())
                 self._passes.rest()
             self._running[job.id] = job
             job.move(0)
@@ -323,6 +325,8 @@ class Dispatcher:
         rows = sum(report.rows_by_method.values())
         self._passes.end(report.duration_s, report.cpu_s)
         self._pace.add(report.model, rows if report.is_network else 0, report.duration_s, time.monotonic())
+        if report.is_network and rows:
+            self._costs.add(report.model, report.pixels, rows, report.duration_s)
         self._metrics.on_pass(
             model=report.model,
             kind=report.kind,

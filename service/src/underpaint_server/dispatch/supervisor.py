@@ -103,8 +103,7 @@ class Supervisor:
     @property
     def restart_s(self) -> float:
         """``retry_after_s`` of calls during a restart, in seconds: two thirds of the last start's duration, within
-        :data:`RESTART_S` and :data:`MAX_RESTART_S`. The last of a client's three retries then comes after a restart
-        that takes as long, whatever the size of the model."""
+        :data:`RESTART_S` and :data:`MAX_RESTART_S`. A caller then seldom asks more than twice before it is ready."""
         return min(MAX_RESTART_S, max(RESTART_S, self._start_s * 2 / 3))
 
     @property

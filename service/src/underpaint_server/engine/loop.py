@@ -160,9 +160,17 @@ class Engine:
                 duration_s,
                 cpu_s,
                 memory,
+                self._pixels(key),
             )
         )
         return answers, begin, duration_s
+
+    def _pixels(self, key: Key) -> int:
+        """Pixels of the image of a network row; 0 for other rows."""
+        if not is_network_row(key.kind):
+            return 0
+        _, height, width = key.shape
+        return height * width * self._backends[key.model].facts.vae_scale ** 2
 
     def _account(self, chosen: Selection, duration_s: float) -> None:
         """Charge a pass to learning's share; passes while only learning runs are not charged."""
