@@ -1,16 +1,17 @@
-"""The engine's speed, measured from its reports of forward passes."""
+"""The engine's best speed, measured from its reports of forward passes; for refusals by deadline."""
 
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from math import ceil, inf
 from typing import Final
 
 from underpaint_server.methods.cost import Plan, Stage
 
-_WEIGHT: Final = 0.1
-"""Weight of a new value in the exponential moving average."""
 _ENOUGH: Final = 10
-"""Network passes of a model from which its best pace is known: the first ones are slow, because much is set up."""
+"""Network passes of a model and size from which the best pace is known: the first are slow, because much is set up."""
+_SIZES: Final = 64
+"""Most sizes that are remembered. Callers choose the sizes of generated images."""
 _IDLE_S: Final = 10.0
 """Seconds without a pass after which the best pace is taken with a margin."""
 _MARGIN: Final = 2.0
@@ -19,7 +20,7 @@ _MARGIN: Final = 2.0
 
 @dataclass(slots=True)
 class _Best:
-    """The best pace of one model since the server started."""
+    """The best pace of one model at one image size."""
 
     passes: int = 0
     pass_s: float = inf
@@ -47,37 +48,45 @@ class _Best:
 
 
 class Pace:
-    """Seconds per network row over recent forward passes, 0 before the first; and the best pace of each model."""
+    """The best pace of each model and image size since the server started.
+
+    ``max_rows`` is the largest size of a pass. Times are monotonic, in seconds.
+    """
 
     def __init__(self, max_rows: int) -> None:
-        """``max_rows`` is the largest size of a pass."""
         self._max_rows = max_rows
-        self.row_s = 0.0
-        """Moving average of the seconds of one network row, at the pass sizes that occurred."""
         self.last_pass_at: float | None = None
         """Unix time of the last network pass; None before the first."""
-        self._best: dict[str, _Best] = {}
+        self._best: OrderedDict[tuple[str, int], _Best] = OrderedDict()
+        """(model, pixels) -> best pace; the sizes that ran last at the end."""
         self._last_network_pass = -inf
 
-    def add(self, model: str, rows: int, duration_s: float, now: float) -> None:
-        """Count a pass of ``rows`` network rows (0 for any other kind) that was reported at ``now``, monotonic."""
-        if rows:
-            self.last_pass_at, self._last_network_pass = time.time(), now
-            self.row_s = _blend(self.row_s, duration_s / rows)
-            self._best.setdefault(model, _Best()).add(rows, duration_s)
+    def add(self, model: str, pixels: int, rows: int, duration_s: float, now: float) -> None:
+        """Count a network pass of ``rows`` rows for images of ``pixels`` pixels, reported at ``now``."""
+        self.last_pass_at, self._last_network_pass = time.time(), now
+        best = self._best.pop((model, pixels), _Best())
+        best.add(rows, duration_s)
+        self._best[model, pixels] = best
+        if len(self._best) > _SIZES:
+            self._best.popitem(last=False)
 
-    def least_s(self, model: str, stages: Plan, rows_ahead: int, now: float) -> float:
-        """Seconds below which a job with this plan has never been possible; 0 while the model's pace is not known.
+    def least_s(self, model: str, pixels: int, stages: Plan, now: float) -> float:
+        """Seconds below which a job with this plan has never been possible; 0 while the pace is not known.
 
-        For refusals by deadline. ``rows_ahead`` are rows of other jobs that go first. The pace of an idle engine stays
-        known: an impossible deadline does not become possible by waiting.
+        For refusals by deadline. The pace of an idle engine stays known: an impossible deadline does not become
+        possible by waiting.
         """
-        best = self._best.get(model)
-        if best is None or best.passes < _ENOUGH:
-            return 0.0
-        least_s = sum(best.least_s(stage, self._max_rows) for stage in stages) + rows_ahead * best.row_s
-        return least_s if now - self._last_network_pass < _IDLE_S else least_s / _MARGIN
+        best = self._known(model, pixels)
+        return 0.0 if best is None else sum(best.least_s(s, self._max_rows) for s in stages) / self._margin(now)
 
+    def least_rows_s(self, model: str, pixels: int, rows: int, now: float) -> float:
+        """Seconds below which ``rows`` rows of a job have never been computed; 0 while the pace is not known."""
+        best = self._known(model, pixels)
+        return 0.0 if best is None else rows * best.row_s / self._margin(now)
 
-def _blend(mean: float, value: float) -> float:
-    return value if mean == 0 else (1 - _WEIGHT) * mean + _WEIGHT * value
+    def _known(self, model: str, pixels: int) -> _Best | None:
+        best = self._best.get((model, pixels))
+        return best if best is not None and best.passes >= _ENOUGH else None
+
+    def _margin(self, now: float) -> float:
+        return 1.0 if now - self._last_network_pass < _IDLE_S else _MARGIN

@@ -209,8 +209,10 @@ class Dispatcher:
 
     def _check_deadline(self, handle: JobHandle, ahead: list[JobHandle], deadline_s: float | None) -> None:
         """Refuse a job that cannot meet its deadline at the best known pace, even if running jobs took no time."""
-        rows_ahead = sum(job.rows_left for job in ahead) if self._is_full() else 0
-        estimate_s = self._pace.least_s(handle.job.model, plan(handle.job), rows_ahead, time.monotonic())
+        now = time.monotonic()
+        estimate_s = self._pace.least_s(handle.job.model, handle.pixels, plan(handle.job), now)
+        if self._is_full():
+            estimate_s += sum(self._pace.least_rows_s(o.job.model, o.pixels, o.rows_left, now) for o in ahead)
         if deadline_s is not None and estimate_s > deadline_s:
             self._metrics.on_deadline_missed(method=handle.name, stage="at_admission")
             raise DeadlineUnattainable(
@@ -324,8 +326,8 @@ class Dispatcher:
     def _on_passed(self, report: Passed) -> None:
         rows = sum(report.rows_by_method.values())
         self._passes.end(report.duration_s, report.cpu_s)
-        self._pace.add(report.model, rows if report.is_network else 0, report.duration_s, time.monotonic())
         if report.is_network and rows:
+            self._pace.add(report.model, report.pixels, rows, report.duration_s, time.monotonic())
             self._costs.add(report.model, report.pixels, rows, report.duration_s)
         self._metrics.on_pass(
             model=report.model,
