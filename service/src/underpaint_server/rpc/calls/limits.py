@@ -23,7 +23,11 @@ _UNLIMITED: Final = "/grpc.health.v1.Health/Check"
 
 class CallLimits:
     """The limits of one server: ``max_calls`` in progress, ``max_slow`` whose request is slow, ``arrival_s`` seconds
-    for a request to arrive."""
+    for a request to arrive.
+
+    A call with one request counts as one in progress when its request is there: callers who send none would otherwise
+    keep the others out.
+    """
 
     def __init__(self, max_calls: int, max_slow: int, arrival_s: float) -> None:
         self._max_calls = max_calls
