@@ -140,8 +140,8 @@ class Settings(BaseSettings):
     max_streams: int = Field(100, ge=1)
     """Calls in progress on one connection; a client's library holds back further ones until one has ended."""
     max_calls: int = Field(1024, ge=1)
-    """Calls in progress on all connections, waiting streams included; one beyond that fails with QUEUE_FULL. Health
-    checks are always answered."""
+    """Calls in progress on all connections, waiting streams included, from the arrival of their request on; one beyond
+    that fails with QUEUE_FULL. Health checks are always answered."""
     request_arrival_s: float = Field(60, gt=0)
     """Seconds within which the request message of a call must have arrived completely, and each message of an upload;
     otherwise the call fails with REQUEST_INCOMPLETE."""

@@ -94,7 +94,7 @@ def test_what_a_call_holds_is_given_back_however_it_ends() -> None:
     limits = CallLimits(max_calls=9, max_slow=9, arrival_s=9, max_bytes=10)
 
     def failing() -> None:
-        with limits.hold(10):
+        with limits.call("/a.A/A", 10):
             assert limits.held_bytes == 10
             raise ValueError("the call")
 

@@ -86,6 +86,16 @@ async def test_a_slow_request_beyond_the_limit_is_refused() -> None:
         await until(lambda: wire.context.limits.slow_requests == wire.context.limits.calls == 0)
 
 
+async def test_calls_without_a_request_keep_nobody_out() -> None:
+    async with started(SETTINGS.model_copy(update={"max_calls": 1})) as wire:
+        silent_calls = [begun(wire, EDIT) for _ in range(20)]
+        assert await wire.edits.Edit(edit())
+        await until(lambda: wire.context.limits.slow_requests == 16)
+        assert await wire.edits.Edit(edit())
+        for call in silent_calls:
+            call.cancel()
+
+
 async def test_an_old_slow_request_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_OLD_S", 0.0)
     async with started(PATIENT) as wire:
@@ -106,8 +116,8 @@ async def test_calls_beyond_the_limit_are_refused_and_probes_answered() -> None:
         late = await refused(wire.edits.Edit(edit()))
         assert (late.code, late.reason) == (grpc.StatusCode.UNAVAILABLE, "QUEUE_FULL")
         assert "RetryInfo" in late.details
-        assert (await refused(begun(wire, "/grpc.health.v1.Health/Watch"))).reason == "QUEUE_FULL"
         health: Any = health_pb2_grpc.HealthStub(wire.channel)
+        assert (await refused(health.Watch(health_pb2.HealthCheckRequest()))).reason == "QUEUE_FULL"
         assert (await health.Check(health_pb2.HealthCheckRequest(service="liveness"))).status
         assert wire.metric("underpaint_calls_in_progress") == 2
         for handle in wire.engine.handles:

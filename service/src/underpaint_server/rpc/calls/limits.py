@@ -23,7 +23,11 @@ _UNLIMITED: Final = "/grpc.health.v1.Health/Check"
 
 class CallLimits:
     """The limits of one server: ``max_calls`` in progress, ``max_slow`` whose request is slow, ``arrival_s`` seconds
-    for a request to arrive, ``max_bytes`` of the requests of all calls in progress."""
+    for a request to arrive, ``max_bytes`` of the requests of all calls in progress.
+
+    A call with one request counts as one in progress when its request is there: callers who send none would otherwise
+    keep the others out.
+    """
 
     def __init__(self, *, max_calls: int, max_slow: int, arrival_s: float, max_bytes: int) -> None:
         self._max_calls = max_calls
@@ -43,34 +47,27 @@ class CallLimits:
         return len(self._slow)
 
     @contextmanager
-    def call(self, path: str) -> Iterator[None]:
-        """Count a call while it lasts; raises QueueFull if there are too many."""
+    def call(self, path: str, size: int) -> Iterator[None]:
+        """Count a call with a request of ``size`` bytes while it lasts; raises QueueFull if there are too many of either.
+
+        A request larger than the limit is accepted where no other is held.
+        """
         if self.calls >= self._max_calls and path != _UNLIMITED:
             raise QueueFull(
                 f"{self.calls} calls are in progress, the limit of this server; retry later", retry_after_s=_RETRY_S
             )
-        self.calls += 1
-        try:
-            yield
-        finally:
-            self.calls -= 1
-
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Hold a request of ``size`` bytes while its call lasts; raises QueueFull beyond the limit.
-
-        A request larger than the limit is accepted where no other is held.
-        """
         if self.held_bytes and self.held_bytes + size > self._max_bytes:
             raise QueueFull(
                 f"the requests of other calls take {self.held_bytes} bytes of memory, and {size} more would exceed the"
-                f" limit of {self._max_bytes}; retry in a second",
+                f" limit of {self._max_bytes}; retry later",
                 retry_after_s=_RETRY_S,
             )
+        self.calls += 1
         self.held_bytes += size
         try:
             yield
         finally:
+            self.calls -= 1
             self.held_bytes -= size
 
     @asynccontextmanager
