@@ -48,7 +48,7 @@ class CallLimits:
 
     @contextmanager
     def call(self, path: str, size: int) -> Iterator[None]:
-        """Count a call with a request of ``size`` bytes while it lasts; raises QueueFull if there are too many of either.
+        """Count a call with a request of ``size`` bytes while it lasts; raises QueueFull beyond a limit.
 
         A request larger than the limit is accepted where no other is held.
         """
