@@ -17,6 +17,8 @@ from underpaint.v1 import (
     model_service_pb2_grpc,
 )
 
+from underpaint_server.methods import METHODS
+from underpaint_server.methods.message import message_of
 from underpaint_server.rpc.calls.interceptor import CallInterceptor
 from underpaint_server.rpc.calls.messages import TRANSPORT_FACTOR
 from underpaint_server.rpc.context import ServerContext
@@ -46,6 +48,8 @@ _DESCRIPTORS: Final = (
 
 def build_server(context: ServerContext, health: Health) -> grpc.aio.Server:
     """The server with all services; add a port and start it."""
+    for name in METHODS:
+        message_of(name)  # loads its file; at the first call there might be no free descriptor to open it
     max_message_bytes = context.settings.max_message_bytes
     interceptor = CallInterceptor(context.metrics, context.engine.configured[0], max_message_bytes, context.limits)
     server = grpc.aio.server(interceptors=[interceptor], options=_options(context.settings))
