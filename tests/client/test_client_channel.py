@@ -1,6 +1,7 @@
 """What the channel does by itself: spread, limit, open and close."""
 
 import asyncio
+import math
 import subprocess
 import sys
 import threading
@@ -57,6 +58,20 @@ def test_the_clients_timeout_holds_where_a_call_names_none(connect, server, phot
     default, own = server.time_remaining
     assert 3.5 < default < 7.5  # gRPC rounds a timeout up, by a percent or two
     assert 0 < own < 3.5
+
+
+@pytest.mark.parametrize("timeout", [1e10, 1e300, math.inf])
+def test_a_timeout_without_end_is_no_limit(connect, server, photo, timeout):
+    client = connect(server.target, timeout=timeout, connect_timeout=timeout)
+    client.edit(photo, "t")
+    client.edit(photo, "t", timeout=timeout, progress=lambda progress: None)
+    assert min(server.time_remaining) > 1e6
+
+
+def test_a_timeout_that_is_no_number_is_refused(connect, server, photo):
+    with pytest.raises(ValueError, match="timeout is nan"):
+        connect(server.target).edit(photo, "t", timeout=math.nan)
+    assert not server.requests
 
 
 def test_a_repeat_after_expiry_has_only_the_time_that_is_left(client, server, photo, refusal):

@@ -1,6 +1,7 @@
 """What arrives at the server for what was asked."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,24 @@ def test_pillow_images_of_every_mode_travel_as_png(client, server, mode):
     (request,) = server.named("Edit")
     arrived = Image.open(io.BytesIO(request.image.content))
     assert (arrived.format, arrived.size) == ("PNG", (9, 7))
+
+
+def test_a_transparent_colour_that_a_conversion_left_behind_is_no_hindrance(client, server):
+    colour, grey, palette = (Image.new(mode, (9, 7)) for mode in ("RGB", "L", "P"))
+    colour.info["transparency"], grey.info["transparency"] = (0, 0, 0), 0
+    palette.info["transparency"] = bytes(range(256))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow has one for a palette
+        opaque = [
+            colour.getchannel("R"), colour.convert("I"), grey.convert("YCbCr"), grey.convert("CMYK"),
+            palette.convert("HSV"), palette.convert("1"),
+        ]  # fmt: skip
+    for image in opaque:
+        client.edit(image, "t")
+    for request in server.named("Edit"):
+        assert Image.open(io.BytesIO(request.image.content)).convert("RGBA").getextrema()[3] == (255, 255)
+    client.edit(colour, "t")
+    assert Image.open(io.BytesIO(server.named("Edit")[-1].image.content)).info["transparency"] == (0, 0, 0)
 
 
 def test_a_pillow_image_that_says_no_range_of_values_is_refused_before_it_is_sent(client, server):

@@ -7,6 +7,7 @@ attempts whatever the timeout, and it does not repeat a stream that has begun.
 """
 
 import logging
+import math
 import random
 import time
 from typing import Any
@@ -22,6 +23,8 @@ from underpaint.errors import ConnectionFailed, DeadlinePassed, Unavailable, Und
 _log = logging.getLogger("underpaint")
 _FIRST_S, _LONGEST_S = 0.2, 5.0
 """Seconds to wait before the second attempt, and at most."""
+_ENDLESS_S = 365.0 * 24 * 3600
+"""A timeout of more seconds, such as infinity, is this long: for gRPC one far beyond has passed already."""
 _LASTED_S = 0.5
 """Seconds of an attempt that did not fail at once."""
 _SPREAD = 0.25
@@ -29,10 +32,12 @@ _SPREAD = 0.25
 
 
 class Deadline:
-    """The time limit of a call, for all its RPCs together."""
+    """The time limit of a call, for all its RPCs together; ValueError for a timeout that is not a number."""
 
     def __init__(self, timeout: float) -> None:
-        self._end = time.monotonic() + timeout
+        if math.isnan(timeout):
+            raise ValueError("timeout is nan: it must be a number of seconds")
+        self._end = time.monotonic() + min(timeout, _ENDLESS_S)
 
     @property
     def left_s(self) -> float:

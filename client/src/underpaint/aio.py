@@ -70,7 +70,7 @@ class AsyncClient:
 
     Arguments that several methods have:
 
-    * ``timeout``: seconds for the whole call, retries included; None takes the client's.
+    * ``timeout``: seconds for the whole call, retries included; None takes the client's, infinity is no limit.
     * ``model``: "models/{id}" or the id alone; empty takes the server's default.
     * ``fit``: how a photo of another size is brought to the model's size, a :class:`Fit` or its name. Default: crop.
     * ``priority``: order in the queue, a :class:`Priority` or its name. Default: normal.

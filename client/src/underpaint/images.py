@@ -87,6 +87,8 @@ def _png(image: "Image.Image") -> bytes:
     upright = _upright(image)
     if transparency is not None:
         upright.info["transparency"] = transparency
+    if not _is_colour(upright.info.get("transparency"), upright.mode):
+        upright.info.pop("transparency", None)
     buffer = io.BytesIO()
     _png_mode(upright).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -155,13 +157,25 @@ def _to_srgb(image: "Image.Image") -> "Image.Image":
     return converted
 
 
+def _is_colour(value: object, mode: str) -> bool:
+    """Whether a pixel of this mode can have the value; Pillow's conversions leave a colour of the mode before."""
+    match mode:
+        case "1":
+            return value in (0, 1, 255)
+        case "P":
+            return isinstance(value, int | bytes)
+        case "RGB":
+            return isinstance(value, tuple) and len(value) == 3
+    return isinstance(value, int) and (mode == "L" or mode.startswith("I"))
+
+
 def _transparency(image: "Image.Image") -> int | tuple[int, ...] | None:
     """The transparent colour in the values that the pixels have, or will have when they are loaded.
 
     Pillow keeps the one of a PNG at the file's depth, which only an image that is not loaded yet still has.
     """
     colour, tile = image.info.get("transparency"), getattr(image, "tile", None)
-    if image.format != "PNG" or image.mode == "P" or colour is None:
+    if image.format != "PNG" or image.mode == "P" or not _is_colour(colour, image.mode):
         return None
     values = colour if isinstance(colour, tuple) else (colour,)
     pixels = str(tile[0][3]) if tile else "RGB;16B" if len(values) == 3 and max(values) > 255 else ""

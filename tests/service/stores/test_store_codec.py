@@ -134,6 +134,13 @@ def test_a_record_whose_method_is_no_method_is_refused(method: object) -> None:
         decode(NAME, codec.encode(file.record | {"method": method}, file.arrays))
 
 
+@pytest.mark.parametrize("header", [b"\xff" * 5000, b"{" * 5000, b"[" * 100_000, b"1" * 5000, b'["underpaint"]'])
+def test_a_header_that_is_none_is_refused_without_its_bytes(header: bytes) -> None:
+    with pytest.raises(StoreCorrupt, match="header cannot be read") as caught:
+        codec.read_record(len(header).to_bytes(8, "little") + header)
+    assert len(caught.value.message) < 80
+
+
 DIRECTION = (Path(__file__).parents[2] / "data" / "direction-format-1.safetensors").read_bytes()
 LIES: dict[str, Any] = {
     "a huge shape": {"dtype": "F32", "shape": [0, 2**64 - 1]},

@@ -80,7 +80,7 @@ def read_record(head: bytes) -> Record:
         record = json.loads(text)
         canonical = _canonical(record)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreCorrupt(f"the header cannot be read: {error!r}") from error
+        raise StoreCorrupt(f"the header cannot be read: {type(error).__name__}") from error
     if not isinstance(record, dict) or canonical != text or len(metadata) != 1:
         raise StoreCorrupt("the header is not in the form that this server writes")
     return record
