@@ -28,6 +28,7 @@ from underpaint_server.errors import (
     WorkerRestarted,
 )
 from underpaint_server.jobs import Picture
+from underpaint_server.signals import stop_signals_blocked
 from underpaint_server.wire.fitting import Canvas, Fitting
 from underpaint_server.wire.headers import IMAGE, JPEG, MASK, PNG, WEBP, Header, ImageLimits, too_large
 
@@ -144,7 +145,7 @@ class Decoder:
         """Start the host, without waiting for it. Raises OSError."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)  # a host that accepts nothing must not stop the event loop
-        with theirs:
+        with theirs, stop_signals_blocked():
             self._host = subprocess.Popen(
                 [sys.executable, "-P", "-m", "underpaint_server.decoder.host"],
                 stdin=theirs.fileno(),
