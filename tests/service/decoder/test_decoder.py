@@ -185,6 +185,24 @@ async def test_a_host_that_accepts_nothing_is_replaced_before_it_stops_the_front
     assert not psutil.pid_exists(first or 0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell the CPU time of another process")
+async def test_a_stopped_host_is_replaced_also_when_no_caller_waits_long(
+    own: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("underpaint_server.decoder.process.FROZEN_S", 0.5)
+    await decode(own, SMALL)
+    with suspended(own) as host:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(decode(own, SMALL), 0.1)
+        await asyncio.sleep(0.6)
+        pixels, _ = await decode(own, SMALL)
+        np.testing.assert_array_equal(pixels, np.asarray(picture()))
+        assert own.pid != host.pid
+    with suspended(own):
+        pixels, _ = await decode(own, SMALL)
+        np.testing.assert_array_equal(pixels, np.asarray(picture()))
+
+
 async def test_without_descriptors_a_caller_is_told_to_retry_and_the_next_is_served(own: Decoder) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     await decode(own, SMALL)

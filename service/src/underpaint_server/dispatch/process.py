@@ -10,7 +10,8 @@ from multiprocessing import resource_tracker, util
 
 import structlog
 
-from underpaint_server.dispatch.stall import CpuUse, cpu_seconds
+from underpaint_server.cores import cpu_seconds
+from underpaint_server.dispatch.stall import CpuUse
 from underpaint_server.engine import worker
 from underpaint_server.engine.messages import Order, Report, Stop
 from underpaint_server.settings import Settings
