@@ -69,6 +69,17 @@ def suspended(decoder: Decoder) -> Iterator[psutil.Process]:
             host.resume()
 
 
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """None is free."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def caught(decoder: Decoder, content: bytes) -> tuple[Task, psutil.Process]:
     """A call whose process was stopped in the middle of its work, and that process."""
     while True:
@@ -204,16 +215,26 @@ async def test_a_stopped_host_is_replaced_also_when_no_caller_waits_long(
 
 
 async def test_without_descriptors_a_caller_is_told_to_retry_and_the_next_is_served(own: Decoder) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     await decode(own, SMALL)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
+    host = own.pid
+    with no_descriptors():
         with pytest.raises(WorkerRestarted):
             await decode(own, SMALL)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     pixels, _ = await decode(own, SMALL)
     np.testing.assert_array_equal(pixels, np.asarray(picture()))
+    assert own.pid == host, "and what it decodes went on"
+
+
+async def test_a_host_that_the_system_refuses_at_the_start_is_started_with_the_first_image() -> None:
+    decoder = Decoder(MEMORY)
+    try:
+        with no_descriptors():
+            decoder.start()
+        assert decoder.pid is None
+        pixels, _ = await decode(decoder, SMALL)
+        np.testing.assert_array_equal(pixels, np.asarray(picture()))
+    finally:
+        decoder.close()
 
 
 async def test_an_image_that_waits_when_the_host_is_killed_is_decoded_by_the_next(own: Decoder) -> None:

@@ -148,7 +148,13 @@ class Decoder:
         return None if self._host is None else self._host.pid
 
     def start(self) -> None:
-        """Start the host, without waiting for it. Raises OSError."""
+        """Start the host, without waiting for it; if the system refuses it, the first image tries again."""
+        try:
+            self._start()
+        except OSError as error:
+            _log.warning("the process that decodes images cannot be started yet", error=str(error))
+
+    def _start(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)  # a host that accepts nothing must not stop the event loop
         with theirs, stop_signals_blocked():
@@ -244,28 +250,26 @@ class Decoder:
 
     def _connect(self) -> socket.socket:
         """Our end of a socket pair; the other one is with the host, which forks a process for it."""
-        for _ in range(2):
-            try:
-                return self._send()
-            except OSError as error:  # the host has ended or accepts nothing, or no descriptor or process is free
-                _log.warning("the process that decodes images is started again", error=str(error))
-                if self._host is not None:
-                    self._host.kill()
-                self.close()
-        raise _ended()
-
-    def _send(self) -> socket.socket:
-        if self._control is None:
-            self.start()
-        assert self._control is not None
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:  # no descriptor is free: the host is not at fault
+            raise _ended() from error
         with theirs:
-            try:
-                socket.send_fds(self._control, [b"."], [theirs.fileno()])
-            except BaseException:
-                ours.close()
-                raise
-        return ours
+            for _ in range(2):
+                try:
+                    if self._control is None:
+                        self._start()
+                    assert self._control is not None
+                    socket.send_fds(self._control, [b"."], [theirs.fileno()])
+                except OSError as error:  # the host has ended or accepts nothing, or no descriptor or process is free
+                    _log.warning("the process that decodes images is started again", error=str(error))
+                    if self._host is not None:
+                        self._host.kill()
+                    self.close()
+                else:
+                    return ours
+        ours.close()
+        raise _ended()
 
 
 class _MaskInvalid(Exception):
@@ -301,7 +305,7 @@ def _over(what: str, unit: str, limit: float) -> ImageTooLarge:
 
 
 def _ended() -> WorkerRestarted:
-    return WorkerRestarted("the process that decodes images ended; retry in a second", retry_after_s=_RETRY_S)
+    return WorkerRestarted("there is no process now to decode images; retry in a second", retry_after_s=_RETRY_S)
 
 
 def _error(head: dict[str, Any]) -> Exception:
