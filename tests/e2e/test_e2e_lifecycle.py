@@ -249,6 +249,24 @@ async def test_a_spare_engine_takes_over_and_nothing_is_left() -> None:
             await asyncio.to_thread(gone, child)
 
 
+def test_signals_to_the_process_group_leave_it_to_the_front_to_end_its_children() -> None:
+    with LocalServer(models="toy=toy:", spare_engine=True, wait_ready=False) as server:
+        told: set[psutil.Process] = set()
+        while len(engines(told)) < 2:  # the engine, then its spare: each as soon as there is one
+            for child in set(psutil.Process(server.pid).children()) - told:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    child.send_signal(number)
+                told.add(child)
+            assert not any(line["event"] in ("engine ended", "spare engine ended") for line in server.events())
+        server.wait_for("ready")
+        assert all(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in told)
+        assert server.stop() == 0
+        assert not any(line["level"] in ("warning", "error") for line in server.events())
+        assert "Traceback" not in server.tail(1000)
+        for child in told:
+            gone(child)
+
+
 async def test_an_engine_that_the_system_refuses_fails_liveness_and_comes_back() -> None:
     with LocalServer(models="toy=toy:") as server:
         front = psutil.Process(server.pid)

@@ -69,6 +69,17 @@ def suspended(decoder: Decoder) -> Iterator[psutil.Process]:
             host.resume()
 
 
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """None is free."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def caught(decoder: Decoder, content: bytes) -> tuple[Task, psutil.Process]:
     """A call whose process was stopped in the middle of its work, and that process."""
     while True:
@@ -185,17 +196,45 @@ async def test_a_host_that_accepts_nothing_is_replaced_before_it_stops_the_front
     assert not psutil.pid_exists(first or 0)
 
 
-async def test_without_descriptors_a_caller_is_told_to_retry_and_the_next_is_served(own: Decoder) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell the CPU time of another process")
+async def test_a_stopped_host_is_replaced_also_when_no_caller_waits_long(
+    own: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("underpaint_server.decoder.process.FROZEN_S", 0.5)
     await decode(own, SMALL)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
+    with suspended(own) as host:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(decode(own, SMALL), 0.1)
+        await asyncio.sleep(0.6)
+        pixels, _ = await decode(own, SMALL)
+        np.testing.assert_array_equal(pixels, np.asarray(picture()))
+        assert own.pid != host.pid
+    with suspended(own):
+        pixels, _ = await decode(own, SMALL)
+        np.testing.assert_array_equal(pixels, np.asarray(picture()))
+
+
+async def test_without_descriptors_a_caller_is_told_to_retry_and_the_next_is_served(own: Decoder) -> None:
+    await decode(own, SMALL)
+    host = own.pid
+    with no_descriptors():
         with pytest.raises(WorkerRestarted):
             await decode(own, SMALL)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     pixels, _ = await decode(own, SMALL)
     np.testing.assert_array_equal(pixels, np.asarray(picture()))
+    assert own.pid == host, "and what it decodes went on"
+
+
+async def test_a_host_that_the_system_refuses_at_the_start_is_started_with_the_first_image() -> None:
+    decoder = Decoder(MEMORY)
+    try:
+        with no_descriptors():
+            decoder.start()
+        assert decoder.pid is None
+        pixels, _ = await decode(decoder, SMALL)
+        np.testing.assert_array_equal(pixels, np.asarray(picture()))
+    finally:
+        decoder.close()
 
 
 async def test_an_image_that_waits_when_the_host_is_killed_is_decoded_by_the_next(own: Decoder) -> None:

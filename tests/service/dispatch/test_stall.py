@@ -9,6 +9,7 @@ import psutil
 import pytest
 from support.waiting import until
 from underpaint_server.cores import usable_cores
+from underpaint_server.cores import cpu_seconds
 from underpaint_server.dispatch.stall import (
     FACTOR,
     MAX_KINDS,
@@ -16,7 +17,6 @@ from underpaint_server.dispatch.stall import (
     UNMEASURED_S,
     CpuUse,
     PassWatch,
-    cpu_seconds,
 )
 from underpaint_server.engine.messages import Passing
 

@@ -6,6 +6,8 @@ for each image; ``structure`` and ``pixels`` run there, and load neither gRPC no
 
 from typing import Final
 
+ACCEPTED: Final = b"."
+"""What the host sends first to each task's socket."""
 ENDED: Final = b"\nended "
 """Begins the host's last line about a process that did not answer; its exit status follows."""
 OUT_OF_MEMORY: Final = 3

@@ -1,7 +1,7 @@
 """The decoder's host: a process that has the libraries loaded and forks a process of its own for each image.
 
 ``python -m underpaint_server.decoder.host``; standard input is a socket, over which the front process sends one end of
-a socket pair an image. On that pair, the forked process gets a task (one line of JSON, then the file's bytes) and sends
+a socket pair an image. On that pair, the host says that it is there, the forked process gets a task (one line of JSON, then the file's bytes) and sends
 its answer (one line of JSON, then pixels). If the front closes its end, the forked process is killed. Of a forked
 process that ended without an answer, the host sends the exit status. The host has one thread, keeps nothing of an
 image, and ends when the front does.
@@ -26,7 +26,7 @@ import PIL.MpoImagePlugin  # noqa: F401  # Pillow would load it in every process
 from PIL import Image
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
-from underpaint_server.decoder import ENDED, OUT_OF_MEMORY, pixels
+from underpaint_server.decoder import ACCEPTED, ENDED, OUT_OF_MEMORY, pixels
 from underpaint_server.errors import FieldInvalid, UnderpaintError
 from underpaint_server.jobs import Picture
 from underpaint_server.wire.fitting import Fit, Fitting, fit_picture, plan
@@ -84,8 +84,9 @@ class Host:
             return False
         connection = socket.socket(fileno=descriptors[0])
         try:
+            connection.send(ACCEPTED, socket.MSG_DONTWAIT)
             pid = os.fork()
-        except OSError:  # no process or memory is free now
+        except OSError:  # the caller has left, or no process or memory is free now
             connection.close()
             return True
         if pid == 0:

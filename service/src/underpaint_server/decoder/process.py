@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,8 +18,8 @@ from typing import Any, Final
 import numpy as np
 import structlog
 
-from underpaint_server.cores import usable_cores
-from underpaint_server.decoder import ENDED, OUT_OF_MEMORY
+from underpaint_server.cores import cpu_seconds, usable_cores
+from underpaint_server.decoder import ACCEPTED, ENDED, OUT_OF_MEMORY
 from underpaint_server.errors import (
     FieldInvalid,
     FieldViolation,
@@ -28,6 +29,7 @@ from underpaint_server.errors import (
     WorkerRestarted,
 )
 from underpaint_server.jobs import Picture
+from underpaint_server.signals import stop_signals_blocked
 from underpaint_server.wire.fitting import Canvas, Fitting
 from underpaint_server.wire.headers import IMAGE, JPEG, MASK, PNG, WEBP, Header, ImageLimits, too_large
 
@@ -47,6 +49,9 @@ _HEAD_BYTES: Final = 65536
 """Room for what an answer has besides pixels."""
 _STOP_S: Final = 2.0
 _RETRY_S: Final = 1.0
+FROZEN_S: Final = 10.0
+"""Seconds without any CPU time after which a host that has tasks to accept is replaced: it was stopped."""
+_LOOK_S: Final = 0.5
 
 _ENDED: Final = re.compile(ENDED + rb"(-?\d+)\n\Z")
 _OUT_OF_MEMORY: Final = (OUT_OF_MEMORY, -signal.SIGKILL)
@@ -111,6 +116,8 @@ class Decoder:
         self._cores = max(2, usable_cores())
         self._host: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._cpu_s: float | None = None
+        self._cpu_since = 0.0
 
     async def picture(
         self, content: bytes, header: Header, limits: ImageLimits, fit: int, canvas: Canvas
@@ -141,10 +148,16 @@ class Decoder:
         return None if self._host is None else self._host.pid
 
     def start(self) -> None:
-        """Start the host, without waiting for it. Raises OSError."""
+        """Start the host, without waiting for it; if the system refuses it, the first image tries again."""
+        try:
+            self._start()
+        except OSError as error:
+            _log.warning("the process that decodes images cannot be started yet", error=str(error))
+
+    def _start(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)  # a host that accepts nothing must not stop the event loop
-        with theirs:
+        with theirs, stop_signals_blocked():
             self._host = subprocess.Popen(
                 [sys.executable, "-P", "-m", "underpaint_server.decoder.host"],
                 stdin=theirs.fileno(),
@@ -195,6 +208,8 @@ class Decoder:
         loop, answer = asyncio.get_running_loop(), bytearray()
         with self._connect() as connection:
             connection.setblocking(False)
+            if not await self._accepted(connection):
+                return answer
             try:
                 await loop.sock_sendall(connection, head)
                 await loop.sock_sendall(connection, content)
@@ -207,30 +222,54 @@ class Decoder:
                 pass
         return answer
 
+    async def _accepted(self, connection: socket.socket) -> bool:
+        """Wait until the host has accepted a task, or has ended; end a host that was stopped."""
+        accepted = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(connection, len(ACCEPTED)))
+        try:
+            self._look()
+            while not (await asyncio.wait((accepted,), timeout=_LOOK_S))[0]:
+                self._look()
+            return bool(accepted.result())
+        except ConnectionResetError:
+            return False
+        finally:
+            accepted.cancel()
+            await asyncio.wait((accepted,))
+
+    def _look(self) -> None:
+        """Kill the host if it got no CPU time for :data:`FROZEN_S` seconds. Every task that it accepts takes some, so
+        this counts from the first task that it did not accept, whether or not that caller still waits."""
+        if self._host is None:
+            return
+        cpu_s, now = cpu_seconds(self._host.pid), time.monotonic()
+        if cpu_s is None or cpu_s != self._cpu_s:
+            self._cpu_s, self._cpu_since = cpu_s, now
+        elif now - self._cpu_since >= FROZEN_S:
+            _log.error("the process that decodes images makes no progress", pid=self._host.pid)
+            self._host.kill()
+
     def _connect(self) -> socket.socket:
         """Our end of a socket pair; the other one is with the host, which forks a process for it."""
-        for _ in range(2):
-            try:
-                return self._send()
-            except OSError as error:  # the host has ended or accepts nothing, or no descriptor or process is free
-                _log.warning("the process that decodes images is started again", error=str(error))
-                if self._host is not None:
-                    self._host.kill()
-                self.close()
-        raise _ended()
-
-    def _send(self) -> socket.socket:
-        if self._control is None:
-            self.start()
-        assert self._control is not None
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:  # no descriptor is free: the host is not at fault
+            raise _ended() from error
         with theirs:
-            try:
-                socket.send_fds(self._control, [b"."], [theirs.fileno()])
-            except BaseException:
-                ours.close()
-                raise
-        return ours
+            for _ in range(2):
+                try:
+                    if self._control is None:
+                        self._start()
+                    assert self._control is not None
+                    socket.send_fds(self._control, [b"."], [theirs.fileno()])
+                except OSError as error:  # the host has ended or accepts nothing, or no descriptor or process is free
+                    _log.warning("the process that decodes images is started again", error=str(error))
+                    if self._host is not None:
+                        self._host.kill()
+                    self.close()
+                else:
+                    return ours
+        ours.close()
+        raise _ended()
 
 
 class _MaskInvalid(Exception):
@@ -266,7 +305,7 @@ def _over(what: str, unit: str, limit: float) -> ImageTooLarge:
 
 
 def _ended() -> WorkerRestarted:
-    return WorkerRestarted("the process that decodes images ended; retry in a second", retry_after_s=_RETRY_S)
+    return WorkerRestarted("there is no process now to decode images; retry in a second", retry_after_s=_RETRY_S)
 
 
 def _error(head: dict[str, Any]) -> Exception:

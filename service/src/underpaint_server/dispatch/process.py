@@ -6,14 +6,16 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import util
+from multiprocessing import resource_tracker, util
 
 import structlog
 
-from underpaint_server.dispatch.stall import CpuUse, cpu_seconds
+from underpaint_server.cores import cpu_seconds
+from underpaint_server.dispatch.stall import CpuUse
 from underpaint_server.engine import worker
 from underpaint_server.engine.messages import Order, Report, Stop
 from underpaint_server.settings import Settings
+from underpaint_server.signals import stop_signals_blocked
 
 log = structlog.get_logger(__name__)
 
@@ -47,8 +49,10 @@ class EngineProcess:
         self._process = context.Process(target=worker.main, args=(child_pipe, settings), name="engine", daemon=True)
         self._sender = threading.Thread(target=self._send, name="engine orders", daemon=True)
         try:
+            resource_tracker.ensure_running()  # with the first child, where it would end the block below
             # The kernel ends the child with the thread that spawns it, so that must be the main thread.
-            self._process.start()
+            with stop_signals_blocked():
+                self._process.start()
             # At the exit of this process, multiprocessing would wait for a child that ignores SIGTERM.
             util.Finalize(None, self._process.kill, exitpriority=0)
             self._sender.start()

@@ -6,8 +6,6 @@ that spins gets much more than such a pass has ever needed. Times are sums of th
 them bounded, so that nothing counts while the front process itself is suspended.
 """
 
-import sys
-import time
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
@@ -29,16 +27,6 @@ MAX_KINDS = 256
 """Kinds of pass whose durations are kept; callers choose shapes."""
 
 _Kind = tuple[str, str, tuple[int, ...]]
-
-
-def cpu_seconds(pid: int) -> float | None:
-    """CPU time of all threads of a process; None where the operating system does not tell, or not of that process."""
-    if sys.platform != "linux":
-        return None
-    try:
-        return time.clock_gettime(~pid << 3 | 2)  # what clock_getcpuclockid(3) gives, which Python lacks
-    except OSError:
-        return None
 
 
 class CpuUse:

@@ -1,0 +1,19 @@
+"""SIGINT and SIGTERM while a child process is started."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM for this thread, and for the children that are started meanwhile, for all their life.
+
+    Those to the process group (Ctrl-C in a terminal) are for the front process, which drains and then ends its children.
+    Without this, a child would be killed by them until it can ignore them. Here they are handled a moment later.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
