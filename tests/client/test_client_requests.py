@@ -190,7 +190,7 @@ def test_a_transparent_colour_that_a_conversion_left_behind_is_no_hindrance(clie
     for image in opaque:
         client.edit(image, "t")
     for request in server.named("Edit"):
-        assert Image.open(io.BytesIO(request.image.content)).convert("RGBA").getextrema()[3] == (255, 255)
+        assert Image.open(io.BytesIO(request.image.content)).convert("RGBA").getchannel("A").getextrema() == (255, 255)
     client.edit(colour, "t")
     assert Image.open(io.BytesIO(server.named("Edit")[-1].image.content)).info["transparency"] == (0, 0, 0)
 

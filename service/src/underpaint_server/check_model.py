@@ -27,7 +27,15 @@ from underpaint_server.backends.protocol import Backend, DeviceLost
 from underpaint_server.engine.loop import Engine
 from underpaint_server.engine.messages import Ended, Order, Passed, Report, StartJob, Stop
 from underpaint_server.engine.run import now
-from underpaint_server.errors import Bug, FieldInvalid, MethodDisabled, ModelNotReady, OutOfMemory, UnderpaintError
+from underpaint_server.errors import (
+    Bug,
+    FieldInvalid,
+    MethodDisabled,
+    ModelNotReady,
+    OutOfMemory,
+    UnderpaintError,
+    cause_of,
+)
 from underpaint_server.jobs import (
     EditJob,
     Inversion,
@@ -348,6 +356,8 @@ def _print_note(line: str) -> None:
 
 def _refuse(error: UnderpaintError) -> int:
     _print_note(f"{error.reason}: {error.message}")
+    if cause := cause_of(error):
+        _print_note(f"cause: {cause}")
     _print_note("this model cannot be served; the README lists under 'Your own weights' which models can")
     return 1
 

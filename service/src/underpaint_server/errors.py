@@ -78,6 +78,12 @@ class UnderpaintError(Exception):
         return _rebuild, (type(self), self.__dict__.copy())
 
 
+def cause_of(error: BaseException) -> str:
+    """Class and text of the exception that ``error`` was raised from, for operators only; empty if there is none."""
+    cause = error.__cause__
+    return "" if cause is None else f"{type(cause).__name__}: {cause}"
+
+
 def forget_frames(error: BaseException) -> None:
     """Drop the frames of a handled error and of its causes.
 
@@ -235,7 +241,11 @@ class OperationRunning(PreconditionFailed):
 
 
 class ModelNotReady(PreconditionFailed):
-    """The model failed to load; the message says why. The server must be restarted."""
+    """The model failed to load; the message says why. The server must be restarted.
+
+    Callers see the message, so text of a library's exception is not in it: that exception is the cause, see
+    :func:`cause_of`.
+    """
 
     reason = "MODEL_NOT_READY"
 

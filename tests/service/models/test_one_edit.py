@@ -13,7 +13,7 @@ from support.jobs import edict_options, edit_job, every_kind_of_job, invert_job
 from transformers import CLIPTokenizer
 from underpaint_server.backends import load
 from underpaint_server.backends.torch_ import TorchBackend
-from underpaint_server.errors import InternalError, ModelNotReady, NonFiniteLatents
+from underpaint_server.errors import InternalError, ModelNotReady, NonFiniteLatents, cause_of
 from underpaint_server.jobs import Job, LearnJob
 from underpaint_server.methods.ddim.options import DdimEdit
 from underpaint_server.methods.sdedit.options import SdEdit
@@ -80,8 +80,36 @@ def test_a_tokenizer_with_more_tokens_than_the_encoder_is_refused(copy: Path) ->
 
 def test_a_tokenizer_that_cannot_pad_is_refused(copy: Path) -> None:
     checkpoints.configured(copy, "tokenizer/tokenizer_config.json", pad_token=None)
-    with pytest.raises(ModelNotReady, match=r"the text encoder cannot compute a small edit: ValueError.*padding token"):
+    with pytest.raises(ModelNotReady, match="the text encoder cannot compute a small edit") as failed:
         load(str(copy), "m", PINNED)
+    assert "padding token" in cause_of(failed.value)
+
+
+def cut(directory: Path, name: str) -> None:
+    (directory / name).write_bytes((directory / name).read_bytes()[:5000])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: cut(d, UNET),
+        lambda d: cut(d, TEXT),
+        lambda d: cut(d, "tokenizer/tokenizer.json"),
+        lambda d: checkpoints.configured(d, "unet/config.json", norm_num_groups=7),
+        lambda d: checkpoints.configured(d, "tokenizer/tokenizer_config.json", pad_token=None),
+        lambda d: checkpoints.configured(d, "unet/config.json", transformer_layers_per_block="one"),
+        lambda d: checkpoints.configured(d, "text_encoder/config.json", hidden_act="nothing"),
+    ],
+)
+def test_the_text_of_a_librarys_exception_is_for_operators_alone(damage: Callable[[Path], object], copy: Path) -> None:
+    """The message of ModelNotReady is sent to callers, and libraries name files and functions."""
+    damage(copy)
+    with pytest.raises(ModelNotReady) as failed:
+        load(str(copy), "m", PINNED)
+    cause, text = cause_of(failed.value), str(failed.value.__cause__)
+    assert cause, "the log has nothing of the cause"
+    assert text not in failed.value.message
+    assert type(failed.value.__cause__).__name__ not in failed.value.message
 
 
 def test_a_network_of_pixels_is_tried_too(tmp_path: Path) -> None:

@@ -72,4 +72,4 @@ def _checked(part: str, advice: str = "") -> Iterator[None]:
             f"{part} does not fit in the device's memory; use --dtype bfloat16 or another device"
         ) from error
     except Exception as error:  # what a library raises for weights that do not belong together is of any class
-        raise ModelNotReady(f"{part} cannot compute a small edit: {type(error).__name__}: {error}") from error
+        raise ModelNotReady(f"{part} cannot compute a small edit; the server log has the cause") from error

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from underpaint_server.engine.messages import Load, LoadFailed, Order, Ready, Report
-from underpaint_server.errors import Bug, UnderpaintError
+from underpaint_server.errors import Bug, UnderpaintError, cause_of
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import configure_logging, log_prints
@@ -94,6 +94,8 @@ def _load(
         try:
             backends[name] = load(location, name, settings, known.get(name))
         except UnderpaintError as error:
+            if cause := cause_of(error):
+                log.error("cause of a model's failure", model=name, cause=cause)
             errors[name] = error
         except DeviceLost:
             raise

@@ -136,7 +136,7 @@ class Checkpoint:
         try:
             module, loading_info = kind.from_pretrained(folder, dtype=dtype, **options)
         except Exception as error:  # what a library raises for a damaged file is of any class
-            raise ModelNotReady(f"'{folder}' cannot be read: {error or type(error).__name__}") from error
+            raise ModelNotReady(f"'{folder}' cannot be read; the server log has the cause") from error
         check_complete(folder, loading_info)
         self._read |= {folder / "config.json", *weights.files}
         unused = sorted(key for key in loading_info["unexpected_keys"] if not key.endswith("position_ids"))
@@ -152,7 +152,7 @@ class Checkpoint:
         try:
             tokenizer = kind.from_pretrained(folder, local_files_only=True)
         except Exception as error:
-            raise ModelNotReady(f"'{folder}' cannot be read: {error or type(error).__name__}") from error
+            raise ModelNotReady(f"'{folder}' cannot be read; the server log has the cause") from error
         self._read |= {*folder.glob("*.json"), *folder.glob("*.txt")}
         return tokenizer
 
@@ -326,5 +326,5 @@ def _fetch(hub_id: str) -> Path:
     except Exception as error:
         raise ModelNotReady(
             f"'{hub_id}' is not a directory, and downloading it from the Hugging Face hub failed; correct the path or "
-            f"the hub id, or try again: {error}"
+            "the hub id, or try again; the server log has the cause"
         ) from error

@@ -43,7 +43,9 @@ class Clip:
     def load(cls, directory: Path, *, device: torch.device) -> "Clip":
         """Load a transformers directory of either class; raises :class:`ModelNotReady` if that fails."""
         try:
-            options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
+            options: dict[str, Any] = {
+                "local_files_only": True, "output_loading_info": True, "use_safetensors": True
+            }
             model, loading_info = AutoModel.from_pretrained(directory, dtype=torch.float32, **options)
             tokenizer = CLIPTokenizer.from_pretrained(directory, local_files_only=True)
             file = directory / "preprocessor_config.json"
@@ -53,7 +55,7 @@ class Clip:
                 for key, default in (("image_mean", _MEAN), ("image_std", _STD))
             )
         except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            raise ModelNotReady(f"'{directory}' cannot be read as a CLIP: {error}") from error
+            raise ModelNotReady(f"'{directory}' cannot be read as a CLIP; the server log has the cause") from error
         if not all(hasattr(model, part) for part in _PARTS):
             raise ModelNotReady(
                 f"'{directory}' holds a {type(model).__name__}, which is not a CLIP model: give a CLIPModel or "
@@ -92,9 +94,7 @@ def _try(clip: Clip, directory: Path) -> None:
     except torch.AcceleratorError:
         raise
     except Exception as error:  # what a library raises for parts that do not belong together is of any class
-        raise ModelNotReady(
-            f"'{directory}' cannot embed a text and an image: {type(error).__name__}: {error}"
-        ) from error
+        raise ModelNotReady(f"'{directory}' cannot embed a text and an image; the server log has the cause") from error
     if not bool(embeds.isfinite().all()):
         raise ModelNotReady(f"'{directory}': the CLIP returns NaN or infinite numbers: copy or convert it again")
 
