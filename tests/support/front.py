@@ -260,7 +260,7 @@ async def started(settings: Settings = SETTINGS) -> AsyncIterator[Wire]:
     metrics.watch_calls(context.limits)
     metrics.watch_operations(context.manager)
     health = Health(context)
-    await health.update()
+    health.update()
     server = build_server(context, health)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     context.manager.start()

@@ -66,7 +66,7 @@ async def serve(settings: Settings) -> int:
     metrics.watch_operations(context.manager)
     metrics.watch_calls(context.limits)
     health = Health(context)
-    await health.update()
+    health.update()
     listener = Listener(lambda: build_server(context, health))
     signals = _signals()
     try:
@@ -147,7 +147,7 @@ async def _until_stopped(context: ServerContext, health: Health, listener: Liste
         first = await signals.get()
         _log.info("draining", signal=first.name, seconds=context.settings.drain_s)
         context.draining, context.manager.taking = True, False
-        await health.update()
+        health.update()
         await _drain(context, signals)
         await context.manager.close()
         await listener.stop(_FLUSH_S)

@@ -1,6 +1,7 @@
 """What the server says of itself: models, limits, health, reflection, and what it does not offer."""
 
 import asyncio
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from support import http2
 from support.front import MINI, Wire, edit, refused
+from support.waiting import PATIENCE_S, until
 from underpaint.v1 import direction_service_pb2, edit_service_pb2, model_service_pb2
 from underpaint_server.dispatch.supervisor import EngineState
 
@@ -120,7 +123,7 @@ async def test_a_bad_model_among_several_is_told_and_the_others_are_served(wire:
 
 
 async def health_of(wire: Wire) -> dict[str, Any]:
-    await wire.health.update()
+    wire.health.update()
     stub = health_pb2_grpc.HealthStub(wire.channel)
     names = ("", "startup", "readiness", "liveness", "underpaint.v1.EditService")
     return {name: (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names}
@@ -179,6 +182,31 @@ async def test_watchers_hear_of_changes(wire: Wire) -> None:
     assert (await watch.read()).status == NOT_SERVING
     watch.cancel()
     watching.cancel()
+
+
+async def test_a_watcher_who_reads_nothing_holds_up_no_status(wire: Wire) -> None:
+    no_room = http2.frame(http2.SETTINGS, 0, 0, struct.pack(">HI", 4, 0))
+    host, _, port = wire.address.rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(http2.PREFACE + no_room + http2.call(b"/grpc.health.v1.Health/Watch", http2.message(b"")))
+    labels = {"grpc_type": "server_stream", "grpc_service": "grpc.health.v1.Health", "grpc_method": "Watch"}
+    await until(lambda: wire.metric("grpc_server_started_total", **labels))
+    await asyncio.sleep(0.2)
+    watching = asyncio.create_task(wire.health.watch())
+    watch = health_pb2_grpc.HealthStub(wire.channel).Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == SERVING
+    async with asyncio.timeout(PATIENCE_S):
+        wire.context.draining = True
+        assert (await watch.read()).status == NOT_SERVING
+    watching.cancel()
+    writer.close()
+
+
+async def test_health_of_all_names_is_listed(wire: Wire) -> None:
+    listed = await health_pb2_grpc.HealthStub(wire.channel).List(health_pb2.HealthListRequest())
+    services = (f"underpaint.v1.{name}Service" for name in ("Edit", "Inversion", "Direction"))
+    names = ("", "startup", "readiness", "liveness", *services)
+    assert {name: answer.status for name, answer in listed.statuses.items()} == dict.fromkeys(names, SERVING)
 
 
 async def test_an_unknown_health_name_is_not_found(wire: Wire) -> None:

@@ -58,7 +58,7 @@ def build_server(context: ServerContext, health: Health) -> grpc.aio.Server:
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(context), server)
     direction_service_pb2_grpc.add_DirectionServiceServicer_to_server(DirectionService(context), server)
     operations_pb2_grpc.add_OperationsServicer_to_server(OperationsService(context), server)
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.service, server)
     names = [service.full_name for file in _DESCRIPTORS for service in file.services_by_name.values()]
     reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
     return server
