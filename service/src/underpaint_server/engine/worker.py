@@ -95,7 +95,7 @@ def _load(
             backends[name] = load(location, name, settings, known.get(name))
         except UnderpaintError as error:
             if cause := cause_of(error):
-                log.error("cause of a model's failure", model=name, cause=cause)
+                log.exception("cause of a model's failure", model=name, cause=cause)
             errors[name] = error
         except DeviceLost:
             raise
