@@ -1,8 +1,22 @@
-"""SIGINT and SIGTERM while a child process is started."""
+"""Signals between the front process and its children."""
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends. Does nothing where the kernel cannot.
+
+    A parent that has ended already is not noticed.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
