@@ -219,9 +219,8 @@ async def test_a_stopped_host_is_replaced_also_when_no_caller_waits_long(
 async def test_without_descriptors_a_caller_is_told_to_retry_and_the_next_is_served(own: Decoder) -> None:
     await decode(own, SMALL)
     host = own.pid
-    with no_descriptors():
-        with pytest.raises(WorkerRestarted):
-            await decode(own, SMALL)
+    with no_descriptors(), pytest.raises(WorkerRestarted):
+        await decode(own, SMALL)
     pixels, _ = await decode(own, SMALL)
     np.testing.assert_array_equal(pixels, np.asarray(picture()))
     assert own.pid == host, "and what it decodes went on"

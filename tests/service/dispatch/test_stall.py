@@ -8,8 +8,7 @@ import time
 import psutil
 import pytest
 from support.waiting import until
-from underpaint_server.cores import usable_cores
-from underpaint_server.cores import cpu_seconds
+from underpaint_server.cores import cpu_seconds, usable_cores
 from underpaint_server.dispatch.stall import (
     FACTOR,
     MAX_KINDS,

@@ -1,10 +1,10 @@
 """The decoder's host: a process that has the libraries loaded and forks a process of its own for each image.
 
 ``python -m underpaint_server.decoder.host``; standard input is a socket, over which the front process sends one end of
-a socket pair an image. On that pair, the host says that it is there, the forked process gets a task (one line of JSON, then the file's bytes) and sends
-its answer (one line of JSON, then pixels). If the front closes its end, the forked process is killed. Of a forked
-process that ended without an answer, the host sends the exit status. The host has one thread, keeps nothing of an
-image, and ends when the front does.
+a socket pair an image. On that pair, the host says that it is there, the forked process gets a task (one line of JSON,
+then the file's bytes) and sends its answer (one line of JSON, then pixels). If the front closes its end, the forked
+process is killed. Of a forked process that ended without an answer, the host sends the exit status. The host has one
+thread, keeps nothing of an image, and ends when the front does.
 """
 
 import gc
