@@ -35,6 +35,8 @@ PROBES = {"startupProbe": "startup", "readinessProbe": "readiness", "livenessPro
 """Probe -> the health service that it must ask for."""
 EXIT_S = 10
 """Seconds from the end of the drain to the exit of the process, at most."""
+PROCESSES_BYTES = 1 << 30
+"""What the front process, an engine process with the embedded model and a spare one take, with some room."""
 VARIABLES = {f"UNDERPAINT_{name.upper()}": name for name in Settings.model_fields}
 YAMLLINT = "{extends: default, rules: {line-length: {max: 140}, document-start: disable}}"
 
@@ -232,6 +234,19 @@ def bytes_of(quantity: str) -> int:
     return int(quantity[:-2]) * units[quantity[-2:]]
 
 
+def memory_problems(manifests: list[Manifest]) -> Iterator[str]:
+    """A memory limit below what images, requests and stored answers may take besides the processes themselves."""
+    [container] = pod_of(manifests)["spec"]["containers"]
+    limit = bytes_of(container["resources"]["limits"]["memory"])
+    settings = settings_of(manifests)
+    needed = PROCESSES_BYTES + settings.decoder_bytes + 2 * settings.request_bytes + settings.replay_bytes
+    if limit < needed:
+        yield (
+            f"the memory limit is {limit >> 20} MiB; up to {needed >> 20} MiB may be needed: "
+            "set UNDERPAINT_DECODER_BYTES and UNDERPAINT_REQUEST_BYTES lower"
+        )
+
+
 def thread_problems(manifests: list[Manifest]) -> Iterator[str]:
     """A number of engine threads other than the requested cores."""
     # By default the engine uses all cores of its node. The number of threads decides the bits, so pods on unequal nodes
@@ -386,6 +401,7 @@ MANIFEST_CHECKS: dict[str, Callable[[list[Manifest]], Iterator[str]]] = {
     "ports": port_problems,
     "settings": settings_problems,
     "replicas": replica_problems,
+    "memory": memory_problems,
     "threads": thread_problems,
     "security": security_problems,
 }

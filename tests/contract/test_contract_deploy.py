@@ -107,6 +107,15 @@ def test_replicas_that_share_a_bucket_are_fine(check: ModuleType) -> None:
     assert found(check, [*manifests, scaler(5)]) == []
 
 
+@pytest.mark.parametrize("kustomization", ["base", "overlays/cpu-dev", "overlays/shared-store"])
+def test_images_and_requests_fit_into_the_memory_of_the_pod(check: ModuleType, kustomization: str) -> None:
+    manifests = check.render(kustomization)
+    assert list(check.memory_problems(manifests)) == []
+    part(manifests, "ConfigMap")["data"]["UNDERPAINT_DECODER_BYTES"] = str(4 << 30)
+    (problem,) = check.memory_problems(manifests)
+    assert "UNDERPAINT_DECODER_BYTES" in problem
+
+
 def test_a_store_larger_than_its_volume_is_found(check: ModuleType, base: list[dict[str, Any]]) -> None:
     assert list(check.settings_problems(base)) == []
     part(base, "ConfigMap")["data"]["UNDERPAINT_STORE_BYTES"] = str(3 << 30)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -30,6 +31,7 @@ MEMORY = 1024 * 1024 * 1024
 SMALL = encoded(picture())
 LARGE = encoded(Image.new("RGB", (2500, 2000)), compress_level=1)
 assert LARGE_PX < 2500 * 2000
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="other kernels cannot do this")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -196,7 +198,7 @@ async def test_a_host_that_accepts_nothing_is_replaced_before_it_stops_the_front
     assert not psutil.pid_exists(first or 0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell the CPU time of another process")
+@LINUX
 async def test_a_stopped_host_is_replaced_also_when_no_caller_waits_long(
     own: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,12 +277,21 @@ sys.stdin.read()
 """
 
 
-async def test_the_host_ends_when_the_front_is_killed() -> None:
+def ignores_sigterm(pid: int) -> bool:
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn:")]
+    return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("is_stopped", [False, pytest.param(True, marks=LINUX)])
+async def test_the_host_ends_when_the_front_is_killed(is_stopped: bool) -> None:
     front = subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert front.stdin is not None
     assert front.stdout is not None
     with front, front.stdin, front.stdout:
         host = psutil.Process(int(front.stdout.readline()))
+        if is_stopped:
+            await until(lambda: ignores_sigterm(host.pid))  # its imports are done
+            host.suspend()
         os.kill(front.pid, signal.SIGKILL)
         front.wait()
         await until(lambda: not host.is_running() or host.status() == psutil.STATUS_ZOMBIE)

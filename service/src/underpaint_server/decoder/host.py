@@ -1,10 +1,10 @@
 """The decoder's host: a process that has the libraries loaded and forks a process of its own for each image.
 
 ``python -m underpaint_server.decoder.host``; standard input is a socket, over which the front process sends one end of
-a socket pair an image. On that pair, the host says that it is there, the forked process gets a task (one line of JSON, then the file's bytes) and sends
-its answer (one line of JSON, then pixels). If the front closes its end, the forked process is killed. Of a forked
-process that ended without an answer, the host sends the exit status. The host has one thread, keeps nothing of an
-image, and ends when the front does.
+a socket pair an image. On that pair, the host says that it is there, the forked process gets a task (one line of JSON,
+then the file's bytes) and sends its answer (one line of JSON, then pixels). If the front closes its end, the forked
+process is killed. Of a forked process that ended without an answer, the host sends the exit status. The host has one
+thread, keeps nothing of an image, and ends when the front does.
 """
 
 import gc
@@ -29,6 +29,7 @@ from PIL.ImageCms import ImageCmsProfile, createProfile
 from underpaint_server.decoder import ACCEPTED, ENDED, OUT_OF_MEMORY, pixels
 from underpaint_server.errors import FieldInvalid, UnderpaintError
 from underpaint_server.jobs import Picture
+from underpaint_server.signals import end_with_parent
 from underpaint_server.wire.fitting import Fit, Fitting, fit_picture, plan
 from underpaint_server.wire.headers import ImageLimits
 
@@ -98,6 +99,7 @@ class Host:
     def _in_child(self, connection: socket.socket) -> None:
         status = 1
         try:
+            end_with_parent()
             signal.set_wakeup_fd(-1)
             # The front sees the end of an answer only when no process has that socket open.
             for other in (self._control, *(other for _, other in self._tasks.values())):
@@ -196,6 +198,7 @@ def _warm_up() -> None:
 
 def main() -> None:
     """Run the host on the socket that is standard input."""
+    end_with_parent()  # also while it is stopped
     for number in (signal.SIGINT, signal.SIGTERM):  # those to the process group drain: the front process ends this one
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

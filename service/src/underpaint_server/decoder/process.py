@@ -107,7 +107,7 @@ class Decoder:
     """Decodes images, each in a process that ends when it exceeds its limits or when its caller has left.
 
     ``memory_bytes`` is what all these processes may take together. The host of the processes is started by
-    :meth:`start` or with the first image, and again if it ended.
+    :meth:`start` or with the first image, and again if it ended. It ends with the thread that started it.
     """
 
     def __init__(self, memory_bytes: int) -> None:

@@ -5,12 +5,9 @@ The front process imports this module to name :func:`main` as the target of the 
 load torch.
 """
 
-import ctypes
-import multiprocessing
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +20,7 @@ from underpaint_server.engine.messages import Load, LoadFailed, Order, Ready, Re
 from underpaint_server.errors import Bug, UnderpaintError, cause_of
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.settings import Settings
+from underpaint_server.signals import end_with_parent
 from underpaint_server.telemetry import configure_logging, log_prints
 
 if TYPE_CHECKING:
@@ -36,8 +34,6 @@ stopped, see :mod:`underpaint_server.dispatch.stall`."""
 ORPHANED = 3
 """Exit status after the front process has ended."""
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main(pipe: Connection, settings: Settings) -> None:
     """Import what the configured models need, and serve orders from ``pipe``; reports go back through it.
@@ -45,7 +41,7 @@ def main(pipe: Connection, settings: Settings) -> None:
     The first order must be :class:`Load`; until it comes, the device is not touched. If no model can be loaded, sends
     :class:`LoadFailed` and returns. Ends at once when the front process ends, whatever it is doing.
     """
-    _end_with_parent()
+    end_with_parent()  # where the kernel cannot, _receive notices it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a signal to the process group drains: the front process ends us
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     configure_logging(settings.log_level)
@@ -104,18 +100,6 @@ def _load(
             errors[name] = Bug("internal error while the model was loaded; the server log has it")
         seconds[name] = time.monotonic() - begin
     return backends, seconds, errors
-
-
-def _end_with_parent() -> None:
-    """Let the kernel kill this process when the thread that spawned it ends, which is the front's main thread.
-
-    Where the kernel cannot, :func:`_receive` notices the end of the front process.
-    """
-    parent = multiprocessing.parent_process()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent is not None and os.getppid() != parent.pid:  # it ended before it was asked for
-        os._exit(ORPHANED)
 
 
 def _receive(pipe: Connection, inbox: "queue.SimpleQueue[Order]") -> None:
