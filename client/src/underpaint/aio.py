@@ -20,6 +20,7 @@ from underpaint._channel import (
     Failure,
     apart_async,
     deliver_async,
+    headers_of,
     receive_async,
 )
 from underpaint._many import in_order_async
@@ -107,7 +108,7 @@ class AsyncClient:
         self._connection = AsyncConnection(Target(target, credentials, tuple(options), connect_timeout))
         self._timeout = timeout
         self._max_retries = max_retries
-        self._metadata = tuple((metadata or {}).items())
+        self._metadata = headers_of(metadata or {})
         self._limits: dict[str, Limits] = {}
 
     async def __aenter__(self) -> Self:

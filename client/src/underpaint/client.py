@@ -17,6 +17,7 @@ from underpaint._channel import (
     Opened,
     apart,
     deliver,
+    headers_of,
     receive,
 )
 from underpaint._many import in_order
@@ -104,7 +105,7 @@ class Client:
         self._connection = Connection(Target(target, credentials, tuple(options), connect_timeout))
         self._timeout = timeout
         self._max_retries = max_retries
-        self._metadata = tuple((metadata or {}).items())
+        self._metadata = headers_of(metadata or {})
         self._limits: dict[str, Limits] = {}
 
     def __enter__(self) -> Self:
