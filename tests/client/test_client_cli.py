@@ -464,6 +464,14 @@ def test_what_all_pictures_have_in_common_is_refused_once(run, server, photos, t
     assert server.named("Edit") == []
 
 
+def test_a_pipe_among_the_pictures_is_not_waited_for(run, server, photos, tmp_path):
+    os.mkfifo(tmp_path / "photos" / "a pipe.png")
+    done = run("edit", "photos", "t", "--method", "sdedit", "-o", "results", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "photos/a pipe.png" in json.loads(done.stdout)["skipped"]
+    assert not (tmp_path / "results" / "a pipe.png").exists()
+
+
 def test_a_folder_in_the_place_of_a_result_is_found_before_the_work(run, server, photos, tmp_path):
     (tmp_path / "results" / "b.png").mkdir(parents=True)
     done = run("edit", "photos", "t", "--method", "sdedit", "-o", "results")

@@ -140,6 +140,26 @@ def test_photos_are_read_as_they_are_needed_and_leaving_begins_no_more(connect, 
     assert next(drawn) <= 3 + 4 * 2
 
 
+@pytest.mark.parametrize("on_error", ["raise", "return"])
+def test_an_error_of_the_sources_comes_after_the_results_before_it(connect, server, watched, on_error):
+    def drawn():
+        yield from photos(3)
+        raise OSError("the disk is gone")
+
+    driver = connect(server.target)
+    results = driver.client.edit_many(drawn(), method=SdEdit(), on_error=on_error)
+    assert sent([step(driver, results) for _ in range(3)]) == photos(3)
+    with pytest.raises(OSError, match="the disk is gone"):
+        step(driver, results)
+
+
+@pytest.mark.parametrize("single", ["photo.png", b"photo"])
+def test_a_single_image_is_not_taken_for_many(client, server, single):
+    with pytest.raises(TypeError, match="sources is a single image"):
+        client.collect("edit_many", sources=single, method=SdEdit(), on_error="return")
+    assert server.requests == []
+
+
 def test_leaving_cancels_the_tasks_that_run(server, watched):
     gate = threading.Event()
     watched.slow = dict.fromkeys(photos(9)[1:], gate)

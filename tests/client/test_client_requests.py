@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 from underpaint import (
+    AsyncClient,
+    Client,
     ContentInjection,
     Convention,
     Ddim,
@@ -330,3 +332,18 @@ def test_metadata_goes_with_every_call(connect, server, photo):
     client.edit(photo, "t")
     client.models()
     assert {sent["authorization"] for sent in server.metadata} == {"Bearer t"}
+
+
+def test_names_of_metadata_may_have_capitals(connect, server, photo):
+    connect(server.target, metadata={"Authorization": "Bearer t"}).edit(photo, "t")
+    assert {sent["authorization"] for sent in server.metadata} == {"Bearer t"}
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"authorization": "secret\n"}, {"authorization": "secr\xe9t"}, {"a b": "c"}, {"": "c"}]
+)
+def test_metadata_that_cannot_be_sent_is_refused_by_name(kind, server, metadata):
+    (name,) = metadata
+    with pytest.raises(ValueError, match=f"metadata: .*{name!r}") as told:
+        {"sync": Client, "async": AsyncClient}[kind](server.target, metadata=metadata)
+    assert "secr" not in str(told.value)

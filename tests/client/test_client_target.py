@@ -304,6 +304,16 @@ def test_an_error_behind_a_proxy_names_its_variable_and_no_password(connect, mon
     assert "secret" not in told.value.message
 
 
+@pytest.mark.parametrize("proxy", ["me:secret@no-proxy.invalid:1/", "127.0.0.1:none", "[::1", "a@b@no-proxy.invalid"])
+def test_a_proxy_that_cannot_be_one_is_told_as_that(connect, monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", f"http://{proxy}")
+    with pytest.raises(errors.ConnectionFailed) as told:
+        connect("box.invalid", connect_timeout=0.5).models()
+    assert "no host has the name in box.invalid" not in told.value.message
+    assert f"through the proxy {proxy.rpartition('@')[2].strip('/')} of" in told.value.message
+    assert "secret" not in told.value.message
+
+
 PROXY = {"http_proxy": "http://p:1"}
 
 
@@ -320,6 +330,11 @@ PROXY = {"http_proxy": "http://p:1"}
         ("box.example", PROXY | {"no_proxy": "10.0.0.0/8"}, (), "http_proxy"),
         ("10.1.2.3", PROXY | {"no_proxy": "10.0.0.0/8"}, (), ""),
         ("box.example", PROXY, (("grpc.enable_http_proxy", 0),), ""),
+        ("box.example", {"http_proxy": "p:1"}, (), ""),
+        ("box.example", {"http_proxy": "socks5://p:1"}, (), ""),
+        ("box.example", {"http_proxy": "http://"}, (), ""),
+        ("box.example", {"http_proxy": "HTTP://p"}, (), "http_proxy"),
+        ("[::ffff:127.0.0.1]", PROXY, (), ""),
     ],
 )
 def test_a_proxy_is_told_where_grpc_takes_one(monkeypatch, host, environment, options, proxy):

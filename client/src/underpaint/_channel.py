@@ -9,8 +9,9 @@ import asyncio
 import inspect
 import json
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -36,6 +37,8 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.primary_user_agent", f"underpaint-python/{__version__}"),
 )
+_HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
+_HEADER_VALUE = re.compile(r"[ -~]*")
 END = object()
 """What :func:`receive` returns after the last message of a stream."""
 
@@ -53,6 +56,17 @@ def options_of(target: Target) -> list[tuple[str, Any]]:
     """The options of a channel, overridden by the caller's."""
     local = {"grpc.enable_http_proxy": 0} if target.is_local else {}
     return list({**dict(OPTIONS), **local, **dict(target.options)}.items())
+
+
+def headers_of(metadata: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The caller's metadata as gRPC takes it, with names in small letters; ValueError where a name or value cannot be a
+    header, which gRPC would tell as an error of the server."""
+    for name, value in metadata.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"metadata: {name!r} is no name of a header: use letters, digits, '-', '_' and '.'")
+        if not name.lower().endswith("-bin") and not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(f"metadata: the value of {name!r} has a line end or a character that is not ASCII")
+    return tuple((name.lower(), value) for name, value in metadata.items())
 
 
 class Opened:

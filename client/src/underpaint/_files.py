@@ -22,7 +22,7 @@ class Plan:
     kept: tuple[Path, ...]
     """Results of an earlier run, which are left alone."""
     others: tuple[Path, ...]
-    """Files that are no pictures by their suffix."""
+    """Files that are no pictures by their suffix, pipes and the like."""
 
 
 def check_writable(path: str | os.PathLike[str], flag: str) -> None:
@@ -65,7 +65,9 @@ def plan(source: Path, output: Path, overwrite: bool) -> Plan:
     if output.exists() and output.samefile(source):
         raise UsageError(f"-o: {output} is the folder of the pictures, which would be replaced: name another folder")
     found = list(_walk(source, output))
-    results = {path: output / path.relative_to(source) for path in found if _media_type_of(path)}
+    # A pipe would be waited for without end. A link to nothing is left in, and fails by its name.
+    files = [path for path in found if path.is_file() or not path.exists()]
+    results = {path: output / path.relative_to(source) for path in files if _media_type_of(path)}
     if not results:
         raise UsageError(f"{source}: there is no .png, .jpg, .jpeg or .webp file in this folder")
     kept = {path for path, result in results.items() if result.is_file() and not overwrite}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import grpc
 
@@ -18,6 +18,7 @@ from underpaint.errors import ConnectionFailed, WrongTarget
 DEFAULT_PORT = 50051
 _PROXY_VARIABLES = "grpc_proxy", "https_proxy", "http_proxy"  # gRPC takes the first that is set
 _NO_PROXY_VARIABLES = "no_grpc_proxy", "no_proxy"
+_PROXY = re.compile(r"http://(?:[^/?#]*@)?(?P<server>[^/?#@]+)", re.IGNORECASE)  # gRPC ignores any other
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<server>[^/?#]*)", re.IGNORECASE)
 _HOSTS = re.compile(r"(?P<prefix>(?:dns|ipv4|ipv6):(?://[^/]*/)?)?(?P<servers>.*)", re.DOTALL)
 _SOCKETS = re.compile(r"unix-abstract:.+|unix:///.+|unix:(?!//).+", re.DOTALL)
@@ -34,17 +35,15 @@ _NOT_CONNECTED = (
     "resolution failed",
 )
 _LAST_ERROR = re.compile(r".*last error: (?:[A-Z_]+: )?", re.DOTALL)
+_UNKNOWN_HOST = (
+    "domain name not found",
+    "misformatted domain name",
+    "name or service not known",
+    "nodename nor servname",
+    "no such host is",
+)
 _WRONG: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        (
-            "domain name not found",
-            "misformatted domain name",
-            "name or service not known",
-            "nodename nor servname",
-            "no such host is",
-        ),
-        "no host has the name in {address}: check the target",
-    ),
+    (_UNKNOWN_HOST, "no host has the name in {address}: check the target"),
     (("wrong_version_number",), "{address} does not speak TLS: leave the credentials out, or check the port"),
     (
         ("certificate_verify_failed",),
@@ -89,21 +88,29 @@ class Target:
         """Whether the server is on this machine: a socket, or a loopback address."""
         return all(_is_loopback(host) for host, _ in self._servers)
 
-    @cached_property
+    @property
     def proxy(self) -> str:
         """The environment variable that names the proxy to the server; empty without one."""
+        return self._proxy[0]
+
+    @cached_property
+    def _proxy(self) -> tuple[str, str]:
+        """The variable, and the address of the proxy without its password."""
         if self.is_local or not dict(self.options).get("grpc.enable_http_proxy", 1):
-            return ""
+            return "", ""
         variable = next((name for name in _PROXY_VARIABLES if name in os.environ), "")
         excluded = next((os.environ[name] for name in _NO_PROXY_VARIABLES if name in os.environ), "")
-        if not os.environ.get(variable) or all(_is_excluded(host, excluded) for host, _ in self._servers):
-            return ""
-        return variable
+        proxy = _PROXY.match(os.environ.get(variable, ""))
+        if proxy is None or all(_is_excluded(host, excluded) for host, _ in self._servers):
+            return "", ""
+        return variable, proxy["server"]
 
     def check(self, reason: str) -> None:
         """Raise WrongTarget if a connection failed for a reason that no later attempt can mend. May block for 2 s."""
         if self.credentials is None and not self.proxy and _has(reason, _MAYBE_TLS) and self._speaks_tls():
             raise self._wrong("{address} speaks TLS: pass credentials=grpc.ssl_channel_credentials()", reason)
+        if self.proxy and _has(reason, _UNKNOWN_HOST):
+            raise self._wrong("no host has the name of the proxy on the way to {address}", reason)
         for texts, message in _WRONG:
             if _has(reason, texts):
                 raise self._wrong(message, reason)
@@ -180,10 +187,9 @@ class Target:
     def _proxy_note(self) -> str:
         if not self.proxy:
             return ""
-        proxy = urlsplit(os.environ[self.proxy])
         return (
-            f"; the connection goes through the proxy {proxy.hostname}:{proxy.port} of the environment variable"
-            f" {self.proxy}: unset it, or add {self._servers[0][0] or 'the host'} to no_proxy"
+            f"; the connection goes through the proxy {self._proxy[1]} of the environment variable {self.proxy}: unset"
+            f" it, or add {self._servers[0][0] or 'the host'} to no_proxy"
         )
 
 
@@ -202,6 +208,7 @@ def _is_address(host: str) -> bool:
 def _is_loopback(host: str) -> bool:
     if _is_address(host):
         address = ipaddress.ip_address(host)
+        address = getattr(address, "ipv4_mapped", None) or address
         return address.is_loopback or address.is_unspecified
     return host.lower() == "localhost" or host.lower().endswith(".localhost")
 

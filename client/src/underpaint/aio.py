@@ -20,6 +20,7 @@ from underpaint._channel import (
     Failure,
     apart_async,
     deliver_async,
+    headers_of,
     receive_async,
 )
 from underpaint._many import in_order_async
@@ -107,7 +108,7 @@ class AsyncClient:
         self._connection = AsyncConnection(Target(target, credentials, tuple(options), connect_timeout))
         self._timeout = timeout
         self._max_retries = max_retries
-        self._metadata = tuple((metadata or {}).items())
+        self._metadata = headers_of(metadata or {})
         self._limits: dict[str, Limits] = {}
 
     async def __aenter__(self) -> Self:
@@ -235,9 +236,12 @@ class AsyncClient:
 
         ``on_error="raise"`` raises the error of an edit when its turn comes and begins no further ones.
         ``on_error="return"`` yields the exception in the place of the result, such as an :class:`UnderpaintError`, or
-        an OSError for a file that cannot be read. Leaving the loop early begins no further edits: the asynchronous
+        an OSError for a file that cannot be read. An error that ``sources`` itself raises comes
+        after the results of the images before it. Leaving the loop early begins no further edits: the asynchronous
         client cancels those that run, the synchronous one lets them end.
         """
+        if isinstance(sources, str | bytes):
+            raise TypeError("sources is a single image: pass several, as a list or any other iterable")
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}: it must be a number of edits, 1 or more")
         if on_error not in ("raise", "return"):

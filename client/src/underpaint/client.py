@@ -17,6 +17,7 @@ from underpaint._channel import (
     Opened,
     apart,
     deliver,
+    headers_of,
     receive,
 )
 from underpaint._many import in_order
@@ -104,7 +105,7 @@ class Client:
         self._connection = Connection(Target(target, credentials, tuple(options), connect_timeout))
         self._timeout = timeout
         self._max_retries = max_retries
-        self._metadata = tuple((metadata or {}).items())
+        self._metadata = headers_of(metadata or {})
         self._limits: dict[str, Limits] = {}
 
     def __enter__(self) -> Self:
@@ -232,9 +233,12 @@ class Client:
 
         ``on_error="raise"`` raises the error of an edit when its turn comes and begins no further ones.
         ``on_error="return"`` yields the exception in the place of the result, such as an :class:`UnderpaintError`, or
-        an OSError for a file that cannot be read. Leaving the loop early begins no further edits: the asynchronous
+        an OSError for a file that cannot be read. An error that ``sources`` itself raises comes
+        after the results of the images before it. Leaving the loop early begins no further edits: the asynchronous
         client cancels those that run, the synchronous one lets them end.
         """
+        if isinstance(sources, str | bytes):
+            raise TypeError("sources is a single image: pass several, as a list or any other iterable")
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}: it must be a number of edits, 1 or more")
         if on_error not in ("raise", "return"):
