@@ -136,7 +136,7 @@ def _check_known(message: Message, known_bytes: int) -> None:
 
 
 _UNKNOWN: Final = (
-    "this server's contract has no field of this number; leave it out, or use a server as new as the client"
+    "this server's contract has no field of this number and type; leave it out, or use a server as new as the client"
 )
 
 
