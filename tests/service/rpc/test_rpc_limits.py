@@ -16,7 +16,8 @@ from support import http2
 from support.front import SETTINGS, Refusal, Wire, edit, refused, started
 from support.waiting import until
 from underpaint.v1 import direction_service_pb2 as directions
-from underpaint_server.rpc.calls import limits
+from underpaint.v1 import edit_service_pb2
+from underpaint_server.rpc.calls import interceptor, limits
 
 EDIT = "/underpaint.v1.EditService/Edit"
 IMPORT = "/underpaint.v1.DirectionService/ImportDirection"
@@ -71,6 +72,18 @@ async def test_a_message_whose_last_bytes_are_held_back_is_given_up() -> None:
         with connected(wire.address, http2.opened(EDIT.encode(), message[:-1])):
             await until(lambda: counted(wire, "Edit", "DEADLINE_EXCEEDED", "REQUEST_INCOMPLETE") == 1)
         assert wire.context.limits.calls == 0
+
+
+@pytest.mark.parametrize("rpc", ["Edit", "StreamEdit"])
+async def test_a_caller_who_does_not_take_its_answer_ends(monkeypatch: pytest.MonkeyPatch, rpc: str) -> None:
+    monkeypatch.setattr(interceptor, "_TAKEN_S", 0.5)
+    no_room = http2.frame(http2.SETTINGS, 0, 0, struct.pack(">HI", 4, 0))
+    request = edit() if rpc == "Edit" else edit_service_pb2.StreamEditRequest(edit=edit())
+    call = http2.call(f"/underpaint.v1.EditService/{rpc}".encode(), http2.message(request.SerializeToString()))
+    async with started() as wire:
+        with connected(wire.address, no_room + call):
+            await until(lambda: counted(wire, rpc, "CANCELLED", "CANCELLED") == 1)
+            assert (wire.context.limits.calls, wire.context.limits.held_bytes) == (0, 0)
 
 
 async def test_a_slow_request_beyond_the_limit_is_refused() -> None:

@@ -116,6 +116,17 @@ async def test_compressed_messages_are_read(wire: Wire) -> None:
     assert answer.image.content
 
 
+async def test_a_message_that_is_large_only_when_decompressed_is_refused(lines: list[Any]) -> None:
+    async with started(SETTINGS.model_copy(update={"max_message_bytes": 100_000})) as wire:
+        large = edit(image=types_pb2.Image(content=bytes(50_000_000)))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await wire.edits.Edit(large, compression=grpc.Compression.Gzip)
+        assert caught.value.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, INVALID)
+        await until(lambda: sum(counted(wire).values()) == 1)
+        assert wire.engine.jobs == []
+        assert all("exc_info" not in line for line in lines)
+
+
 ODD = {
     "an encoding that nobody has": ([http2.message(b"x", compressed=1)], [(b"grpc-encoding", b"none-such")]),
     "bytes that are not compressed": ([http2.message(b"x", compressed=1)], [(b"grpc-encoding", b"gzip")]),

@@ -357,6 +357,18 @@ async def test_small_inversions_leave_half_of_the_store_to_large_ones(opener: Op
     assert name(2) not in kept
 
 
+async def test_an_inversion_larger_than_half_of_the_store_is_there_once_it_is_stored(opener: Opener) -> None:
+    store = await opener("memory:///", max_bytes=4_000_000)
+    size = (await store.put(name(0), inversion(0, 600), FITTING)).size_bytes
+    assert size <= 4_000_000 // 256
+    for k in range(1, 3_000_000 // size):
+        await store.put(name(k), inversion(k, 600), FITTING)
+    large = await store.put(name(9999), inversion(9999, 100_000), FITTING)
+    assert 2_000_000 < large.size_bytes < 4_000_000
+    await store.get(name(9999))
+    assert store.total_bytes <= 4_000_000
+
+
 async def test_one_inversion_has_a_limit_of_its_own(opener: Opener) -> None:
     store = await opener("memory:///", max_entry_bytes=20_000)
     await store.put(name(1), inversion(1), FITTING)

@@ -39,6 +39,10 @@ _SHAPES: Final = {
     (True, True): "bidi_stream",
 }
 
+_TAKEN_S: Final = 60.0
+_SLOWEST_BYTES_PER_S: Final = 16 * 1024
+"""A caller who takes a message more slowly than this, after ``_TAKEN_S`` seconds more, counts as gone."""
+
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler.
@@ -99,7 +103,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         size = message.ByteSize()
         check_size("the answer", size, self._max_message_bytes)
         record.sent(size)
-        await context.write(message)
+        # A caller who reads nothing would otherwise keep its request and its answer in memory as long as it likes.
+        try:
+            async with asyncio.timeout(_TAKEN_S + size / _SLOWEST_BYTES_PER_S):
+                await context.write(message)
+        except TimeoutError:
+            raise asyncio.CancelledError from None
 
 
 @asynccontextmanager

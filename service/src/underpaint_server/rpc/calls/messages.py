@@ -56,7 +56,11 @@ class Requests:
         async with self._limits.arrival():
             message = await self._next()
             if message is None:
-                raise RequestUndecodable("the call has no request message; send exactly one, then end the stream")
+                # Some messages that are too large when decompressed also end here: the transport leaves them out.
+                raise RequestUndecodable(
+                    f"no request message arrived; send exactly one, of at most {self._max_bytes} bytes, then end the"
+                    " stream"
+                )
             if await self._context.read() is not grpc.aio.EOF:
                 raise RequestUndecodable("the call has more than one request message; send exactly one")
             return message
@@ -136,7 +140,7 @@ def _check_known(message: Message, known_bytes: int) -> None:
 
 
 _UNKNOWN: Final = (
-    "this server's contract has no field of this number; leave it out, or use a server as new as the client"
+    "this server's contract has no field of this number and type; leave it out, or use a server as new as the client"
 )
 
 

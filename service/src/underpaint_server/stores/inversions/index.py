@@ -52,6 +52,11 @@ class Index:
         items = self._entries.items()
         return next((item for item in items if large is None or self._is_large(item[1].stat) is large), None)
 
+    @property
+    def newest(self) -> str | None:
+        """Name of the most recently used entry; None for none."""
+        return next(reversed(self._entries), None)
+
     def _is_large(self, stat: Stat) -> bool:
         return stat.size_bytes > self._large_bytes
 

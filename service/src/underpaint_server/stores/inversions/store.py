@@ -326,7 +326,11 @@ class InversionStore:
             return None
         # A few large inversions must not evict the many small ones, nor these the large ones: in a full store each kind
         # keeps half of the bytes.
-        oldest = self._index.oldest(large=self._index.total_large_bytes > self._max_bytes / 2)
+        large = self._index.total_large_bytes > self._max_bytes / 2
+        oldest = self._index.oldest(large=large)
+        if oldest is not None and oldest[0] == self._index.newest:
+            # It alone takes more than half, and its caller has just been given its name.
+            oldest = self._index.oldest(large=not large)
         assert oldest is not None
         return oldest[0], "bytes"
 
