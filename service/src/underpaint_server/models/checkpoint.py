@@ -129,6 +129,7 @@ class Checkpoint:
         if not folder.is_dir() and (self.directory / "config.json").is_file():
             folder = self.directory
         weights = find_weights(folder, stem)
+        _check_types(weights.files)
         contents = config(folder / "config.json")
         self.check_class(part, [kind.__name__], contents.get("_class_name"))
         variant = {"variant": weights.variant} if weights.variant else {}
@@ -246,6 +247,25 @@ def _without_weights(folder: Path, stem: str) -> str:
     return "it has no *.safetensors file; copy the weights there"
 
 
+def _check_types(files: Iterable[Path]) -> None:
+    """Refuse weights that are stored as integers, which the libraries would take for floating-point numbers."""
+    for file in files:
+        if file.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(file, "pt") as tensors:
+                names = [name for name in tensors.keys() if not name.endswith("position_ids")]  # noqa: SIM118
+                types = {name: tensors.get_slice(name).get_dtype() for name in names}
+        except (OSError, SafetensorError) as error:
+            raise ModelNotReady(f"'{file}' cannot be read; the server log has the cause") from error
+        whole = next((name for name, kind in types.items() if not kind.startswith(("F", "BF"))), None)
+        if whole is not None:
+            raise ModelNotReady(
+                f"'{file}': {whole} has numbers of type {types[whole]}; quantised weights are not supported: give the "
+                "floating-point ones"
+            )
+
+
 def is_lora(file: Path) -> bool:
     """Whether a safetensors file holds a LoRA, by the names of its tensors."""
     try:
@@ -304,7 +324,8 @@ def config(file: Path) -> dict[str, object]:
     try:
         loaded = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ModelNotReady(f"'{file}' cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelNotReady(f"'{file}' cannot be read: {reason}") from error
     if not isinstance(loaded, dict):
         raise ModelNotReady(f"'{file}' is not a JSON object: copy the directory again")
     return {key: value for key, value in loaded.items() if not key.startswith("_") or key == "_class_name"}

@@ -43,9 +43,7 @@ class Clip:
     def load(cls, directory: Path, *, device: torch.device) -> "Clip":
         """Load a transformers directory of either class; raises :class:`ModelNotReady` if that fails."""
         try:
-            options: dict[str, Any] = {
-                "local_files_only": True, "output_loading_info": True, "use_safetensors": True
-            }
+            options: dict[str, Any] = {"local_files_only": True, "output_loading_info": True, "use_safetensors": True}
             model, loading_info = AutoModel.from_pretrained(directory, dtype=torch.float32, **options)
             tokenizer = CLIPTokenizer.from_pretrained(directory, local_files_only=True)
             file = directory / "preprocessor_config.json"
