@@ -49,7 +49,7 @@ def resolve(location: str, allow_network: bool) -> Path:
 
 def _conversion(file: Path) -> str:
     """What to do with a single file."""
-    if file.suffix not in _SINGLE_FILE:
+    if file.suffix.lower() not in _SINGLE_FILE:
         return "give a diffusers pipeline directory"
     if is_lora(file):
         return f"it is a LoRA, which changes another model: give that model's directory, with the LoRA fused: {_FUSE}"
@@ -167,15 +167,17 @@ class Checkpoint:
         parts = {name for name, value in self.index.items() if isinstance(value, list)} | {"clip"}
         folders = {file.parent for file in self._read}
         found = [*self._unused]
-        for file in sorted({*self.directory.rglob("*.safetensors")} - self._read):
+        patterns = ("*.safetensors", *_PICKLED)
+        for file in sorted({file for pattern in patterns for file in self.directory.rglob(pattern)} - self._read):
             is_variant = any(
                 file.name.startswith(f"{stem}.") or file.name.startswith(f"{stem}-")
                 for stem in (DIFFUSERS, TRANSFORMERS)
             )
             inner = file.relative_to(self.directory)
-            if is_lora(file):
+            is_safe = file.suffix == ".safetensors"
+            if is_safe and is_lora(file):
                 found.append(f"{inner} is a LoRA and is not used; fuse it: {_FUSE}")
-            elif (file.parent in folders and not is_variant) or inner.parts[0] not in parts:
+            elif inner.parts[0] not in parts or (is_safe and file.parent in folders and not is_variant):
                 found.append(f"{inner} is not used")
         return found
 
@@ -323,7 +325,7 @@ def config(file: Path) -> dict[str, object]:
     """
     try:
         loaded = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ModelNotReady(f"'{file}' cannot be read: {reason}") from error
     if not isinstance(loaded, dict):
