@@ -347,8 +347,10 @@ def test_other_weights_that_nothing_reads_are_remarked_on(directory: Path, tmp_p
     (copy / "pytorch_lora_weights.bin").write_bytes(b"pickled")
     (copy / "unet/diffusion_pytorch_model.bin").write_bytes(b"the same weights, pickled")
     assert load(str(copy), "m", PINNED).facts.about.remarks == (
-        "pytorch_lora_weights.bin is not used", "v1-5-pruned.safetensors is not used", "vae/anything.safetensors is not used",
-    )  # fmt: skip
+        "pytorch_lora_weights.bin is not used",
+        "v1-5-pruned.safetensors is not used",
+        "vae/anything.safetensors is not used",
+    )
 
 
 def test_tensors_that_the_network_does_not_have_are_remarked_on(directory: Path, tmp_path: Path) -> None:
