@@ -22,6 +22,7 @@ from underpaint_server.jobs import EditJob, Generated, Job, MaskJob, Photo, Stor
 from underpaint_server.methods.ddim.options import DdimEdit
 from underpaint_server.methods.edict.options import EdictEdit, EdictInversion
 from underpaint_server.methods.sdedit.options import SdEdit
+from underpaint_server.programs.notices import about_syntax
 from underpaint_server.settings import Settings
 from underpaint_server.stores.inversions import record
 
@@ -80,6 +81,16 @@ def test_syntax_of_other_programs_is_said_to_be_read_literally(field: str, synta
     message = notices(sdedit(**{field: f"a photo, {syntax}"}))["PROMPT_SYNTAX"]
     assert message.startswith(field)
     assert any(word in message for word in (syntax, "BREAK", "AND", "snow++", ")+"))
+
+
+@pytest.mark.parametrize(
+    "once", ["a", "1", "(", "[", "{", "<a", "+", ":", "|", " ", "(a:", "[a:", "{a|", ": ", "((", "(1.", "a+", "(:1"]
+)
+@pytest.mark.parametrize("begin", ["", "(", "(:", "[", "(a:."])
+def test_no_prompt_takes_long_to_be_looked_at(begin: str, once: str) -> None:
+    """The engine looks at prompts between two passes, and all jobs wait for it. A search
+    that begins again at each of 30,000 characters takes a minute."""
+    list(about_syntax({"target_prompt": begin + once * 1_000_000}))
 
 
 def test_a_source_prompt_and_a_reference_prompt_are_looked_at_too() -> None:

@@ -22,7 +22,7 @@ from support.jobs import (
     learn_job,
 )
 from underpaint_server.backends.torch_ import TorchBackend
-from underpaint_server.jobs import Companion, Descent, EditJob, Generated, Job, Photo, Picture, Sampler, Stored
+from underpaint_server.jobs import Companion, Descent, EditJob, Generated, Job, MaskJob, Photo, Picture, Sampler, Stored
 from underpaint_server.methods.ddim.options import DdimEdit
 from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.settings import Settings
@@ -133,6 +133,17 @@ def test_an_edit_from_a_stored_inversion_is_the_edit_that_made_it(backend: Torch
     assert first.inversion.batch_class == 4
     again = run(backend, replace(job, source=Stored(first.inversion)))
     assert np.array_equal(first.pixels, again.pixels)
+
+
+def test_a_mask_of_a_stored_inversion_has_the_batch_class_that_an_edit_of_it_has(backend: TorchBackend) -> None:
+    """That of the server that made it, which may have been started with another one."""
+    other = load_drifting(Settings(dtype="bfloat16", exact_batch_class=2))
+    made = run(other, invert_job("mini", 64, ddim_options(STEPS))).inversion
+    assert made.batch_class == 2
+    job = MaskJob("mini", Photo(disc(64)), made.options, diffedit(), "a green circle", "", 5.0, 3)
+    there = run(other, job)
+    assert not np.array_equal(run(backend, job).difference, there.difference)
+    assert np.array_equal(run(backend, replace(job, source=Stored(made))).difference, there.difference)
 
 
 def test_two_learners_learn_what_each_learns_alone(backend: TorchBackend) -> None:

@@ -14,11 +14,13 @@ from support.jobs import ddim_options, disc, edict_options, edit_job, injection,
 from underpaint_server.backends import load
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.diffusion.noise import standard_normal
+from underpaint_server.errors import NonFiniteLatents
 from underpaint_server.jobs import EditJob, Generated, InversionOptions, InvertJob, Job, Photo, Stored
 from underpaint_server.methods.ddim.options import DdimEdit
 from underpaint_server.methods.edict.options import EdictEdit
 from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.plans import total_rows
+from underpaint_server.rows import Batch, Decode
 from underpaint_server.settings import Settings
 
 STEPS = 10
@@ -52,6 +54,12 @@ def test_a_drawn_picture_is_the_one_diffusers_draws(directory: Path, backend: Ba
         source = Generated("", 5, DDPM_PX, DDPM_PX, STEPS)
         (ours,) = bench.run([EditJob("faces", source, ddim_options(STEPS, 1.0), DdimEdit(), "", "", 1.0, 1)])
     assert np.abs(ours.pixels - theirs).max() <= 2
+
+
+def test_what_is_no_number_is_no_picture(backend: Backend) -> None:
+    """As a preview it was black."""
+    with pytest.raises(NonFiniteLatents):
+        backend.predict(Batch([Decode(torch.full((3, DDPM_PX, DDPM_PX), float("nan")).double())], 2))
 
 
 def test_edict_is_exact_and_draws_the_picture_again(backend: Backend) -> None:

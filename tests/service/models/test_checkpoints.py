@@ -76,6 +76,11 @@ def with_tiny_autoencoder(directory: Path, *, named: bool = True) -> Path:
     return configured(directory, "model_index.json", vae=["diffusers", "AutoencoderTiny"]) if named else directory
 
 
+def nested(directory: Path) -> Path:
+    (directory / VAE).write_text("[" * 100_000)
+    return directory
+
+
 def pickled(directory: Path) -> Path:
     file = directory / "unet" / "diffusion_pytorch_model.safetensors"
     file.rename(file.with_suffix(".bin"))
@@ -108,6 +113,7 @@ UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.js
             r"is a single file, .*StableDiffusionPipeline.from_single_file\('model.safetensors'\)",
         ),
         (lambda d: single_file(d, "v1.ckpt"), r"is a single file, .*from_single_file\('v1.ckpt'\)"),
+        (lambda d: single_file(d, "V1.CKPT"), r"is a single file, .*from_single_file\('V1.CKPT'\)"),
         (lambda d: single_file(d / "webui", "v1.ckpt").parent, "it holds the single file v1.ckpt: convert it"),
         (lambda d: lora(d), "is a single file.*it is a LoRA"),
         (lambda d: d / "model_index.json", "is a single file, .*give a diffusers pipeline directory"),
@@ -131,7 +137,8 @@ UNET, VAE, TEXT = "unet/config.json", "vae/config.json", "text_encoder/config.js
         ),
         (lambda d: without(d, "unet/*.safetensors"), "must hold safetensors: it has no"),
         (pickled, "pickles can run code"),
-        (lambda d: without(d, "vae/config.json"), "vae/config.json' cannot be read"),
+        (lambda d: without(d, "vae/config.json"), "vae/config.json' cannot be read: No such file or directory$"),
+        (nested, "vae/config.json' cannot be read: maximum recursion depth"),
         (lambda d: without(d, "scheduler/*.json"), "scheduler_config.json' cannot be read"),
         (lambda d: configured(d, UNET, block_out_channels="many"), "unet' cannot be read"),
         (lambda d: configured(d, UNET, sample_size=None), "sample_size is None"),
@@ -337,9 +344,13 @@ def test_other_weights_that_nothing_reads_are_remarked_on(directory: Path, tmp_p
     copy = Path(shutil.copytree(directory, tmp_path / "sd"))
     for place in ("v1-5-pruned.safetensors", "vae/anything.safetensors"):
         single_file((copy / place).parent, Path(place).name)
+    (copy / "pytorch_lora_weights.bin").write_bytes(b"pickled")
+    (copy / "unet/diffusion_pytorch_model.bin").write_bytes(b"the same weights, pickled")
     assert load(str(copy), "m", PINNED).facts.about.remarks == (
-        "v1-5-pruned.safetensors is not used", "vae/anything.safetensors is not used",
-    )  # fmt: skip
+        "pytorch_lora_weights.bin is not used",
+        "v1-5-pruned.safetensors is not used",
+        "vae/anything.safetensors is not used",
+    )
 
 
 def test_tensors_that_the_network_does_not_have_are_remarked_on(directory: Path, tmp_path: Path) -> None:

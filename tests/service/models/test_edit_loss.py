@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import underpaint_mini
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import checkpoints
 from torch import Tensor
 from torch.nn import functional
@@ -213,6 +213,32 @@ def test_other_weights_are_no_vgg(tmp_path: Path) -> None:
     for file in (tmp_path / "other.safetensors", tmp_path / "none.safetensors"):
         with pytest.raises(ModelNotReady, match="torchvision's names"):
             vgg_features(file, CPU)
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "says"),
+    [
+        (7, torch.zeros(128, 64, 3, 3), "torchvision's names"),
+        (7, torch.zeros(128), "torchvision's names"),
+        (21, torch.full((512, 512, 3, 3), float("nan")), "NaN or infinite"),
+    ],
+)
+def test_weights_that_cannot_compare_two_images_are_no_vgg(
+    number: int, value: Tensor, says: str, tmp_path: Path
+) -> None:
+    """They are found when the server starts, and not by the first caller who learns a direction."""
+    file, weights = vgg_file(tmp_path)
+    save_file({**weights, f"features.{number}.weight": value}, file)
+    with pytest.raises(ModelNotReady, match=says):
+        vgg_features(file, CPU)
+
+
+def test_a_clip_that_is_pickled_is_refused(directory: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(directory, tmp_path / "clip"))
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(ModelNotReady, match="cannot be read as a CLIP"):
+        Clip.load(copy, device=CPU)
 
 
 def test_a_clip_is_found_beside_inside_or_by_name(directory: Path, tmp_path: Path) -> None:

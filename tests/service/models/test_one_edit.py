@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import checkpoints
 from support.engine import Bench
 from support.jobs import edict_options, edit_job, every_kind_of_job, invert_job
 from transformers import CLIPTokenizer
 from underpaint_server.backends import load
+from underpaint_server.backends.protocol import DeviceLost
 from underpaint_server.backends.torch_ import TorchBackend
 from underpaint_server.errors import InternalError, ModelNotReady, NonFiniteLatents, cause_of
 from underpaint_server.jobs import Job, LearnJob
@@ -116,6 +118,25 @@ def test_a_network_of_pixels_is_tried_too(tmp_path: Path) -> None:
     directory = checkpoints.build_ddpm(tmp_path / "ddpm")
     checkpoints.fill(directory / UNET, "conv_out.bias", NAN)
     with pytest.raises(ModelNotReady, match="the network returns NaN"):
+        load(str(directory), "m", PINNED)
+
+
+def test_quantised_weights_are_refused(copy: Path) -> None:
+    """Read as floating-point numbers they are another network, which predicts nothing or anything."""
+    weights = {name: tensor.mul(100).char() for name, tensor in load_file(copy / UNET).items()}
+    save_file(weights, copy / UNET, metadata={"format": "pt"})
+    with pytest.raises(ModelNotReady, match=r"numbers of type I8; quantised weights are not supported"):
+        load(str(copy), "m", PINNED)
+
+
+def test_a_device_that_is_lost_while_loading_ends_the_process(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves no other model either, so no model is to blame; the supervisor starts another process."""
+
+    def lost(self: StableDiffusion, texts: list[str]) -> list[Any]:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(StableDiffusion, "embed", lost)
+    with pytest.raises(DeviceLost, match="device-side assert"):
         load(str(directory), "m", PINNED)
 
 

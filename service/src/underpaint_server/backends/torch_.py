@@ -116,7 +116,8 @@ class TorchBackend:
 
     @classmethod
     def load(cls, location: str, model_id: str, settings: Settings, known: ModelInfo | None = None) -> "TorchBackend":
-        """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady`.
+        """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady` and
+        :class:`DeviceLost`.
 
         What is being done is logged, and the remarks of :class:`About`.
         """
@@ -128,9 +129,11 @@ class TorchBackend:
             for remark in model.about.remarks:
                 _log_loading(model_id, remark)
             edit_loss = _edit_loss(model, directory, model_id, settings)
+            return cls(model, model_id, settings, edit_loss, known)
         except torch.OutOfMemoryError as error:
-            raise ModelNotReady("its weights do not fit in the device's memory; use --dtype bfloat16") from error
-        return cls(model, model_id, settings, edit_loss, known)
+            raise ModelNotReady("it does not fit in the device's memory; use --dtype bfloat16") from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost(str(error)) from error
 
     def predict(self, batch: Batch) -> Sequence[Any]:
         """See :class:`Backend`."""

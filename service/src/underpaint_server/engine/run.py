@@ -13,6 +13,7 @@ from underpaint_server.jobs import (
     Inversion,
     InvertJob,
     Job,
+    MaskJob,
     Phase,
     Progress,
     Result,
@@ -196,7 +197,7 @@ def _stored_batch_class(job: Job) -> int | None:
     match job:
         case InvertJob(inversion=Inversion(batch_class=batch_class)):
             return batch_class
-        case EditJob(source=Stored(inversion=inversion)):
+        case EditJob(source=Stored(inversion=inversion)) | MaskJob(source=Stored(inversion=inversion)):
             return inversion.batch_class
         case _:
             return None

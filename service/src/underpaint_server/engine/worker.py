@@ -90,14 +90,14 @@ def _load(
         try:
             backends[name] = load(location, name, settings, known.get(name))
         except UnderpaintError as error:
-            if cause := cause_of(error):
-                log.exception("cause of a model's failure", model=name, cause=cause)
             errors[name] = error
         except DeviceLost:
             raise
         except Exception:
             log.exception("internal error while a model was loaded", model=name)
             errors[name] = Bug("internal error while the model was loaded; the server log has it")
+        if name in errors and (cause := cause_of(errors[name])):
+            log.error("cause of a model's failure", model=name, cause=cause)
         seconds[name] = time.monotonic() - begin
     return backends, seconds, errors
 

@@ -49,7 +49,7 @@ def resolve(location: str, allow_network: bool) -> Path:
 
 def _conversion(file: Path) -> str:
     """What to do with a single file."""
-    if file.suffix not in _SINGLE_FILE:
+    if file.suffix.lower() not in _SINGLE_FILE:
         return "give a diffusers pipeline directory"
     if is_lora(file):
         return f"it is a LoRA, which changes another model: give that model's directory, with the LoRA fused: {_FUSE}"
@@ -129,6 +129,7 @@ class Checkpoint:
         if not folder.is_dir() and (self.directory / "config.json").is_file():
             folder = self.directory
         weights = find_weights(folder, stem)
+        _check_types(weights.files)
         contents = config(folder / "config.json")
         self.check_class(part, [kind.__name__], contents.get("_class_name"))
         variant = {"variant": weights.variant} if weights.variant else {}
@@ -166,15 +167,17 @@ class Checkpoint:
         parts = {name for name, value in self.index.items() if isinstance(value, list)} | {"clip"}
         folders = {file.parent for file in self._read}
         found = [*self._unused]
-        for file in sorted({*self.directory.rglob("*.safetensors")} - self._read):
+        patterns = ("*.safetensors", *_PICKLED)
+        for file in sorted({file for pattern in patterns for file in self.directory.rglob(pattern)} - self._read):
             is_variant = any(
                 file.name.startswith(f"{stem}.") or file.name.startswith(f"{stem}-")
                 for stem in (DIFFUSERS, TRANSFORMERS)
             )
             inner = file.relative_to(self.directory)
-            if is_lora(file):
+            is_safe = file.suffix == ".safetensors"
+            if is_safe and is_lora(file):
                 found.append(f"{inner} is a LoRA and is not used; fuse it: {_FUSE}")
-            elif (file.parent in folders and not is_variant) or inner.parts[0] not in parts:
+            elif inner.parts[0] not in parts or (is_safe and file.parent in folders and not is_variant):
                 found.append(f"{inner} is not used")
         return found
 
@@ -246,6 +249,25 @@ def _without_weights(folder: Path, stem: str) -> str:
     return "it has no *.safetensors file; copy the weights there"
 
 
+def _check_types(files: Iterable[Path]) -> None:
+    """Refuse weights that are stored as integers, which the libraries would take for floating-point numbers."""
+    for file in files:
+        if file.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(file, "pt") as tensors:
+                names = [name for name in tensors.keys() if not name.endswith("position_ids")]  # noqa: SIM118
+                types = {name: tensors.get_slice(name).get_dtype() for name in names}
+        except (OSError, SafetensorError) as error:
+            raise ModelNotReady(f"'{file}' cannot be read; the server log has the cause") from error
+        whole = next((name for name, kind in types.items() if not kind.startswith(("F", "BF"))), None)
+        if whole is not None:
+            raise ModelNotReady(
+                f"'{file}': {whole} has numbers of type {types[whole]}; quantised weights are not supported: give the "
+                "floating-point ones"
+            )
+
+
 def is_lora(file: Path) -> bool:
     """Whether a safetensors file holds a LoRA, by the names of its tensors."""
     try:
@@ -303,8 +325,9 @@ def config(file: Path) -> dict[str, object]:
     """
     try:
         loaded = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelNotReady(f"'{file}' cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelNotReady(f"'{file}' cannot be read: {reason}") from error
     if not isinstance(loaded, dict):
         raise ModelNotReady(f"'{file}' is not a JSON object: copy the directory again")
     return {key: value for key, value in loaded.items() if not key.startswith("_") or key == "_class_name"}

@@ -17,6 +17,7 @@ from underpaint_server.models import schedules
 from underpaint_server.models.checkpoint import DIFFUSERS, Checkpoint
 from underpaint_server.models.facts import About
 from underpaint_server.models.networks import check_conditioning, native_px
+from underpaint_server.models.tensors import finite
 from underpaint_server.rows import Denoise, Embedded
 
 CHANNELS = 3
@@ -78,7 +79,7 @@ class Ddpm:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (b, 3, H, W) as images: float32, clamped to [-1, 1]."""
-        return latents.float().clamp(-1, 1)
+        return finite(latents.float(), "the network").clamp(-1, 1)
 
     def embed(self, texts: list[str]) -> list[Embedded]:
         """Embeddings (0, 0), one per text: the model reads no text."""

@@ -99,10 +99,14 @@ def vgg_features(file: Path, device: torch.device) -> Features:
     try:
         weights = load_file(file)
         blocks = nn.ModuleList(_vgg_block(weights, numbers, i > 0) for i, numbers in enumerate(_VGG_BLOCKS))
-    except (OSError, SafetensorError, KeyError) as error:
+        tried = nn.Sequential(*blocks)(torch.zeros(1, 3, 16, 16))
+    except (OSError, SafetensorError, KeyError, IndexError, RuntimeError) as error:
         raise ModelNotReady(
-            f"vgg: '{file}' must be a safetensors file of VGG16's weights with torchvision's names: {error}"
+            f"vgg: '{file}' must be a safetensors file of VGG16's weights with torchvision's names; the server log has "
+            "the cause"
         ) from error
+    if not bool(tried.isfinite().all()):
+        raise ModelNotReady(f"vgg: '{file}' gives NaN or infinite numbers: copy or convert it again")
     blocks = blocks.requires_grad_(False).eval().to(device)
     mean, std = (
         torch.tensor(v, device=device).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

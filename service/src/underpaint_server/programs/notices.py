@@ -19,15 +19,16 @@ last bits of large latents stays lost when they become small again."""
 _SIGNAL = 0.3
 """Tolerated difference of the factor of the clean image, ``sqrt(alpha_bar)``, from what a strength means."""
 _SYNTAX = re.compile(
-    r"\([^()]*:\s*[+-]?\d*\.?\d+\s*\)"  # (word:1.2)
-    r"|\[[^\[\]]*[:|][^\[\]]*\]"  # [a:b:0.5] and [a|b]
-    r"|\{[^{}]*\|[^{}]*\}"  # {a|b}
+    r"\([^()]*:\s*+[+-]?(?:\d++\.?\d*+|\.\d++)\s*+\)"  # (word:1.2)
+    r"|\[[^\[\]:|]*[:|][^\[\]]*\]"  # [a:b:0.5] and [a|b]
+    r"|\{[^{}|]*\|[^{}]*\}"  # {a|b}
     r"|\({2}[^()]*\){2}|\[{2}[^\[\]]*\]{2}"  # ((word))
     r"|<[a-z]+:[^<>]*>"  # <lora:name:0.8>
     r"|\b(?:BREAK|AND)\b"
-    r"|\w{3,}\+{2,}|\)\+"  # word++ and (two words)+
+    r"|\b\w{3,}\+{2,}|\)\+"  # word++ and (two words)+
 )
-"""Syntax of other programs for weights, alternatives, networks and several prompts in one."""
+"""Syntax of other programs for weights, alternatives, networks and several prompts in one. No part of it tries a text
+again from each of its characters: that would hold up the engine for seconds."""
 
 
 def about_syntax(texts: Mapping[str, str]) -> Iterable[Notice]:
