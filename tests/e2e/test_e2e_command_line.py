@@ -206,7 +206,7 @@ def test_a_folder_with_more_pictures_than_a_queue_holds_is_edited_whole(toy: Loc
         path.parent.mkdir(parents=True, exist_ok=True)
         disc((index, 40, 40)).save(path)
     (folder / "photos" / "roll 0" / "000.png").write_bytes(b"no picture")
-    words = ("edit", "photos", "a corgi", "--method", "sdedit", "--steps", "2", "-o", "edited")
+    words = ("edit", "photos", "a corgi", "--method", "sdedit", "--steps", "5", "-o", "edited")
     ended = shell(toy, folder, *words)
     assert ended.returncode == 1
     assert ended.stdout.splitlines()[:2] == ["edited  149 of 150, in edited", "failed  1"]

@@ -55,7 +55,7 @@ def _record(name: str, values: codec.Record) -> Record:
     try:
         return _from_json(values)
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreCorrupt(f"the header cannot be read: {type(error).__name__}") from error
+        raise StoreCorrupt(f"the header cannot be read: {error!r}") from error
 
 
 def _to_json(inversion: Inversion, fitting: Mapping[str, int], create_time: datetime) -> dict[str, Any]:
