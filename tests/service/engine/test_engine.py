@@ -349,7 +349,7 @@ def test_learning_that_grows_without_limit_is_explained_by_what_was_asked(path: 
     if path == "learning_rate":
         options = replace(learning.options, method=Descent(optimization_steps=3, learning_rate=float("inf")))
     else:
-        options = replace(learning.options, guidance_scale=1e200)
+        options = replace(learning.options, guidance_scale=float("inf"))
     with Bench(toy()) as bench:
         (outcome,) = bench.run([replace(learning, options=options, state=None)])
     assert isinstance(outcome, NonFiniteLatents)
