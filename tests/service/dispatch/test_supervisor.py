@@ -79,7 +79,7 @@ async def test_an_engine_that_keeps_dying_is_given_up_until_it_stays(monkeypatch
             engines()[-1].kill()
             await until(lambda: engine.state is not EngineState.READY)
         assert engine.state is EngineState.FAILED
-        with pytest.raises(ModelNotReady, match="in a row"):
+        with pytest.raises(WorkerRestarted, match="in a row"):
             submit(engine, SHORT)
         await until(lambda: engine.state is EngineState.READY)
         assert engine.error == ""

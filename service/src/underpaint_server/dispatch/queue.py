@@ -198,7 +198,7 @@ class Dispatcher:
                     "the engine process is being restarted; retry later", retry_after_s=self._engine.restart_s
                 )
             case EngineState.FAILED:
-                raise ModelNotReady(self.error)
+                raise self._engine.refusal
             case _ if model in self._engine.errors:
                 raise self._not_ready(model)
             case _:
@@ -370,10 +370,10 @@ class Dispatcher:
                 )
             )
 
-    def on_failed(self, message: str) -> None:
+    def on_failed(self) -> None:
         """See :class:`underpaint_server.dispatch.supervisor.Listener`."""
         for job in [*self._waiting, *self._running.values()]:
-            self._settle(job, ModelNotReady(message))
+            self._settle(job, self._engine.refusal)
 
     async def _watch(self) -> None:
         """Look after the queue and the engine process until cancelled."""

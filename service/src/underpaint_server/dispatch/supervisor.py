@@ -16,7 +16,7 @@ from underpaint_server.cores import usable_cores
 from underpaint_server.dispatch.process import EngineProcess
 from underpaint_server.dispatch.stall import CpuUse
 from underpaint_server.engine.messages import Load, LoadFailed, Order, Ready, Report
-from underpaint_server.errors import ModelNotReady, UnderpaintError
+from underpaint_server.errors import ModelNotReady, UnderpaintError, WorkerRestarted
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics, report_unexpected
@@ -61,8 +61,8 @@ class Listener(Protocol):
     def on_crash(self) -> None:
         """The process ended and the jobs inside it are lost; the state is RESTARTING or FAILED."""
 
-    def on_failed(self, message: str) -> None:
-        """No process can serve now, because of ``message``; the state is FAILED."""
+    def on_failed(self) -> None:
+        """No process can serve now; the state is FAILED."""
 
 
 class Supervisor:
@@ -107,6 +107,13 @@ class Supervisor:
         return min(MAX_RESTART_S, max(RESTART_S, self._start_s * 2 / 3))
 
     @property
+    def refusal(self) -> UnderpaintError:
+        """What calls end with while the state is FAILED: an error to retry, unless no attempt can mend it."""
+        if self._given_up:
+            return ModelNotReady(self.error)
+        return WorkerRestarted(f"{self.error}; it is started again, retry later", retry_after_s=MAX_RESTART_S)
+
+    @property
     def is_stuck(self) -> bool:
         """Whether the process gets no CPU time, or cannot be started because the system refuses it again and again."""
         return self._refused > MAX_REFUSED or (self._process is not None and self._process.is_frozen)
@@ -147,11 +154,11 @@ class Supervisor:
         self._crashes = 0
 
     async def wait_ready(self) -> None:
-        """Wait until the state is READY; raises :class:`ModelNotReady` if it is FAILED or CLOSED."""
-        while self.state in (EngineState.STARTING, EngineState.RESTARTING):
+        """Wait until the state is READY; raises :class:`ModelNotReady` if no attempt is made any more."""
+        while self.state is not EngineState.READY:
+            if self._given_up or self.state is EngineState.CLOSED:
+                raise ModelNotReady(self.error or "the engine is closed")
             await self._changed.wait()
-        if self.state is not EngineState.READY:
-            raise ModelNotReady(self.error or "the engine is closed")
 
     async def stop(self) -> None:
         """End the processes without a restart."""
@@ -271,7 +278,7 @@ class Supervisor:
         self.error = message
         log.error("engine failed", error=message)
         self._set(EngineState.FAILED)
-        self._listener.on_failed(message)
+        self._listener.on_failed()
 
     def _set(self, state: EngineState) -> None:
         self.state = state
