@@ -45,9 +45,14 @@ async def running(settings: Settings = SETTINGS) -> AsyncIterator[Dispatcher]:
 
 def engines() -> list[psutil.Process]:
     """The engine processes, the oldest first; those that ended and were not reaped have no command line any more."""
-    children = psutil.Process().children()
-    spawned = [p for p in children if p.status() == psutil.STATUS_ZOMBIE or "spawn_main" in " ".join(p.cmdline())]
-    return sorted(spawned, key=psutil.Process.create_time)
+    return sorted(filter(_is_engine, psutil.Process().children()), key=psutil.Process.create_time)
+
+
+def _is_engine(child: psutil.Process) -> bool:
+    try:
+        return child.status() == psutil.STATUS_ZOMBIE or "spawn_main" in " ".join(child.cmdline())
+    except psutil.NoSuchProcess:  # it ended a moment ago
+        return False
 
 
 def two_engines() -> list[psutil.Process]:
@@ -93,7 +98,7 @@ async def test_an_engine_that_the_system_refuses_is_tried_again(when: str) -> No
         if when == "after a crash":
             await engine.wait_ready()
         pid = engines()[-1].pid
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # poll, which other threads use, needs a few
         try:
             os.kill(pid, signal.SIGKILL)
             await until(lambda: engine.stalled)  # which liveness says

@@ -76,15 +76,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async with _outcome(record, context):
                 if handler is None:
                     raise RpcUnknown("this server has no such RPC; its reflection service lists those it has")
-                requests = Requests(
-                    context, handler.request_deserializer, self._max_message_bytes, record, self._limits
-                )
-                request = requests.all() if handler.request_streaming else await requests.one()
-                with self._limits.call(path, requests.last_bytes):
-                    await self._answer(handler, request, context, record)
+                await self._serve(handler, path, context, record)
 
         serialize = None if handler is None else handler.response_serializer
         return grpc.stream_stream_rpc_method_handler(behaviour, None, serialize)
+
+    # Not part of ``behaviour``: the library keeps the frame of that one with an error of its own.
+    async def _serve(self, handler: Handler, path: str, context: Context, record: CallRecord) -> None:
+        requests = Requests(context, handler.request_deserializer, self._max_message_bytes, record, self._limits)
+        request = requests.all() if handler.request_streaming else await requests.one()
+        with self._limits.call(path, requests.last_bytes):
+            await self._answer(handler, request, context, record)
 
     async def _answer(self, handler: Handler, request: Any, context: Context, record: CallRecord) -> None:
         answers = _function(handler)(request, context)
