@@ -36,8 +36,8 @@ _MASK_METHODS = {DiffEdit.name: DiffEdit}  # the methods that compute a mask
 _CONCURRENCY = 8
 _CONCERN_ALL = (
     errors.ConnectionFailed, errors.Draining, errors.Unauthenticated, errors.PermissionDenied, errors.MethodDisabled,
-    errors.NotFound, errors.ModelNotReady, errors.InversionModelMismatch, errors.DirectionModelMismatch,
-    errors.DirectionStepsMismatch, _files.NotWritten,
+    errors.RpcUnknown, errors.NotFound, errors.ModelNotReady, errors.InversionModelMismatch,
+    errors.DirectionModelMismatch, errors.DirectionStepsMismatch, _files.NotWritten,
 )  # fmt: skip
 """Errors that every other picture of a folder would end with too, beside those of fields that all have in common."""
 

@@ -14,7 +14,8 @@ the others, and the finished results that wait for it stay few."""
 
 
 def in_order(call: Callable[[S], T], items: Iterable[S], concurrency: int) -> Iterator[T]:
-    """``call`` of each item, ``concurrency`` at once, on threads. Items are read as they are needed.
+    """``call`` of each item, ``concurrency`` at once, on threads. At most four times as many items are read
+    ahead of the results.
 
     An error is raised at its item's turn, one of ``items`` itself after the results of the items before. Nothing is
     begun afterwards, nor when the iterator is closed; calls that run by then go on to their end.

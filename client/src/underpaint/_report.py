@@ -90,7 +90,7 @@ class Folder:
             if plan.kept
             else []
         )
-        rows += [("skipped", f"{len(plan.others)}, not .png, .jpg or .webp")] if plan.others else []
+        rows += [("skipped", f"{len(plan.others)}, not .png, .jpg, .jpeg or .webp")] if plan.others else []
         rows += [
             ("note", f"{message} ({reason}, {number} of the pictures)")
             for reason, (message, number) in self._notices.items()
@@ -244,6 +244,7 @@ _ADVICE: tuple[tuple[type[errors.UnderpaintError], str], ...] = (
     (errors.DirectionNotFound, "`underpaint directions` lists the directions on the server"),
     (errors.OperationNotFound, "`underpaint operations` lists the operations on the server"),
     (errors.InversionExpired, "invert the photo again with `underpaint invert`"),
+    (errors.RpcUnknown, "use a client and a server of the same version: the server does not have this call"),
     (errors.PayloadTooLarge, "send a smaller image, or compress it more"),
     (errors.ImageTooLarge, "send a smaller image, or save it again with a common program"),
     (errors.ImageUndecodable, "send a PNG, JPEG or WebP file of one image"),

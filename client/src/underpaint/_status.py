@@ -63,7 +63,7 @@ TABLE: dict[tuple[grpc.StatusCode, str], type[UnderpaintError]] = {
     (_Code.DATA_LOSS, ""): errors.DataLoss,
     (_Code.DATA_LOSS, "STORE_CORRUPT"): errors.StoreCorrupt,
     (_Code.INTERNAL, ""): errors.ServerError,
-    (_Code.INTERNAL, "NON_FINITE_LATENTS"): errors.NonFiniteLatents,  # of a server before 2026-11-25
+    (_Code.INTERNAL, "NON_FINITE_LATENTS"): errors.NonFiniteLatents,  # servers of earlier builds
     (_Code.INTERNAL, "MODEL_NON_FINITE"): errors.ModelNonFinite,
     (_Code.INTERNAL, "BUG"): errors.Bug,
     (_Code.UNKNOWN, ""): errors.ServerError,

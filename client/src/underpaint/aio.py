@@ -230,7 +230,7 @@ class AsyncClient:
     ) -> AsyncIterator[Edited | Exception]:
         """Edit many images alike; yields one result for each source, in the order of ``sources``.
 
-        At most ``concurrency`` edits run at once. ``sources`` is read as edits begin, so it may be a generator over
+        At most ``concurrency`` edits run at once. ``sources`` is read at most four times ``concurrency`` ahead of the results, so it may be a generator over
         more photos than memory holds. ``target_prompt``, ``method`` and ``settings`` are those of :meth:`edit`;
         ``timeout`` is for each edit.
 

@@ -241,7 +241,7 @@ class OperationRunning(PreconditionFailed):
 
 
 class ModelNotReady(PreconditionFailed):
-    """The model failed to load; the message says why. The server must be restarted.
+    """The model failed to load; the message says why. Calls of other models are not affected.
 
     Callers see the message, so text of a library's exception is not in it: that exception is the cause, see
     :func:`cause_of`.

@@ -369,6 +369,14 @@ async def test_an_inversion_larger_than_half_of_the_store_is_there_once_it_is_st
     assert store.total_bytes <= 4_000_000
 
 
+async def test_a_store_opens_with_less_room_than_its_only_inversion_takes(opener: Opener, file_url: str) -> None:
+    """After its limit was lowered, or where another server of the store has a larger one."""
+    store = await opener(file_url)
+    size = (await store.put(name(1), inversion(1), FITTING)).size_bytes
+    store = await opener(file_url, max_bytes=size - 1)
+    assert store.total_bytes == 0
+
+
 async def test_one_inversion_has_a_limit_of_its_own(opener: Opener) -> None:
     store = await opener("memory:///", max_entry_bytes=20_000)
     await store.put(name(1), inversion(1), FITTING)

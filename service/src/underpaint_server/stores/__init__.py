@@ -10,7 +10,7 @@ from underpaint_server.stores.inversions.digest import inversion_digest
 from underpaint_server.stores.inversions.store import Entry, InversionStore
 from underpaint_server.stores.operations import OperationStore
 from underpaint_server.stores.urls import open_store
-from underpaint_server.telemetry import Metrics
+from underpaint_server.telemetry import Metrics, in_background
 
 __all__ = ["DirectionStore", "Entry", "InversionStore", "OperationStore", "Stores", "inversion_digest"]
 
@@ -43,7 +43,7 @@ class Stores:
         )
         directions = DirectionStore(blobs, max_entries=settings.max_directions, max_bytes=settings.max_directions_bytes)
         metrics.watch_directions(directions)
-        measuring = asyncio.create_task(directions.measure_repeatedly())
+        measuring = in_background(directions.measure_repeatedly())
         return cls(inversions, directions, OperationStore(blobs), measuring)
 
     async def close(self) -> None:

@@ -32,6 +32,7 @@ from underpaint_server.jobs import MAX_GUIDANCE_SCALE, MAX_MIXING_WEIGHT, Direct
 from underpaint_server.stores import codec
 from underpaint_server.stores.blobs import Blob, Blobs, is_sealed, sealed, unsealed
 from underpaint_server.stores.paging import key_of, token_of
+from underpaint_server.telemetry import report_unexpected
 
 NAME: Final = re.compile(r"[a-z0-9-]{1,63}")
 """The form of a direction's id."""
@@ -188,8 +189,12 @@ class DirectionStore:
     async def measure_repeatedly(self) -> None:
         """Count them every minute: other servers of the store add and delete some."""
         while True:
-            with suppress(StoreUnavailable):  # logged by the store
+            try:
                 await self.measure()
+            except StoreUnavailable:
+                pass  # logged by the store
+            except Exception as error:
+                report_unexpected("stored directions are not counted", error)
             await asyncio.sleep(_MEASURE_S)
 
     async def get(self, name: str) -> Entry:
@@ -232,7 +237,8 @@ class DirectionStore:
             )
         if not await self.exists(name) or not await self._blobs.remove(_path(name)):
             raise _missing(name)
-        await self.measure()
+        with suppress(StoreUnavailable):  # it is deleted, and counted again within a minute
+            await self.measure()
 
     async def list(self, page_size: int, page_token: str) -> tuple[Entries, str]:
         """One page, newest first, and the token of the next page, "" on the last one.

@@ -129,7 +129,7 @@ async def _outcome(call: CallRecord, context: Context) -> AsyncIterator[None]:
         if isinstance(error, asyncio.CancelledError):
             raise
         raise asyncio.CancelledError from None
-    except grpc.aio.AbortError as error:  # of the library's own services
+    except grpc.aio.AbortError as error:  # of the health service, or of one of the library's own
         call.ended(_code(context))
         clear_frames(error.__traceback__)  # the library keeps the error, and would keep the request with it
         raise

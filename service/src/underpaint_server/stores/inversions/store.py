@@ -330,7 +330,7 @@ class InversionStore:
         oldest = self._index.oldest(large=large)
         if oldest is not None and oldest[0] == self._index.newest:
             # It alone takes more than half, and its caller has just been given its name.
-            oldest = self._index.oldest(large=not large)
+            oldest = self._index.oldest(large=not large) or oldest  # none but it, where the limit was lowered
         assert oldest is not None
         return oldest[0], "bytes"
 
