@@ -12,6 +12,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from PIL import Image
+from support.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -495,7 +496,7 @@ def test_an_interrupted_run_says_how_far_it_came_and_goes_on(run, server, photos
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
-    assert begun.acquire(timeout=60)
+    assert begun.acquire(timeout=PATIENCE_S)
     while len(files(tmp_path / "results")) < 2:
         on.wait(0.01)
     process.send_signal(signal.SIGINT)

@@ -230,9 +230,9 @@ class AsyncClient:
     ) -> AsyncIterator[Edited | Exception]:
         """Edit many images alike; yields one result for each source, in the order of ``sources``.
 
-        At most ``concurrency`` edits run at once. ``sources`` is read at most four times ``concurrency`` ahead of the results, so it may be a generator over
-        more photos than memory holds. ``target_prompt``, ``method`` and ``settings`` are those of :meth:`edit`;
-        ``timeout`` is for each edit.
+        At most ``concurrency`` edits run at once. ``sources`` is read at most four times ``concurrency`` ahead of the
+        results, so it may be a generator over more photos than memory holds. ``target_prompt``, ``method`` and
+        ``settings`` are those of :meth:`edit`; ``timeout`` is for each edit.
 
         ``on_error="raise"`` raises the error of an edit when its turn comes and begins no further ones.
         ``on_error="return"`` yields the exception in the place of the result, such as an :class:`UnderpaintError`, or

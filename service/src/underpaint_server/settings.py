@@ -113,8 +113,8 @@ class Settings(BaseSettings):
     """Whether to keep a second engine process that has loaded its libraries, but no model and nothing on the device. If
     the engine process ends, a spare one replaces it several seconds sooner. It takes about 250 MB of memory."""
     stall_s: float = Field(10, ge=1, le=3600)
-    """Seconds without any progress after which the engine process is replaced. During a forward pass it is replaced only
-    after ten times the longest such pass so far, and not while it computes slowly on a busy machine."""
+    """Seconds without any progress after which the engine process is replaced. During a forward pass it is replaced
+    only after ten times the longest such pass so far, and not while it computes slowly on a busy machine."""
     queue_capacity: int = Field(64, ge=0)
     """Jobs that may wait in the queue while max-running jobs run. A call beyond that fails with QUEUE_FULL and says
     when to retry."""

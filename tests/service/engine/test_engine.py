@@ -30,6 +30,7 @@ from underpaint_server.jobs import (
     Descent,
     Edited,
     EditJob,
+    Generated,
     InversionOptions,
     Inverted,
     Job,
@@ -325,6 +326,7 @@ def test_latents_that_grow_without_limit_are_explained_by_what_was_asked(
         (replace(edit_job("toy", PX, SdEdit(0.5, 500)), guidance_scale=30.0), ["guidance_scale", "sdedit.steps"]),
         (replace(invert_job("toy", PX), options=replace(WILD, guidance_scale=16.0)),
          ["parameters.guidance_scale", "parameters.edict.mixing_coefficient"]),
+        (edit_job("toy", PX, EdictEdit(), Generated("a dog", 1, PX, PX, 150)), ["generated.steps"]),
         (edit_job("toy", PX, SdEdit(0.5, 50)), []),
     ],
 )  # fmt: skip

@@ -254,10 +254,10 @@ def test_a_network_of_pixels_in_several_files_is_read(tmp_path: Path) -> None:
 
 def test_weights_without_a_variant_are_taken_first(directory: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(directory, tmp_path / "sd"))
-    for variant in ("fp16", "non_ema"):
-        shutil.copy(copy / WEIGHTS, copy / "unet" / f"diffusion_pytorch_model.{variant}.safetensors")
-    for value in (0.0, 1.0):
-        checkpoints.fill(copy / "unet" / "diffusion_pytorch_model.fp16.safetensors", "conv_in.weight", value)
+    for variant, value in (("fp16", 0.0), ("non_ema", 1.0)):
+        other = copy / "unet" / f"diffusion_pytorch_model.{variant}.safetensors"
+        shutil.copy(copy / WEIGHTS, other)
+        checkpoints.fill(other, "conv_in.weight", value)
     before, after = (load(str(place), "m", PINNED).facts for place in (directory, copy))
     assert (after.info.fingerprint, after.info.digest) == (before.info.fingerprint, before.info.digest)
     assert after.about.remarks == ()
@@ -323,7 +323,7 @@ def test_the_digest_is_that_of_the_files_that_are_used(directory: Path, tmp_path
     assert load(str(copy), "m", PINNED).facts.info.digest != before
 
 
-def test_the_digests_of_the_embedded_models_are_those_of_their_cards() -> None:
+def test_the_digest_of_the_embedded_model_is_that_of_all_its_files() -> None:
     assert load("", "mini", PINNED).facts.info.digest == checkpoint.digest(checkpoint.embedded(""))
 
 

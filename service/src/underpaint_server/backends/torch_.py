@@ -131,7 +131,7 @@ class TorchBackend:
             edit_loss = _edit_loss(model, directory, model_id, settings)
             return cls(model, model_id, settings, edit_loss, known)
         except torch.OutOfMemoryError as error:
-            raise ModelNotReady("it does not fit in the device's memory; use --dtype bfloat16") from error
+            raise ModelNotReady("it does not fit in the device's memory; use a --dtype of half precision") from error
         except torch.AcceleratorError as error:
             raise DeviceLost(str(error)) from error
 

@@ -69,7 +69,7 @@ def _checked(part: str, advice: str = "") -> Iterator[None]:
         raise ModelNotReady(f"{part} returns NaN or infinite numbers{cause}") from error
     except torch.OutOfMemoryError as error:
         raise ModelNotReady(
-            f"{part} does not fit in the device's memory; use --dtype bfloat16 or another device"
+            f"{part} does not fit in the device's memory; use a --dtype of half precision or another device"
         ) from error
     except Exception as error:  # what a library raises for weights that do not belong together is of any class
         raise ModelNotReady(f"{part} cannot compute a small edit; the server log has the cause") from error

@@ -326,7 +326,7 @@ class Dispatcher:
     def _on_passed(self, report: Passed) -> None:
         rows = sum(report.rows_by_method.values())
         self._passes.end(report.duration_s, report.cpu_s)
-        if report.is_network and rows:
+        if report.is_network:
             self._pace.add(report.model, report.pixels, rows, report.duration_s, time.monotonic())
             self._costs.add(report.model, report.pixels, rows, report.duration_s)
         self._metrics.on_pass(

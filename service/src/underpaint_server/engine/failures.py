@@ -78,7 +78,9 @@ def _asked(job: Job) -> Iterator[tuple[str, Any]]:
         case _:
             yield "", job
             yield f"{job.method.name}.", job.method
-            if job.inversion is not None:
+            if isinstance(job.source, Generated):
+                yield "generated.", job.source
+            elif job.inversion is not None:
                 path = "inversion." if isinstance(job.source, Stored) else "inversion_parameters."
                 yield path, job.inversion
                 yield f"{path}{job.inversion.method.name}.", job.inversion.method

@@ -107,7 +107,7 @@ class Passed:
     """CPU seconds of all threads of the process."""
     memory_bytes: Mapping[str, int]
     """Device memory by kind, see :meth:`underpaint_server.backends.protocol.Backend.memory_bytes`."""
-    pixels: int = 0
+    pixels: int
     """Pixels of the image of one network row; 0 for other rows."""
 
 

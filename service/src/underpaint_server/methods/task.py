@@ -92,7 +92,7 @@ class Preparation(Generic[Options, Extra]):
     texts: Callable[[Options], Mapping[str, str]] | None = None
     """Prompts by role, which are added to those of the job or replace them."""
     grid: Callable[[Options, Facts], Grid] | None = None
-    """The levels of the edit. By default they are those of the inversion or of the generated source."""
+    """The levels of the edit. By default they are those of the job's inversion."""
     extra: Callable[[Editing[Options, None], Context], Steps[Extra]] | None = None
     """Computes ``Editing.extra``, from the task without it."""
     mask: Callable[[Editing[Options, None], Context], Steps[ComputedMask]] | None = None
