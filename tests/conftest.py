@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Test processes share the cores; see engine/worker.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -9,6 +10,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("UNDERPAINT_SPARE_ENGINE", "false")
 # Tests stop engine processes to hold what they do, for as long as a slow machine needs.
 os.environ.setdefault("UNDERPAINT_STALL_S", "600")
+# The tests' own, so that no test reads or leaves anything in a user's; one for all, because making it takes time.
+os.environ.setdefault("UNDERPAINT_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "tests"))
 
 import pytest
 from hypothesis import settings

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from underpaint_server import cache
 from underpaint_server.cores import usable_cores
 from underpaint_server.settings import CheckSettings, Settings, unknown_variables
 
@@ -183,3 +184,32 @@ def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
 @pytest.mark.skipif(AFFINITY < 2, reason="needs two cores")
 def test_a_part_of_a_core_is_rounded_up(tmp_path: Path) -> None:
     assert usable_cores(machine(tmp_path, "0::/\n", **{"cpu.max": "110000 100000\n"})) == 2
+
+
+# --- cache directory --------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_in_the_user_s_cache_directory_or_where_the_setting_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.directory(Settings(cache_dir="")) == tmp_path / "xdg" / "underpaint"
+    for other in ("", "relative/is/ignored"):
+        monkeypatch.setenv("XDG_CACHE_HOME", other)
+        assert cache.directory(Settings(cache_dir="")) == home / ".cache" / "underpaint"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.directory(Settings(cache_dir="")) == home / ".cache" / "underpaint"
+    chosen = tmp_path / "a" / "b"
+    assert cache.directory(Settings(cache_dir=str(chosen))) == chosen
+    assert chosen.is_dir()
+
+
+@pytest.mark.parametrize("name", ["a file", "a file/below", "/proc/none", "a\0b"])
+def test_a_cache_directory_that_cannot_be_used_is_a_warning(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a file").write_text("")
+    assert cache.directory(Settings(cache_dir=str(tmp_path / name))) is None
+    assert "the cache directory cannot be used" in capsys.readouterr().out

@@ -205,6 +205,10 @@ class Settings(BaseSettings):
     drain_s: float = Field(120, ge=0)
     """Seconds that queued and running jobs get to finish after SIGTERM or SIGINT, while new ones are refused. What is
     left then is cancelled, and the server exits; a second signal does that at once."""
+    cache_dir: str = ""
+    """Directory for what the server has measured or made from its models and can make again; servers on one machine may
+    share it. Empty: $XDG_CACHE_HOME/underpaint, or ~/.cache/underpaint. If files cannot be written there, a warning is
+    logged and nothing is kept."""
     log_level: LogLevel = "info"
     """Lowest level of the log lines that are written."""
 

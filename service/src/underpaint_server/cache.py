@@ -1,0 +1,32 @@
+"""The cache directory: what a server has measured or made from a checkpoint, and can measure or make again."""
+
+import os
+from pathlib import Path
+
+import structlog
+
+from underpaint_server.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+
+def directory(settings: Settings) -> Path | None:
+    """The cache directory, made if it does not exist: ``cache_dir``, or ``underpaint`` in the user's cache directory.
+
+    None, with a warning in the log, if files cannot be written there; then nothing is kept.
+    """
+    try:
+        path = Path(settings.cache_dir) if settings.cache_dir else _default()
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission to write in {path}")  # noqa: TRY301
+    except (OSError, RuntimeError, ValueError) as error:
+        _log.warning("the cache directory cannot be used, so nothing is kept there", error=str(error))
+        return None
+    return path
+
+
+def _default() -> Path:
+    """``$XDG_CACHE_HOME/underpaint``; a relative path there counts as none, as its specification says."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "underpaint"
