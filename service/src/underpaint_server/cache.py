@@ -19,7 +19,7 @@ def directory(settings: Settings) -> Path | None:
         path = Path(settings.cache_dir) if settings.cache_dir else _default()
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
-            raise PermissionError(f"no permission to write in {path}")  # noqa: TRY301
+            raise PermissionError(f"no permission to write in {path}")
     except (OSError, RuntimeError, ValueError) as error:
         _log.warning("the cache directory cannot be used, so nothing is kept there", error=str(error))
         return None
