@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from underpaint_server.backends import load
-from underpaint_server.backends.torch_ import TorchBackend
+from underpaint_server.backends.model import ModelBackend
 from underpaint_server.diffusion.ddim import move
 from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.jobs import Sampler
@@ -50,7 +50,7 @@ def run(quick: bool) -> Report:
     """Run the benchmark; see the module."""
     lengths, repeats = ((5, 10), 1) if quick else ((5, 10, 20, 50), 3)
     backend = load("", "underpaint-mini", Settings())
-    assert isinstance(backend, TorchBackend)
+    assert isinstance(backend, ModelBackend)
     measured: list[Measured] = []
     for steps in lengths:
         measured += [_measure(backend, steps) for _ in range(repeats + 1)][1:]  # the first is warm-up
@@ -69,7 +69,7 @@ def run(quick: bool) -> Report:
     )
 
 
-def _measure(backend: TorchBackend, steps: int) -> Measured:
+def _measure(backend: ModelBackend, steps: int) -> Measured:
     task = _mixing(backend, steps)
     weights = [1 - k / steps for k in range(steps)]
     cotangent = standard_normal(tuple(task.start.shape), seed=2, purpose="cotangent")
@@ -86,7 +86,7 @@ def _measure(backend: TorchBackend, steps: int) -> Measured:
     return Measured(steps, error, graph.largest, stepwise.largest, graph_s, stepwise_s)
 
 
-def _mixing(backend: TorchBackend, steps: int) -> Mixing:
+def _mixing(backend: ModelBackend, steps: int) -> Mixing:
     case = cases.load()[0]
     texts = (case.source_prompt, case.target_prompt, "")
     source, target, negative = (
@@ -97,7 +97,7 @@ def _mixing(backend: TorchBackend, steps: int) -> Mixing:
     return Mixing(backend.facts.schedule.grid(steps), source, target, negative, GUIDANCE, Sampler.DDIM, start, None)
 
 
-def _in_one_graph(backend: TorchBackend, task: Mixing, weights: list[float], cotangent: Tensor) -> Tensor:
+def _in_one_graph(backend: ModelBackend, task: Mixing, weights: list[float], cotangent: Tensor) -> Tensor:
     mixing_weights = torch.tensor(weights, dtype=torch.float64, requires_grad=True)
     latents = task.start
     unet = backend.network
@@ -134,14 +134,14 @@ class _Saved:
 
 
 @contextmanager
-def _saved(backend: TorchBackend) -> Iterator[_Saved]:
+def _saved(backend: ModelBackend) -> Iterator[_Saved]:
     weights = {weight.untyped_storage().data_ptr() for weight in backend.network.parameters()}
     saved = _Saved(weights)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         yield saved
 
 
-def _drive(backend: TorchBackend, steps: Steps[T], saved: _Saved | None = None) -> T:
+def _drive(backend: ModelBackend, steps: Steps[T], saved: _Saved | None = None) -> T:
     try:
         group = next(steps)
         while True:
@@ -153,7 +153,7 @@ def _drive(backend: TorchBackend, steps: Steps[T], saved: _Saved | None = None) 
         return result
 
 
-def _batch(backend: TorchBackend, rows: list[Row]) -> Batch:
+def _batch(backend: ModelBackend, rows: list[Row]) -> Batch:
     return Batch(rows, max(len(rows), backend.minimum(type(rows[0]))))
 
 

@@ -5,21 +5,20 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from underpaint_server.backends import torch_
-from underpaint_server.backends.torch_ import TorchBackend
+from underpaint_server.backends.model import ModelBackend, edit_loss
+from underpaint_server.backends.torch_ import TorchRuntime
 from underpaint_server.models import checkpoint, families
 from underpaint_server.settings import Settings
 
 
-def load_drifting(settings: Settings) -> TorchBackend:
+def load_drifting(settings: Settings) -> ModelBackend:
     """The embedded model; its linear layers add in an order that the size of the pass decides."""
-    device = torch_._prepare(settings)
     directory = checkpoint.resolve("", allow_network=False)
-    model = families.load(directory, dtype=getattr(torch, settings.dtype), device=device)
+    model = families.load(directory, dtype=getattr(torch, settings.dtype), device=torch.device("cpu"))
     for module in model.unet.modules():
         if isinstance(module, nn.Linear):
             module.forward = partial(_in_parts, module)  # type: ignore[method-assign]
-    return TorchBackend(model, "mini", settings, torch_._edit_loss(model, directory, "mini", settings))
+    return ModelBackend(model, "mini", settings, TorchRuntime, edit_loss(model, directory, "mini", settings))
 
 
 def _in_parts(linear: nn.Linear, x: Tensor) -> Tensor:

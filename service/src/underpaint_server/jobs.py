@@ -493,13 +493,21 @@ class ModelInfo:
     feature_sites: tuple[str, ...] = ()
     """Names of the sites where activations can be captured and changed: "mid", "up_0", ..."""
     other_batch_class: int | None = None
-    """Rows of each forward pass at other sizes than the model's own, which are not measured."""
+    """Rows of each forward pass at other sizes than the model's own, which are not measured; None where the number does
+    not change the result there either."""
+    backend: str = "torch"
+    """What computes its networks: "torch", "openvino" or "onnxruntime"."""
+    isolates_rows: bool = False
+    """Whether each row of a pass is computed by itself at the model's own size too, because the number of rows that are
+    computed together would change the result."""
 
     def batch_class_at(self, width: int, height: int) -> int | None:
         """Batch class of noise predictions for images of this size, in pixels: the number of rows of their passes; None
         where it does not matter. It is smaller for images of more than twice the model's area, which need more memory.
         """
-        if (width, height) == (self.width, self.height) or self.other_batch_class is None:
+        if (width, height) == (self.width, self.height):
             return self.batch_class
+        if self.other_batch_class is None:
+            return None
         affordable = 2 * self.other_batch_class * self.width * self.height // (width * height)
         return max(2, min(self.other_batch_class, affordable))

@@ -21,7 +21,7 @@ from support.jobs import (
     invert_job,
     learn_job,
 )
-from underpaint_server.backends.torch_ import TorchBackend
+from underpaint_server.backends.model import ModelBackend
 from underpaint_server.jobs import Companion, Descent, EditJob, Generated, Job, MaskJob, Photo, Picture, Sampler, Stored
 from underpaint_server.methods.ddim.options import DdimEdit
 from underpaint_server.methods.sdedit.options import SdEdit
@@ -32,14 +32,14 @@ SAMPLERS = pytest.mark.parametrize("sampler", list(Sampler))
 
 
 @pytest.fixture(scope="module")
-def backend() -> TorchBackend:
+def backend() -> ModelBackend:
     """In bfloat16, where a difference of a bit becomes visible in a few steps."""
     backend = load_drifting(Settings(dtype="bfloat16"))
     assert backend.facts.info.batch_class == 4
     return backend
 
 
-def run(backend: TorchBackend, job: Job, *others: Job) -> Any:
+def run(backend: ModelBackend, job: Job, *others: Job) -> Any:
     """The job's result, alone or with the others beside it."""
     with Bench(backend) as bench:
         return bench.run([job, *others])[0]
@@ -51,7 +51,7 @@ def company(size: int = 64) -> list[Job]:
     return [inverted, *(edit_job("mini", size, SdEdit(0.9, STEPS + k), seed=k) for k in range(3))]
 
 
-def autoencoded(backend: TorchBackend) -> Picture:
+def autoencoded(backend: ModelBackend) -> Picture:
     """The photo encoded and decoded."""
     nowhere = np.zeros((64, 64), np.uint8)
     pixels: Picture = run(backend, edit_job("mini", 64, diffedit(nowhere), steps=2)).pixels
@@ -60,7 +60,7 @@ def autoencoded(backend: TorchBackend) -> Picture:
 
 @SAMPLERS
 @pytest.mark.parametrize("others", [(), tuple(company())], ids=["alone", "in company"])
-def test_weights_of_one_reproduce_the_photo(backend: TorchBackend, sampler: Sampler, others: Sequence[Job]) -> None:
+def test_weights_of_one_reproduce_the_photo(backend: ModelBackend, sampler: Sampler, others: Sequence[Job]) -> None:
     """The residuals are computed in wide passes, and the picture is drawn in narrow ones."""
     job = edit_job("mini", 64, disentangled(STEPS, STEPS, sampler), steps=STEPS)
     assert np.array_equal(run(backend, job, *others).pixels, autoencoded(backend))
@@ -74,7 +74,7 @@ def test_weights_of_one_reproduce_the_photo_in_float32_too() -> None:
 
 
 @pytest.mark.parametrize("others", [(), tuple(company())], ids=["alone", "in company"])
-def test_equal_prompts_have_an_empty_mask(backend: TorchBackend, others: Sequence[Job]) -> None:
+def test_equal_prompts_have_an_empty_mask(backend: ModelBackend, others: Sequence[Job]) -> None:
     """A difference of rounding would be scaled to a whole map; its rows fill more than one pass."""
     job = replace(edit_job("mini", 64, diffedit(samples=9), steps=STEPS), target_prompt="a red circle")
     result = run(backend, job, *others)
@@ -85,7 +85,7 @@ def test_equal_prompts_have_an_empty_mask(backend: TorchBackend, others: Sequenc
 @pytest.mark.parametrize("others", [(), tuple(company())], ids=["alone", "in company"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_an_injection_of_weight_zero_is_ddim(
-    backend: TorchBackend, others: Sequence[Job], guidance_scale: float
+    backend: ModelBackend, others: Sequence[Job], guidance_scale: float
 ) -> None:
     job = injection_job("mini", 64, injection(weight=0.0), steps=STEPS, guidance_scale=guidance_scale)
     injected = run(backend, job, *others)
@@ -94,14 +94,14 @@ def test_an_injection_of_weight_zero_is_ddim(
     assert np.array_equal(run(backend, plain).pixels, injected.pixels)
 
 
-def test_edict_comes_back_at_any_size_and_beside_any_job(backend: TorchBackend) -> None:
+def test_edict_comes_back_at_any_size_and_beside_any_job(backend: ModelBackend) -> None:
     made = run(backend, invert_job("mini", 64, edict_options(STEPS)), *company())
     assert made.inversion.reconstruction_max_abs_error <= 1e-10
     wide = replace(invert_job("mini", 64, edict_options(STEPS)), source=Photo(disc(64)[:48]))
     assert run(backend, wide).inversion.reconstruction_max_abs_error <= 1e-10
 
 
-def test_an_edit_has_the_same_bits_alone_and_in_company(backend: TorchBackend) -> None:
+def test_an_edit_has_the_same_bits_alone_and_in_company(backend: ModelBackend) -> None:
     drawn = Generated("a red apple", 5, 64, 64, STEPS)
     jobs = [
         edit_job("mini", 64, SdEdit(0.9, STEPS)),
@@ -113,7 +113,7 @@ def test_an_edit_has_the_same_bits_alone_and_in_company(backend: TorchBackend) -
         assert [_bits(one) for one in together] == [_bits(bench.run([job])[0]) for job in jobs]
 
 
-def test_at_another_size_than_the_models_company_changes_no_byte(backend: TorchBackend) -> None:
+def test_at_another_size_than_the_models_company_changes_no_byte(backend: ModelBackend) -> None:
     photo, small = Photo(disc(64)[:48]), Photo(disc(64, (30, 30, 200), 0.2)[:48])
     content = Companion(small, content_options(STEPS))
     jobs: list[Job] = [
@@ -127,7 +127,7 @@ def test_at_another_size_than_the_models_company_changes_no_byte(backend: TorchB
         assert [_bits(one) for one in together] == [_bits(bench.run([job])[0]) for job in jobs]
 
 
-def test_an_edit_from_a_stored_inversion_is_the_edit_that_made_it(backend: TorchBackend) -> None:
+def test_an_edit_from_a_stored_inversion_is_the_edit_that_made_it(backend: ModelBackend) -> None:
     job = edit_job("mini", 64, DdimEdit(), steps=STEPS)
     first = run(backend, job, *company())
     assert first.inversion.batch_class == 4
@@ -135,7 +135,7 @@ def test_an_edit_from_a_stored_inversion_is_the_edit_that_made_it(backend: Torch
     assert np.array_equal(first.pixels, again.pixels)
 
 
-def test_a_mask_of_a_stored_inversion_has_the_batch_class_that_an_edit_of_it_has(backend: TorchBackend) -> None:
+def test_a_mask_of_a_stored_inversion_has_the_batch_class_that_an_edit_of_it_has(backend: ModelBackend) -> None:
     """That of the server that made it, which may have been started with another one."""
     other = load_drifting(Settings(dtype="bfloat16", exact_batch_class=2))
     made = run(other, invert_job("mini", 64, ddim_options(STEPS))).inversion
@@ -146,7 +146,7 @@ def test_a_mask_of_a_stored_inversion_has_the_batch_class_that_an_edit_of_it_has
     assert np.array_equal(run(backend, replace(job, source=Stored(made))).difference, there.difference)
 
 
-def test_two_learners_learn_what_each_learns_alone(backend: TorchBackend) -> None:
+def test_two_learners_learn_what_each_learns_alone(backend: ModelBackend) -> None:
     """Their pull-backs would share passes too."""
     jobs = [learn_job("mini", 64, 2, photo=photo, method=Descent(1, 0.05)) for photo in (False, True)]
     with Bench(backend) as bench:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.drive import drive
 from torch import Tensor
-from underpaint_server.backends.torch_ import TorchBackend
+from underpaint_server.backends.model import ModelBackend
 from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.jobs import Sampler
 from underpaint_server.methods.disentangled.gradient import backward
@@ -20,15 +20,15 @@ WEIGHTS = [1.0, 0.8, 0.6, 0.3, 0.1, -0.1]
 
 
 @pytest.fixture
-def backend(embedded: TorchBackend) -> TorchBackend:
+def backend(embedded: ModelBackend) -> ModelBackend:
     return embedded
 
 
-def answer(backend: TorchBackend, row: Row) -> Any:
+def answer(backend: ModelBackend, row: Row) -> Any:
     return backend.predict(Batch([row], max(1, backend.minimum(type(row)))))[0]
 
 
-def mixing(backend: TorchBackend, sampler: Sampler) -> Mixing:
+def mixing(backend: ModelBackend, sampler: Sampler) -> Mixing:
     texts = ("a flat red heart on a white background", "a flat blue heart on a white background", "")
     source, target, negative = (answer(backend, Embed(text)).prompt_embeds.clone() for text in texts)
     shape = backend.facts.latent_shape(backend.facts.info.width, backend.facts.info.height)
@@ -36,7 +36,7 @@ def mixing(backend: TorchBackend, sampler: Sampler) -> Mixing:
     return Mixing(backend.facts.schedule.grid(STEPS), source, target, negative, 3.0, sampler, start, None)
 
 
-def drawn_in_one_graph(backend: TorchBackend, task: Mixing, weights: Tensor) -> Tensor:
+def drawn_in_one_graph(backend: ModelBackend, task: Mixing, weights: Tensor) -> Tensor:
     """DDIM with everything kept for backpropagation."""
     unet = backend.network
     x = task.start
@@ -50,7 +50,7 @@ def drawn_in_one_graph(backend: TorchBackend, task: Mixing, weights: Tensor) -> 
     return x
 
 
-def test_the_derivative_by_the_weights_is_that_of_full_backpropagation(backend: TorchBackend) -> None:
+def test_the_derivative_by_the_weights_is_that_of_full_backpropagation(backend: ModelBackend) -> None:
     task = mixing(backend, Sampler.DDIM)
     weights = torch.tensor(WEIGHTS, dtype=torch.float64, requires_grad=True)
     cotangent = standard_normal(tuple(task.start.shape), seed=4, purpose="cotangent")
@@ -60,7 +60,7 @@ def test_the_derivative_by_the_weights_is_that_of_full_backpropagation(backend: 
     assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-def test_learning_s_derivative_is_that_of_full_backpropagation_where_pixels_saturate(backend: TorchBackend) -> None:
+def test_learning_s_derivative_is_that_of_full_backpropagation_where_pixels_saturate(backend: ModelBackend) -> None:
     """Through the sampler, the decoder with its clamp, the CLIP and the autoencoder's features, in one graph."""
     task = replace(mixing(backend, Sampler.DDIM), guidance_scale=12.0)
     weights = torch.tensor(WEIGHTS, dtype=torch.float64, requires_grad=True)
@@ -83,7 +83,7 @@ def test_learning_s_derivative_is_that_of_full_backpropagation_where_pixels_satu
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def test_a_score_s_gradient_is_its_slope(backend: TorchBackend) -> None:
+def test_a_score_s_gradient_is_its_slope(backend: ModelBackend) -> None:
     """By differences along a random direction, through the CLIP and the autoencoder's features."""
     task = mixing(backend, Sampler.DDIM)
     run, _ = drive(sample(task, WEIGHTS), lambda row: answer(backend, row))
@@ -104,7 +104,7 @@ def test_a_score_s_gradient_is_its_slope(backend: TorchBackend) -> None:
     assert (loss(1e-2) - loss(-1e-2)) / 2e-2 == pytest.approx(float(slope.norm()), rel=0.05)
 
 
-def test_a_row_s_pull_back_is_its_own(backend: TorchBackend, is_invariant: Callable[..., bool]) -> None:
+def test_a_row_s_pull_back_is_its_own(backend: ModelBackend, is_invariant: Callable[..., bool]) -> None:
     """Rows of several learners share a pass, and get the bits they get alone: where the way there is independent of the
     size of the batch, the way back is too, and else it is in a pass of the same size."""
     info = backend.facts.info
@@ -127,7 +127,7 @@ def test_a_row_s_pull_back_is_its_own(backend: TorchBackend, is_invariant: Calla
         assert torch.equal(found.prompt_embeds, alone.prompt_embeds)
 
 
-def test_denoising_is_left_without_gradients(backend: TorchBackend) -> None:
+def test_denoising_is_left_without_gradients(backend: ModelBackend) -> None:
     task = mixing(backend, Sampler.DDIM)
     rows: Sequence[Denoise] = [Denoise(task.start, 501, 0.5, task.source_embeds)]
     assert not answer(backend, rows[0]).requires_grad

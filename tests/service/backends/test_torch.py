@@ -156,7 +156,7 @@ def test_large_images_have_a_smaller_batch_class_because_they_need_more_memory(e
 
 def test_a_heavy_network_on_a_cpu_has_the_smallest_batch_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """There padding costs as much as useful rows."""
-    monkeypatch.setattr("underpaint_server.backends.torch_.CPU_MEASURED_WORK", 1_000_000)
+    monkeypatch.setattr("underpaint_server.backends.model.CPU_MEASURED_WORK", 1_000_000)
     assert load("", "mini", Settings()).facts.info.batch_class == 2
 
 

@@ -13,8 +13,8 @@ from support.engine import Bench
 from support.jobs import edict_options, edit_job, every_kind_of_job, invert_job
 from transformers import CLIPTokenizer
 from underpaint_server.backends import load
+from underpaint_server.backends.model import ModelBackend
 from underpaint_server.backends.protocol import DeviceLost
-from underpaint_server.backends.torch_ import TorchBackend
 from underpaint_server.errors import InternalError, ModelNotReady, NonFiniteLatents, cause_of
 from underpaint_server.jobs import Job, LearnJob
 from underpaint_server.methods.ddim.options import DdimEdit
@@ -157,9 +157,9 @@ def test_a_network_that_fails_only_at_its_own_size_is_refused(copy: Path, monkey
 
 
 @pytest.fixture
-def backend(directory: Path) -> TorchBackend:
+def backend(directory: Path) -> ModelBackend:
     loaded = load(str(directory), "sd", PINNED)
-    assert isinstance(loaded, TorchBackend)
+    assert isinstance(loaded, ModelBackend)
     return loaded
 
 
@@ -181,7 +181,7 @@ def break_(part: str) -> Callable[[StableDiffusion], None]:
     ("part", "says"),
     [("decoder", "autoencoder's decoder"), ("encoder", "autoencoder's encoder"), ("text", "the text encoder")],
 )
-def test_no_picture_is_made_of_what_is_no_number(part: str, says: str, backend: TorchBackend) -> None:
+def test_no_picture_is_made_of_what_is_no_number(part: str, says: str, backend: ModelBackend) -> None:
     """A black picture with status OK is what NaN becomes as bytes."""
     break_(part)(backend._model)  # type: ignore[arg-type]
     jobs: list[Job] = [
@@ -195,7 +195,7 @@ def test_no_picture_is_made_of_what_is_no_number(part: str, says: str, backend: 
     assert all(says in outcome.message for outcome in outcomes)
 
 
-def test_a_picture_that_is_no_number_fails_alone(backend: TorchBackend) -> None:
+def test_a_picture_that_is_no_number_fails_alone(backend: ModelBackend) -> None:
     good, bad = torch.zeros(4, 12, 12).double(), torch.full((4, 12, 12), HUGE).double() * HUGE
     (image,) = backend.predict(Batch([Decode(good)], 2))
     assert image.isfinite().all()
@@ -208,7 +208,7 @@ def test_a_picture_that_is_no_number_fails_alone(backend: TorchBackend) -> None:
 
 def test_latents_that_are_no_numbers_name_the_dtype_that_overflowed(directory: Path) -> None:
     backend = load(str(directory), "sd", Settings(exact_batching="pinned", dtype="float16"))
-    assert isinstance(backend, TorchBackend)
+    assert isinstance(backend, ModelBackend)
     backend._model.unet.conv_out.bias.data.fill_(float("inf"))
     jobs = [job for job in every_kind_of_job("sd", 48, steps=3) if not isinstance(job, LearnJob)]  # has no CLIP
     with Bench(backend) as bench:

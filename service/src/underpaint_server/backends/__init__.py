@@ -19,9 +19,9 @@ class Loader(Protocol):
 
 
 def _torch() -> Loader:
-    from underpaint_server.backends.torch_ import TorchBackend
+    from underpaint_server.backends.torch_ import load
 
-    return TorchBackend.load
+    return load
 
 
 def _toy() -> Loader:

@@ -1,261 +1,56 @@
-"""Backend that computes rows with torch in eager mode, on the CPU or one CUDA device."""
+"""Runtime of torch in eager mode, on the CPU or one CUDA device. It can compute every model."""
 
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-import structlog
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from underpaint_server.backends.invariance import fingerprint, is_batch_invariant
-from underpaint_server.backends.protocol import DeviceLost, padded
-from underpaint_server.backends.trial import try_one_edit
-from underpaint_server.cores import usable_cores
-from underpaint_server.errors import ModelNotReady, OutOfMemory
+from underpaint_server.backends.model import MINIMUM, ModelBackend, load_model
+from underpaint_server.backends.runtime import NoisePreds, Passes
 from underpaint_server.jobs import ModelInfo
-from underpaint_server.methods import methods_for
-from underpaint_server.models import checkpoint, families, tensors
-from underpaint_server.models.clip import Clip
-from underpaint_server.models.edit_loss import EditLoss, vae_features, vgg_features
-from underpaint_server.models.facts import Facts
 from underpaint_server.models.families import Family
-from underpaint_server.models.stable_diffusion import StableDiffusion
 from underpaint_server.models.taps import Taps
-from underpaint_server.rows import (
-    Batch,
-    Decode,
-    Denoise,
-    Embed,
-    Encode,
-    PullBack,
-    PullBackDecode,
-    Row,
-    Score,
-    is_network_row,
-)
+from underpaint_server.rows import Captured, Denoise, Embed, Row
 from underpaint_server.settings import Settings
 
-log = structlog.get_logger(__name__)
 
-DEFAULT_STEPS = 50
-"""Default of ``steps`` in requests."""
-SIDE_STAGES: dict[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4, PullBackDecode: 2, Score: 2}
-"""Kind of row -> size of its passes. It is fixed, so that the bits of a result do not depend on how many jobs run.
-These kinds are a few percent of a job's work, so padding costs less than measuring their invariance."""
-DIFFERENTIATED = (PullBack, PullBackDecode, Score)
-"""Kinds of row that are computed in grad mode."""
-CPU_MEASURED_WORK = 200e9
-"""On a CPU, a network with a larger product of its parameters and the area of its native latents is pinned to a batch
-class: measuring its invariance takes minutes."""
-MINIMUM = 2
-"""Smallest size of a pass: torch chooses other kernels for one image than for several."""
-BATCH_CLASS_CPU, BATCH_CLASS_CUDA = 4, 8
-"""Default batch class. Guidance asks for two rows at a time, so a small one pads a lone job's passes less, and a large
-one costs a busy server less. A GPU computes 8 rows in little more time than 2."""
+def load(location: str, model_id: str, settings: Settings, known: ModelInfo | None) -> ModelBackend:
+    """See :class:`underpaint_server.backends.Loader`."""
+    return load_model(location, model_id, settings, known, getattr(torch, settings.dtype), TorchRuntime)
 
 
-class TorchBackend:
-    """One checkpoint on one device; see :class:`Backend`.
+class TorchRuntime:
+    """See :class:`underpaint_server.backends.runtime.Runtime`. It leaves ``model.compute`` as it is."""
 
-    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any. ``known`` is what an earlier
-    process found of the same model, with the same settings and on the same cores. Raises :class:`ModelNotReady` if the
-    model cannot compute one edit.
-    """
+    name = "torch"
+    version = str(torch.__version__)
+    name = "torch"
+    version = str(torch.__version__)
+    can_isolate_rows = False
 
-    def __init__(
-        self,
-        model: Family,
-        model_id: str,
-        settings: Settings,
-        edit_loss: EditLoss | None = None,
-        known: ModelInfo | None = None,
-    ) -> None:
-        self._model = model
-        self._edit_loss = edit_loss
-        self._settings = settings
-        _tile_conditioning(model.unet)
+    def __init__(self, model: Family, settings: Settings) -> None:
+        tile_conditioning(model.unet)
         self._taps = Taps(model.unet)
-        self._log = partial(_log_loading, model_id)
-        if known is None or known.digest != model.digest:
-            self._log("trying one small edit")
-            try_one_edit(model)
-        width, height = model.native_px
-        channels = model.latent_channels
-        self._native = (channels, height // model.vae_scale, width // model.vae_scale)
-        self._embeds = model.embeds_shape
-        self._batch_class = self._default_class()
-        bits = self._measure(known)
-        info = ModelInfo(
-            id=model_id,
-            digest=model.digest,
-            dtype=str(model.unet.dtype).removeprefix("torch."),
-            methods=methods_for(reads_text=model.prompt_tokens > 0),
-            width=width,
-            height=height,
-            size_multiple=model.size_multiple,
-            default_steps=min(DEFAULT_STEPS, model.schedule.max_steps, settings.max_steps),
-            max_steps=model.schedule.max_steps,
-            prompt_tokens=model.prompt_tokens,
-            batch_class=None if self._invariant else self._batch_class,
-            content_features=edit_loss.name if edit_loss is not None else "",
-            gradients=edit_loss is not None,
-            fingerprint=bits,
-            feature_sites=self._taps.sites,
-            other_batch_class=self._batch_class,
-        )
-        self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device, model.about)
+        self.sites = self._taps.sites
+        self.dtype = str(model.unet.dtype).removeprefix("torch.")
 
-    @property
-    def network(self) -> nn.Module:
-        """The denoising network, for benchmarks that bypass the engine."""
-        unet: nn.Module = self._model.unet
-        return unet
+    def answers(self, noise_preds: NoisePreds, rows: list[Denoise]) -> list[Tensor | Captured]:
+        """See :class:`Runtime`."""
+        return self._taps.answers(noise_preds, rows)
 
-    @classmethod
-    def load(cls, location: str, model_id: str, settings: Settings, known: ModelInfo | None = None) -> "TorchBackend":
-        """Load the checkpoint at a location, see :func:`checkpoint.resolve`; raises :class:`ModelNotReady` and
-        :class:`DeviceLost`.
+    def passes(self, kind: type[Row]) -> Passes:
+        """See :class:`Runtime`. torch chooses other kernels for one image than for several, so no pass has one row.
 
-        What is being done is logged, and the remarks of :class:`About`.
+        Passes of the autoencoder and the text encoder have a fixed size: they are a few percent of a job's work, so
+        padding costs less than measuring.
         """
-        device = _prepare(settings)
-        directory = checkpoint.resolve(location, settings.allow_network)
-        _log_loading(model_id, "reading the weights")
-        try:
-            model = families.load(directory, dtype=getattr(torch, settings.dtype), device=device)
-            for remark in model.about.remarks:
-                _log_loading(model_id, remark)
-            edit_loss = _edit_loss(model, directory, model_id, settings)
-            return cls(model, model_id, settings, edit_loss, known)
-        except torch.OutOfMemoryError as error:
-            raise ModelNotReady("it does not fit in the device's memory; use a --dtype of half precision") from error
-        except torch.AcceleratorError as error:
-            raise DeviceLost(str(error)) from error
+        if kind is Denoise:
+            return Passes(minimum=MINIMUM)
+        size = 4 if kind is Embed else MINIMUM
+        return Passes(minimum=size, batch_class=size)
 
-    def predict(self, batch: Batch) -> Sequence[Any]:
-        """See :class:`Backend`."""
-        rows = padded(batch.rows, batch.size)
-        try:
-            with torch.enable_grad() if isinstance(rows[0], DIFFERENTIATED) else torch.inference_mode():
-                return self._answers(rows)[: len(batch.rows)]
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            message = f"a pass of {len(rows)} rows does not fit in the device's memory; use a smaller image"
-            raise OutOfMemory(message) from error
-        except torch.AcceleratorError as error:
-            raise DeviceLost(str(error)) from error
-
-    def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
-        """See :class:`Backend`. Only the native shape is measured, at start; other shapes are pinned.
-
-        A pull-back needs several times the memory of a prediction, so its class is the smallest.
-        """
-        if not is_network_row(kind):
-            return SIDE_STAGES[kind]
-        scale = self.facts.vae_scale
-        batch_class = self.facts.info.batch_class_at(shape[2] * scale, shape[1] * scale)
-        return batch_class if batch_class is None or kind is Denoise else MINIMUM
-
-    def minimum(self, kind: type[Row]) -> int:
-        """See :class:`Backend`."""
-        return SIDE_STAGES.get(kind, MINIMUM)
-
-    def memory_bytes(self) -> dict[str, int]:
-        """See :class:`Backend`."""
-        device = self.facts.device
-        if device.type != "cuda":
-            return {}
-        return {
-            "allocated": torch.cuda.memory_allocated(device),
-            "reserved": torch.cuda.memory_reserved(device),
-            "peak": torch.cuda.max_memory_allocated(device),
-            "total": torch.cuda.get_device_properties(device).total_memory,
-        }
-
-    def _answers(self, rows: list[Any]) -> Sequence[Any]:
-        match rows[0]:
-            case Denoise():
-                return self._taps.answers(self._model.noise_preds, rows)
-            case PullBack():
-                return self._differentiable.pull_back(rows)
-            case PullBackDecode():
-                latents, cotangents = zip(*((row.latents, row.cotangent) for row in rows), strict=True)
-                return self._differentiable.pull_back_decode(torch.stack(latents), torch.stack(cotangents)).unbind()
-            case Score():
-                assert self._edit_loss is not None
-                return self._edit_loss.scores(rows)
-            case Encode():
-                return self._model.encode(torch.stack([row.image for row in rows])).unbind()
-            case Decode():
-                return self._model.decode(torch.stack([row.latents for row in rows])).unbind()
-            case _:
-                return self._model.embed([row.text for row in rows])
-
-    @property
-    def _differentiable(self) -> StableDiffusion:
-        assert isinstance(self._model, StableDiffusion), "only Stable Diffusion has an edit loss"
-        return self._model
-
-    def _default_class(self) -> int:
-        """Rows of each pass where their number changes bits. A heavy network on a CPU gains nothing from more rows."""
-        default = BATCH_CLASS_CPU if self._model.unet.device.type == "cpu" else BATCH_CLASS_CUDA
-        chosen = self._settings.exact_batch_class or (MINIMUM if self._is_heavy() else default)
-        return min(chosen, self._settings.max_batch_size)
-
-    def _is_heavy(self) -> bool:
-        _, height, width = self._native
-        work = self._model.unet.num_parameters() * height * width
-        return bool(self._model.unet.device.type == "cpu" and work > CPU_MEASURED_WORK)
-
-    def _measure(self, known: ModelInfo | None) -> str:
-        """Find out whether the network is batch-invariant; returns its fingerprint.
-
-        A network of the same weights with the same fingerprint is the same function, so nothing is measured again.
-        """
-        if known is not None and known.digest == self._model.digest:
-            self._invariant = known.batch_class is None
-            if self._fingerprint() == known.fingerprint:
-                return known.fingerprint
-        self._invariant = self._may_measure() and self._is_invariant()
-        return self._fingerprint()
-
-    def _may_measure(self) -> bool:
-        """Decided by size, not by elapsed time: the decision changes the bits of results, so it must not vary."""
-        return self._settings.exact_batching == "auto" and not self._is_heavy()
-
-    def _is_invariant(self) -> bool:
-        self._log("measuring whether the number of rows in a pass changes bits")
-        try:
-            return is_batch_invariant(
-                self._noise_preds, self._native, self._embeds, minimum=MINIMUM, maximum=self._settings.max_batch_size
-            )
-        except torch.OutOfMemoryError:  # max_batch_size does not fit, but the batch class may
-            torch.cuda.empty_cache()
-            return False
-
-    def _fingerprint(self) -> str:
-        self._log("computing the fingerprint")
-        size = MINIMUM if self._invariant else self._batch_class
-        try:
-            return fingerprint(self._noise_preds, self._native, self._embeds, size=size)
-        except torch.OutOfMemoryError as error:
-            raise ModelNotReady(
-                f"a pass of {size} rows does not fit in the device's memory; use a smaller --exact-batch-class or a "
-                "--dtype of half precision"
-            ) from error
-
-    @torch.inference_mode()
-    def _noise_preds(self, latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:
-        device = self._model.unet.device
-        rows = zip(latents.double().to(device), timesteps, embeds.to(device), strict=True)
-        noise_preds = self._model.noise_preds([Denoise(x, t, 0.5, e) for x, t, e in rows])
-        if not bool(noise_preds.isfinite().all()):
-            advice = tensors.overflow_advice(str(self._model.unet.dtype).removeprefix("torch."))
-            raise ModelNotReady(f"the network returns NaN or infinite numbers at its native size{advice}")
-        return noise_preds
+    def isolate_rows(self) -> None:
+        """See :class:`Runtime`."""
+        raise NotImplementedError
 
 
 class TiledLinear(nn.Module):
@@ -281,45 +76,9 @@ class TiledLinear(nn.Module):
         return torch.cat(tiles)[: len(x)]
 
 
-def _tile_conditioning(unet: nn.Module) -> None:
+def tile_conditioning(unet: nn.Module) -> None:
+    """Replace the layers that embed timesteps by :class:`TiledLinear`."""
     for module in list(unet.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and name in {"linear_1", "linear_2", "time_emb_proj"}:
                 setattr(module, name, TiledLinear(child))
-
-
-def _edit_loss(model: Family, directory: Path, model_id: str, settings: Settings) -> EditLoss | None:
-    """The loss of learned directions; None if the checkpoint has no CLIP or is not Stable Diffusion."""
-    named = settings.clip_directories.get(model_id, "")
-    if not isinstance(model, StableDiffusion):
-        if named:
-            raise ModelNotReady(
-                f"clips: '{model_id}' has a CLIP, but a {model.about.family} model cannot learn directions: remove"
-                f" {model_id}={named}"
-            )
-        return None
-    clip = checkpoint.clip(directory, named)
-    if clip is None:
-        return None
-    device = model.vae.device
-    name, features = (
-        ("vgg16", vgg_features(Path(settings.vgg), device)) if settings.vgg else ("vae", vae_features(model.vae))
-    )
-    return EditLoss(name, Clip.load(clip, device=device), features)
-
-
-def _log_loading(model_id: str, note: str) -> None:
-    log.info("loading a model", model=model_id, note=note)
-
-
-def _prepare(settings: Settings) -> torch.device:
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ModelNotReady("device: torch finds no CUDA device; use --device cpu, or check the driver")
-    torch.set_num_threads(settings.threads or usable_cores())
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")

@@ -5,6 +5,7 @@ classifier-free guidance has no effect. Denoising an inversion therefore only re
 added noise (SDEdit) or the features of another image (content injection).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from underpaint_server.errors import ModelNotReady
 from underpaint_server.models import schedules
 from underpaint_server.models.checkpoint import DIFFUSERS, Checkpoint
 from underpaint_server.models.facts import About
+from underpaint_server.models.graphs import UNET, Function, Graph, Input, Wrapped, functions, latents
 from underpaint_server.models.networks import check_conditioning, native_px
 from underpaint_server.models.tensors import finite
 from underpaint_server.rows import Denoise, Embedded
@@ -32,6 +34,8 @@ class Ddpm:
     native_px: tuple[int, int]
     digest: str
     remarks: tuple[str, ...]
+    graphs: Mapping[str, Graph]
+    compute: dict[str, Function]
     latent_channels: int = CHANNELS
     vae_scale: int = 1
     prompt_tokens: int = 0
@@ -46,7 +50,8 @@ class Ddpm:
         native, rounded = native_px(unet.config, 1, unet.config.sample_size)
         unet.requires_grad_(False).eval().to(device)
         remarks = (*reading.remarks, *rounded, *checkpoint.remarks())
-        return cls(unet, reading, native, checkpoint.digest(reading.implied), remarks)
+        graphs = _graphs(unet)
+        return cls(unet, reading, native, checkpoint.digest(reading.implied), remarks, graphs, functions(graphs))
 
     @property
     def schedule(self) -> Schedule:
@@ -69,7 +74,7 @@ class Ddpm:
         weight = self.unet.conv_in.weight
         latents = torch.stack([row.latents for row in rows])
         timesteps = torch.tensor([row.timestep for row in rows], device=weight.device)
-        out: Tensor = self.unet(latents.to(weight.dtype), timesteps, return_dict=False)[0].double()
+        out = self.compute[UNET](latents.to(weight.dtype), timesteps).double()
         noise_preds = schedules.to_epsilon(self.reading.prediction, rows, latents, out)
         return schedules.clipped(self.reading.clip, rows, latents, noise_preds)
 
@@ -94,3 +99,14 @@ def _check(unet: UNet2DModel) -> None:
             f"give one with {CHANNELS} and {CHANNELS}: learned variances are not supported"
         )
     check_conditioning(config)
+
+
+def _graphs(unet: UNet2DModel) -> dict[str, Graph]:
+    unit = 1 << (len(unet.config.block_out_channels) - 1)
+
+    def denoise(latents: Tensor, timesteps: Tensor) -> Tensor:
+        out: Tensor = unet(latents, timesteps, return_dict=False)[0]
+        return out
+
+    inputs = (latents(CHANNELS, unit, unet.dtype), Input("timesteps", dtype=torch.int64))
+    return {UNET: Graph(Wrapped(denoise, unet), inputs)}

@@ -16,6 +16,7 @@ from underpaint_server.diffusion.schedule import Schedule
 from underpaint_server.errors import ModelNotReady
 from underpaint_server.models.checkpoint import Checkpoint
 from underpaint_server.models.facts import About
+from underpaint_server.models.graphs import Function, Graph
 from underpaint_server.rows import Denoise, Embedded
 
 diffusers_logging.set_verbosity_error()
@@ -28,6 +29,16 @@ class Family(Protocol):
     @property
     def unet(self) -> ModelMixin:
         """The denoising network; its middle and up blocks are the feature sites."""
+        ...
+
+    @property
+    def graphs(self) -> Mapping[str, Graph]:
+        """Its networks, by name; the one that predicts noise is :data:`graphs.UNET`."""
+        ...
+
+    @property
+    def compute(self) -> dict[str, Function]:
+        """Name of a graph -> what computes it: at first its own module. A runtime puts what it has compiled there."""
         ...
 
     @property

@@ -1,0 +1,322 @@
+"""The backend of every checkpoint: turns rows into calls of its networks, which a runtime computes."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from torch import Tensor, nn
+
+from underpaint_server.backends.invariance import fingerprint, is_batch_invariant
+from underpaint_server.backends.protocol import DeviceLost, padded
+from underpaint_server.backends.runtime import Runtime
+from underpaint_server.backends.trial import try_one_edit
+from underpaint_server.cores import usable_cores
+from underpaint_server.errors import ModelNotReady, OutOfMemory
+from underpaint_server.jobs import ModelInfo
+from underpaint_server.methods import methods_for
+from underpaint_server.models import checkpoint, families, tensors
+from underpaint_server.models.clip import Clip
+from underpaint_server.models.edit_loss import EditLoss, vae_features, vgg_features
+from underpaint_server.models.facts import Facts
+from underpaint_server.models.families import Family
+from underpaint_server.models.stable_diffusion import StableDiffusion
+from underpaint_server.rows import (
+    Batch,
+    Decode,
+    Denoise,
+    Encode,
+    PullBack,
+    PullBackDecode,
+    Row,
+    Score,
+)
+from underpaint_server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_STEPS = 50
+"""Default of ``steps`` in requests."""
+DIFFERENTIATED = (PullBack, PullBackDecode, Score)
+"""Kinds of row that torch computes in grad mode, whatever the runtime."""
+CPU_MEASURED_WORK = 200e9
+"""On a CPU, a network with a larger product of its parameters and the area of its native latents is pinned to a batch
+class: measuring its invariance takes minutes."""
+MINIMUM = 2
+"""Smallest size of a pass that torch computes: it chooses other kernels for one image than for several."""
+BATCH_CLASS_CPU, BATCH_CLASS_CUDA = 4, 8
+"""Default batch class. Guidance asks for two rows at a time, so a small one pads a lone job's passes less, and a large
+one costs a busy server less. A GPU computes 8 rows in little more time than 2."""
+
+
+MakeRuntime = Callable[[Family, Settings], Runtime]
+"""Makes the runtime of a model; raises :class:`Unavailable` if it cannot compute it."""
+
+
+class ModelBackend:
+    """One checkpoint on one device; see :class:`Backend`.
+
+    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any. ``known`` is what an earlier
+    process found of the same model, with the same settings and on the same cores. Raises :class:`ModelNotReady` if the
+    model cannot compute one edit, and what ``make_runtime`` raises.
+    """
+
+    def __init__(
+        self,
+        model: Family,
+        model_id: str,
+        settings: Settings,
+        make_runtime: MakeRuntime,
+        edit_loss: EditLoss | None = None,
+        known: ModelInfo | None = None,
+    ) -> None:
+        self._model = model
+        self._edit_loss = edit_loss
+        self._settings = settings
+        self._log = partial(_log_loading, model_id)
+        if known is None or known.digest != model.digest:
+            self._log("trying one small edit")
+            try_one_edit(model)
+        self._runtime = make_runtime(model, settings)
+        width, height = model.native_px
+        channels = model.latent_channels
+        self._native = (channels, height // model.vae_scale, width // model.vae_scale)
+        self._embeds = model.embeds_shape
+        self._batch_class = self._default_class()
+        bits = self._measure(known)
+        info = ModelInfo(
+            id=model_id,
+            digest=model.digest,
+            dtype=self._runtime.dtype,
+            methods=methods_for(reads_text=model.prompt_tokens > 0),
+            width=width,
+            height=height,
+            size_multiple=model.size_multiple,
+            default_steps=min(DEFAULT_STEPS, model.schedule.max_steps, settings.max_steps),
+            max_steps=model.schedule.max_steps,
+            prompt_tokens=model.prompt_tokens,
+            batch_class=self._batch_class if self._is_pinned else None,
+            content_features=edit_loss.name if edit_loss is not None else "",
+            gradients=edit_loss is not None,
+            fingerprint=bits,
+            feature_sites=self._runtime.sites,
+            other_batch_class=None if self._runtime.can_isolate_rows else self._batch_class,
+            backend=self._runtime.name,
+            isolates_rows=self._isolates_rows,
+        )
+        self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device, model.about)
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoising network, for benchmarks that bypass the engine."""
+        unet: nn.Module = self._model.unet
+        return unet
+
+    def predict(self, batch: Batch) -> Sequence[Any]:
+        """See :class:`Backend`."""
+        rows = padded(batch.rows, batch.size)
+        try:
+            with torch.enable_grad() if isinstance(rows[0], DIFFERENTIATED) else torch.inference_mode():
+                return self._answers(rows)[: len(batch.rows)]
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            message = f"a pass of {len(rows)} rows does not fit in the device's memory; use a smaller image"
+            raise OutOfMemory(message) from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost(str(error)) from error
+
+    def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
+        """See :class:`Backend`. Only the native shape is measured, at start; others are pinned, unless the runtime
+        computes each of their rows by itself.
+
+        What torch differentiates has the smallest class, because it needs several times the memory.
+        """
+        if kind in DIFFERENTIATED:
+            is_free = kind is PullBack and self._runtime.name == "torch" and self._class_at(shape) is None
+            return None if is_free else MINIMUM
+        return self._class_at(shape) if kind is Denoise else self._runtime.passes(kind).batch_class
+
+    def minimum(self, kind: type[Row]) -> int:
+        """See :class:`Backend`."""
+        return MINIMUM if kind in DIFFERENTIATED else self._runtime.passes(kind).minimum
+
+    def memory_bytes(self) -> dict[str, int]:
+        """See :class:`Backend`."""
+        device = self.facts.device
+        if device.type != "cuda":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(device),
+            "reserved": torch.cuda.memory_reserved(device),
+            "peak": torch.cuda.max_memory_allocated(device),
+            "total": torch.cuda.get_device_properties(device).total_memory,
+        }
+
+    def _answers(self, rows: list[Any]) -> Sequence[Any]:
+        match rows[0]:
+            case Denoise():
+                return self._runtime.answers(self._model.noise_preds, rows)
+            case PullBack():
+                return self._differentiable.pull_back(rows)
+            case PullBackDecode():
+                latents, cotangents = zip(*((row.latents, row.cotangent) for row in rows), strict=True)
+                return self._differentiable.pull_back_decode(torch.stack(latents), torch.stack(cotangents)).unbind()
+            case Score():
+                assert self._edit_loss is not None
+                return self._edit_loss.scores(rows)
+            case Encode():
+                return self._model.encode(torch.stack([row.image for row in rows])).unbind()
+            case Decode():
+                return self._model.decode(torch.stack([row.latents for row in rows])).unbind()
+            case _:
+                return self._model.embed([row.text for row in rows])
+
+    @property
+    def _differentiable(self) -> StableDiffusion:
+        assert isinstance(self._model, StableDiffusion), "only Stable Diffusion has an edit loss"
+        return self._model
+
+    def _default_class(self) -> int:
+        """Rows of each pass where their number changes bits. A heavy network on a CPU gains nothing from more rows."""
+        default = BATCH_CLASS_CPU if self._model.unet.device.type == "cpu" else BATCH_CLASS_CUDA
+        chosen = self._settings.exact_batch_class or (MINIMUM if self._is_heavy() else default)
+        return min(chosen, self._settings.max_batch_size)
+
+    def _is_heavy(self) -> bool:
+        _, height, width = self._native
+        work = self._model.unet.num_parameters() * height * width
+        return bool(self._model.unet.device.type == "cpu" and work > CPU_MEASURED_WORK)
+
+    def _class_at(self, shape: tuple[int, ...]) -> int | None:
+        scale = self.facts.vae_scale
+        return self.facts.info.batch_class_at(shape[2] * scale, shape[1] * scale)
+
+    def _measure(self, known: ModelInfo | None) -> str:
+        """Find out whether the network is batch-invariant; returns its fingerprint.
+
+        A network of the same weights with the same fingerprint is the same function, so nothing is measured again.
+        """
+        can_isolate = self._runtime.can_isolate_rows
+        if known is not None and known.digest == self._model.digest:
+            self._pin(known.batch_class is not None, known.isolates_rows)
+            if self._fingerprint() == known.fingerprint:
+                return known.fingerprint
+        is_invariant = self._may_measure() and self._is_invariant()
+        self._pin(not is_invariant and not can_isolate, not is_invariant and can_isolate)
+        return self._fingerprint()
+
+    def _pin(self, is_pinned: bool, isolates_rows: bool) -> None:
+        self._is_pinned, self._isolates_rows = is_pinned, isolates_rows
+        if isolates_rows:
+            self._runtime.isolate_rows()
+
+    def _may_measure(self) -> bool:
+        """Decided by size, not by elapsed time: the decision changes the bits of results, so it must not vary."""
+        return self._settings.exact_batching == "auto" and not self._is_heavy()
+
+    def _is_invariant(self) -> bool:
+        self._log("measuring whether the number of rows in a pass changes bits")
+        try:
+            return is_batch_invariant(
+                self._noise_preds,
+                self._native,
+                self._embeds,
+                minimum=self._runtime.passes(Denoise).minimum,
+                maximum=self._settings.max_batch_size,
+            )
+        except torch.OutOfMemoryError:  # max_batch_size does not fit, but the batch class may
+            torch.cuda.empty_cache()
+            return False
+
+    def _fingerprint(self) -> str:
+        self._log("computing the fingerprint")
+        size = self._batch_class if self._is_pinned else MINIMUM
+        try:
+            return fingerprint(self._noise_preds, self._native, self._embeds, size=size)
+        except torch.OutOfMemoryError as error:
+            raise ModelNotReady(
+                f"a pass of {size} rows does not fit in the device's memory; use a smaller --exact-batch-class or a "
+                "--dtype of half precision"
+            ) from error
+
+    @torch.inference_mode()
+    def _noise_preds(self, latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:
+        device = self._model.unet.device
+        rows = zip(latents.double().to(device), timesteps, embeds.to(device), strict=True)
+        noise_preds = self._model.noise_preds([Denoise(x, t, 0.5, e) for x, t, e in rows])
+        if not bool(noise_preds.isfinite().all()):
+            advice = tensors.overflow_advice(self._runtime.dtype)
+            raise ModelNotReady(f"the network returns NaN or infinite numbers at its native size{advice}")
+        return noise_preds
+
+
+def edit_loss(model: Family, directory: Path, model_id: str, settings: Settings) -> EditLoss | None:
+    """The loss of learned directions; None if the checkpoint has no CLIP or is not Stable Diffusion."""
+    named = settings.clip_directories.get(model_id, "")
+    if not isinstance(model, StableDiffusion):
+        if named:
+            raise ModelNotReady(
+                f"clips: '{model_id}' has a CLIP, but a {model.about.family} model cannot learn directions: remove"
+                f" {model_id}={named}"
+            )
+        return None
+    clip = checkpoint.clip(directory, named)
+    if clip is None:
+        return None
+    device = model.vae.device
+    name, features = (
+        ("vgg16", vgg_features(Path(settings.vgg), device)) if settings.vgg else ("vae", vae_features(model.vae))
+    )
+    return EditLoss(name, Clip.load(clip, device=device), features)
+
+
+def _log_loading(model_id: str, note: str) -> None:
+    log.info("loading a model", model=model_id, note=note)
+
+
+def load_model(
+    location: str,
+    model_id: str,
+    settings: Settings,
+    known: ModelInfo | None,
+    dtype: torch.dtype,
+    make_runtime: MakeRuntime,
+) -> ModelBackend:
+    """Load the checkpoint at a location, see :func:`checkpoint.resolve`, with the U-Net's weights in ``dtype``.
+
+    What is being done is logged, and the remarks of :class:`About`. Raises :class:`ModelNotReady`,
+    :class:`DeviceLost` and :class:`Unavailable`.
+    """
+    device = device_of(settings)
+    _configure_torch(settings)
+    directory = checkpoint.resolve(location, settings.allow_network)
+    _log_loading(model_id, "reading the weights")
+    try:
+        model = families.load(directory, dtype=dtype, device=device)
+        for remark in model.about.remarks:
+            _log_loading(model_id, remark)
+        loss = edit_loss(model, directory, model_id, settings)
+        return ModelBackend(model, model_id, settings, make_runtime, loss, known)
+    except torch.OutOfMemoryError as error:
+        raise ModelNotReady("it does not fit in the device's memory; use a --dtype of half precision") from error
+    except torch.AcceleratorError as error:
+        raise DeviceLost(str(error)) from error
+
+
+def device_of(settings: Settings) -> torch.device:
+    """The device that the settings name; raises :class:`ModelNotReady` if there is none."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ModelNotReady("device: torch finds no CUDA device; use --device cpu, or check the driver")
+    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def _configure_torch(settings: Settings) -> None:
+    torch.set_num_threads(settings.threads or usable_cores())
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
