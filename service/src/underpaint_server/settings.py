@@ -37,7 +37,9 @@ Address = Annotated[str, AfterValidator(_check_address)]
 
 Device = Literal["auto", "cpu", "cuda"]
 """Device that the models run on."""
-Dtype = Literal["float32", "bfloat16", "float16"]
+BackendName = Literal["auto", "torch", "openvino", "onnxruntime"]
+"""Library that computes the networks."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Number format of the denoising network. Latents are float64 between its calls with every choice."""
 LogLevel = Literal["debug", "info", "warning", "error"]
 """Lowest level of the log lines that are written."""
@@ -87,9 +89,14 @@ class Settings(BaseSettings):
     default nothing is downloaded."""
     device: Device = "auto"
     """Device that the models run on; auto is a CUDA GPU if there is one, else the CPU."""
-    dtype: Dtype = "float32"
-    """Number format of the denoising network. Half precision needs about half the memory of float32 and is less
-    precise; latents are float64 with every choice."""
+    backend: BackendName = "auto"
+    """Library that computes the networks: torch, openvino (on a CPU) or onnxruntime (on a CPU; on a GPU with
+    onnxruntime-gpu). auto takes the fastest one that is installed and can compute the model: on a CPU openvino, then
+    onnxruntime, then torch; on a GPU torch. Gradients of learned directions are always computed with torch."""
+    dtype: Dtype = "auto"
+    """Number format of the denoising network. auto is bfloat16 on a GPU, and on a CPU that computes in it with the
+    openvino backend, else float32. Half precision needs about half the memory of float32 and is less precise; latents
+    are float64 with every choice."""
     threads: int = Field(0, ge=0)
     """CPU threads of the engine process; 0 uses all cores that the process may run on, by its CPU affinity and by the
     CPU quota of its control group (a container's CPU limit). Servers that share a store must use the same number,
@@ -97,7 +104,8 @@ class Settings(BaseSettings):
     exact_batching: ExactBatching = "auto"
     """Whether all forward passes of the network have one fixed number of rows. auto: measure at startup whether that
     number changes the bits of a noise prediction, and fix it only if it does; it is also fixed for images that do not
-    have the model's own size. pinned: always fix it. Then results have the same bits whatever else the server does."""
+    have the model's own size. pinned: always fix it. The backends openvino and onnxruntime compute each row of a pass
+    by itself where torch fixes their number. Either way, results have the same bits whatever else the server does."""
     exact_batch_class: int = Field(0, ge=0, le=64)
     """Rows of each forward pass where that number is fixed (see exact-batching), at least 2 and at most max-batch-size.
     A larger number makes a busy server faster and a lone request slower. 0 chooses 8 on a GPU, 4 on a CPU, and 2 for

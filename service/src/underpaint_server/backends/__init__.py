@@ -3,16 +3,23 @@
 To add a backend, add a module to this package and a line to :data:`BACKENDS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
+import structlog
+
 from underpaint_server.backends.protocol import Backend
+from underpaint_server.backends.runtime import Unavailable
+from underpaint_server.errors import ModelNotReady, cause_of
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 
 class Loader(Protocol):
-    """Loads a checkpoint into a backend."""
+    """Loads a checkpoint into a backend; raises :class:`Unavailable` if the backend cannot compute it here."""
 
     def __call__(self, location: str, model_id: str, settings: Settings, known: ModelInfo | None, /) -> Backend:
         """See :func:`load`."""
@@ -24,34 +31,80 @@ def _torch() -> Loader:
     return load
 
 
+def _openvino() -> Loader:
+    try:
+        from underpaint_server.backends.openvino_ import load
+    except ImportError as error:
+        raise Unavailable("OpenVINO is not installed: pip install 'underpaint-server[openvino]'") from error
+    return load
+
+
+def _onnxruntime() -> Loader:
+    try:
+        from underpaint_server.backends.onnxruntime_ import load
+    except ImportError as error:
+        raise Unavailable(
+            "ONNX Runtime is not installed: pip install 'underpaint-server[onnxruntime]' or, for a GPU, "
+            "'underpaint-server[onnxruntime-gpu]'"
+        ) from error
+    return load
+
+
 def _toy() -> Loader:
     from underpaint_server.backends.toy import ToyBackend
 
     return lambda location, model_id, settings, _: ToyBackend(model_id, settings, invariant=location != "pinned")
 
 
-BACKENDS: Mapping[str, Callable[[], Loader]] = {"torch": _torch, "toy": _toy}
-"""Name -> function that imports the backend's module and gives its loader."""
+BACKENDS: Mapping[str, Callable[[], Loader]] = {
+    "openvino": _openvino, "onnxruntime": _onnxruntime, "torch": _torch, "toy": _toy
+}  # fmt: skip
+"""Name -> function that imports the backend's module and gives its loader; it raises :class:`Unavailable` if what it
+needs is not installed."""
+
+AUTO = {"cpu": ("openvino", "onnxruntime", "torch"), "cuda": ("torch",)}
+"""Kind of device -> the backends of ``--backend auto``, the fastest first, as benchmarks/results shows."""
 
 
 def load(location: str, model_id: str, settings: Settings, known: ModelInfo | None = None) -> Backend:
-    """Load a model; the backend is torch, or the one named NAME if ``location`` is ``NAME:LOCATION``.
+    """Load a model with the backend that the settings name, or the one named NAME if ``location`` is ``NAME:LOCATION``.
 
     ``known`` is what an earlier process on this machine found of this model, with the same settings. Raises
     :class:`ModelNotReady` if the checkpoint cannot be used.
     """
-    name, rest = _split(location)
-    return BACKENDS[name]()(rest, model_id, settings, known)
+    names, rest = _split(location, settings)
+    for name in names:
+        try:
+            return BACKENDS[name]()(rest, model_id, settings, known)
+        except Unavailable as error:
+            if name == names[-1]:
+                raise ModelNotReady(f"backend: {error}") from error
+            log.warning("backend not used", backend=name, model=model_id, reason=str(error), cause=cause_of(error))
+    raise AssertionError("no backend")
 
 
 def preload(settings: Settings) -> None:
     """Import what the configured models need, without touching a device; it takes seconds."""
     for _, location in settings.model_locations:
-        name, _ = _split(location)
-        BACKENDS[name]()
+        names, _ = _split(location, settings)
+        for name in names:
+            with suppress(Unavailable):
+                BACKENDS[name]()
 
 
-def _split(location: str) -> tuple[str, str]:
-    """Name of the backend, and the location that it is given."""
+def _split(location: str, settings: Settings) -> tuple[Sequence[str], str]:
+    """Names of the backends to try in turn, and the location that they are given."""
     name, colon, rest = location.partition(":")
-    return (name, rest) if colon and name in BACKENDS else ("torch", location)
+    if colon and name in BACKENDS:
+        return [name], rest
+    if settings.backend != "auto":
+        return [settings.backend], location
+    return AUTO[_kind_of_device(settings)], location
+
+
+def _kind_of_device(settings: Settings) -> str:
+    if settings.device != "auto":
+        return settings.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

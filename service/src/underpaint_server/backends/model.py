@@ -75,7 +75,7 @@ class ModelBackend:
         self._model = model
         self._edit_loss = edit_loss
         self._settings = settings
-        self._log = partial(_log_loading, model_id)
+        self._log = partial(log_loading, model_id)
         if known is None or known.digest != model.digest:
             self._log("trying one small edit")
             try_one_edit(model)
@@ -181,13 +181,8 @@ class ModelBackend:
     def _default_class(self) -> int:
         """Rows of each pass where their number changes bits. A heavy network on a CPU gains nothing from more rows."""
         default = BATCH_CLASS_CPU if self._model.unet.device.type == "cpu" else BATCH_CLASS_CUDA
-        chosen = self._settings.exact_batch_class or (MINIMUM if self._is_heavy() else default)
+        chosen = self._settings.exact_batch_class or (MINIMUM if is_heavy(self._model) else default)
         return min(chosen, self._settings.max_batch_size)
-
-    def _is_heavy(self) -> bool:
-        _, height, width = self._native
-        work = self._model.unet.num_parameters() * height * width
-        return bool(self._model.unet.device.type == "cpu" and work > CPU_MEASURED_WORK)
 
     def _class_at(self, shape: tuple[int, ...]) -> int | None:
         scale = self.facts.vae_scale
@@ -214,7 +209,7 @@ class ModelBackend:
 
     def _may_measure(self) -> bool:
         """Decided by size, not by elapsed time: the decision changes the bits of results, so it must not vary."""
-        return self._settings.exact_batching == "auto" and not self._is_heavy()
+        return self._settings.exact_batching == "auto" and not is_heavy(self._model)
 
     def _is_invariant(self) -> bool:
         self._log("measuring whether the number of rows in a pass changes bits")
@@ -252,6 +247,14 @@ class ModelBackend:
         return noise_preds
 
 
+def is_heavy(model: Family) -> bool:
+    """Whether the network is too large for this CPU to be measured at start; False on a GPU."""
+    width, height = model.native_px
+    parameters: int = sum(weights.numel() for weights in model.unet.parameters())
+    work = parameters * height * width / model.vae_scale**2
+    return model.unet.device.type == "cpu" and work > CPU_MEASURED_WORK
+
+
 def edit_loss(model: Family, directory: Path, model_id: str, settings: Settings) -> EditLoss | None:
     """The loss of learned directions; None if the checkpoint has no CLIP or is not Stable Diffusion."""
     named = settings.clip_directories.get(model_id, "")
@@ -272,7 +275,8 @@ def edit_loss(model: Family, directory: Path, model_id: str, settings: Settings)
     return EditLoss(name, Clip.load(clip, device=device), features)
 
 
-def _log_loading(model_id: str, note: str) -> None:
+def log_loading(model_id: str, note: str) -> None:
+    """Log what is being done while a model is loaded."""
     log.info("loading a model", model=model_id, note=note)
 
 
@@ -292,11 +296,11 @@ def load_model(
     device = device_of(settings)
     _configure_torch(settings)
     directory = checkpoint.resolve(location, settings.allow_network)
-    _log_loading(model_id, "reading the weights")
+    log_loading(model_id, "reading the weights")
     try:
         model = families.load(directory, dtype=dtype, device=device)
         for remark in model.about.remarks:
-            _log_loading(model_id, remark)
+            log_loading(model_id, remark)
         loss = edit_loss(model, directory, model_id, settings)
         return ModelBackend(model, model_id, settings, make_runtime, loss, known)
     except torch.OutOfMemoryError as error:

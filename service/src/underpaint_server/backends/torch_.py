@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from underpaint_server.backends.model import MINIMUM, ModelBackend, load_model
+from underpaint_server.backends.model import MINIMUM, ModelBackend, device_of, load_model
 from underpaint_server.backends.runtime import NoisePreds, Passes
 from underpaint_server.jobs import ModelInfo
 from underpaint_server.models.families import Family
@@ -14,8 +14,14 @@ from underpaint_server.settings import Settings
 
 
 def load(location: str, model_id: str, settings: Settings, known: ModelInfo | None) -> ModelBackend:
-    """See :class:`underpaint_server.backends.Loader`."""
-    return load_model(location, model_id, settings, known, getattr(torch, settings.dtype), TorchRuntime)
+    """See :class:`underpaint_server.backends.Loader`.
+
+    By default the U-Net is in bfloat16 on a GPU and in float32 on a CPU: many CPUs gain little from bfloat16 with
+    torch, and its bits depend on the number of rows of a pass there.
+    """
+    default = "float32" if device_of(settings).type == "cpu" else "bfloat16"
+    dtype = default if settings.dtype == "auto" else settings.dtype
+    return load_model(location, model_id, settings, known, getattr(torch, dtype), TorchRuntime)
 
 
 class TorchRuntime:

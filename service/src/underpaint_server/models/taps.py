@@ -5,9 +5,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from underpaint_server.rows import Captured, Denoise
+
+
+def blocks(unet: Any) -> dict[str, nn.Module]:
+    """Feature site -> the block of a diffusers U-Net whose output it is, in the order in which they run."""
+    named = {"mid": unet.mid_block, **{f"up_{i}": block for i, block in enumerate(unet.up_blocks)}}
+    return {site: block for site, block in named.items() if block is not None}
 
 
 class Taps:
@@ -18,15 +24,13 @@ class Taps:
     """
 
     def __init__(self, unet: Any) -> None:
-        blocks: dict[str, Any] = {"mid": unet.mid_block}
-        blocks |= {f"up_{i}": block for i, block in enumerate(unet.up_blocks)}
-        self.sites = tuple(site for site, block in blocks.items() if block is not None)
+        sites = blocks(unet)
+        self.sites = tuple(sites)
         """Names of the feature sites, in the order in which their blocks run; see :class:`Denoise`."""
         self._rows: list[Denoise] = []
         self._captured: list[dict[str, Tensor]] = []
-        for site, block in blocks.items():
-            if block is not None:
-                block.register_forward_hook(partial(self._hook, site))
+        for site, block in sites.items():
+            block.register_forward_hook(partial(self._hook, site))
 
     def answers(
         self, noise_preds: Callable[[list[Denoise]], Iterable[Tensor]], rows: list[Denoise]
