@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := client service models/underpaint-mini
+# What the lock files hold of each package, extras included.
+LOCKED = $(patsubst ./service,./service[openvino],$(PACKAGES:%=./%))
 # Where the lock files are: every package besides torch, with version and hashes.
 LOCKS := requirements
 TOOLS := requirements/dev.in
@@ -73,7 +75,7 @@ protos: $(VENV)/.dev ## generate the wire code and the synchronous client
 
 lock: .cache/uv/.installed ## bring requirements/*.txt up to the declared dependencies. ARGS=--upgrade takes the newest of all
 	@mkdir -p $(LOCKS)
-	@printf '%s\n' $(PACKAGES:%=./%) '$(TORCH)' > .cache/run.in
+	@printf '%s\n' $(LOCKED) '$(TORCH)' > .cache/run.in
 	$(COMPILE) $(ARGS) -o $(LOCKS)/dev.txt requirements/build.in .cache/run.in $(TOOLS)
 	$(COMPILE) -c $(LOCKS)/dev.txt -o $(LOCKS)/run.txt .cache/run.in
 	$(COMPILE) -c $(LOCKS)/dev.txt -o $(LOCKS)/build.txt requirements/build.in

@@ -58,7 +58,7 @@ def denoise(backend: Backend, number: int, *, height: int = 16, width: int = 16,
     return Denoise(latents, (37 * number + 11) % 999, 0.5, embeds, **changes)
 
 
-def close(found: Tensor, expected: Tensor, tolerance: Mapping[str, float]) -> None:
+def close(found: Tensor, expected: Tensor, tolerance: Mapping[str, Any]) -> None:
     torch.testing.assert_close(found.double(), expected.double(), **tolerance)
 
 
@@ -76,7 +76,7 @@ def shifted(by: float, activation: Tensor) -> Tensor:
 @pytest.mark.parametrize("size", [(16, 16), (8, 16), (20, 12), (32, 32)], ids=str)
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 16])
 def test_noise_predictions_are_those_of_torch(
-    rows: int, size: tuple[int, int], backend: Backend, embedded: Backend, tolerance: Mapping[str, float]
+    rows: int, size: tuple[int, int], backend: Backend, embedded: Backend, tolerance: Mapping[str, Any]
 ) -> None:
     if size == (32, 32) and rows > 3:
         pytest.skip("the same code as for fewer rows, and slow")
@@ -89,7 +89,7 @@ def test_noise_predictions_are_those_of_torch(
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 20)], ids=str)
 def test_captures_and_maps_are_those_of_torch(
-    size: tuple[int, int], backend: Backend, embedded: Backend, tolerance: Mapping[str, float]
+    size: tuple[int, int], backend: Backend, embedded: Backend, tolerance: Mapping[str, Any]
 ) -> None:
     """Every site alone, all at once, one map after another, beside rows that have none."""
     ask = partial(denoise, backend, height=size[0], width=size[1])

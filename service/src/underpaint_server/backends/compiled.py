@@ -6,6 +6,7 @@ were not measured, every row is a chunk of its own, so the number of rows of a p
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -180,4 +181,4 @@ def chunks(rows: int, workers: int, *, alone: bool) -> list[slice]:
     """The rows of a pass in chunks: each row by itself, or as evenly as possible over the workers."""
     count = rows if alone else max(min(workers, rows), -(-rows // MAX_ROWS))
     bounds = [rows * number // count for number in range(count + 1)]
-    return [slice(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False)]
+    return [slice(begin, end) for begin, end in pairwise(bounds)]

@@ -41,8 +41,8 @@ def _make(model: Family, model_id: str, settings: Settings) -> CompiledRuntime:
     device = device_of(settings)
     if PROVIDERS[device.type] not in ort.get_available_providers():
         raise Unavailable(
-            f"this ONNX Runtime has no {PROVIDERS[device.type]}: install onnxruntime-gpu in place of onnxruntime, or use "
-            "--device cpu"
+            f"this ONNX Runtime has no {PROVIDERS[device.type]}: install onnxruntime-gpu in place of onnxruntime, or "
+            "use --device cpu"
         )
     exported = export(model, cache.directory(settings), lambda note: log_loading(model_id, note))
     threads = settings.threads or usable_cores()
