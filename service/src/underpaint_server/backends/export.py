@@ -5,13 +5,14 @@ its contents, it is written under another name first, and its sha256 is stored b
 So servers may share the directory, and a damaged file is made again.
 """
 
+import atexit
 import json
 import logging
 import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from importlib.metadata import version
@@ -30,6 +31,8 @@ from underpaint_server.models.taps import blocks
 
 FORMAT = 1
 """Number of the form of the files; a change of this module that changes them takes the next one."""
+_EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
+"""Packages whose versions may change the files."""
 MAX_ROWS = 63
 """Largest batch of a file: from 64 on, the upsampling layers of diffusers compute in another way."""
 MAX_UNITS = 512
@@ -82,32 +85,44 @@ def export(model: Family, cache: Path | None, say: Callable[[str], None]) -> Exp
     ``cache`` is the cache directory; None uses a temporary one, which is deleted with the process. ``say`` is called
     before what takes long. Raises :class:`Unavailable` if the exporter cannot express a network.
     """
-    folder = _folder(model, cache)
-    for name, graph in model.graphs.items():
-        if not _is_whole(folder / name):
-            say(f"exporting the {name.replace('_', ' ')} to ONNX; later starts use the file")
-            _write(folder / name, graph, model.unet if name == UNET else None)
+    folder = _temporary() if cache is None else cache / "onnx" / key(model)
+    if not all(_is_whole(folder / name) for name in model.graphs):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder):
+                for name, graph in model.graphs.items():
+                    if not _is_whole(folder / name):
+                        say(f"exporting the {name.replace('_', ' ')} to ONNX; later starts use the file")
+                        _write(folder / name, graph, model.unet if name == UNET else None)
+        except OSError as error:
+            raise Unavailable(f"the exported networks cannot be written to '{folder}': {error}") from error
     return Exported(folder)
 
 
 def key(model: Family) -> str:
     """32 hexadecimal digits: digest of what decides the contents of a model's files."""
-    parts = [model.digest, str(FORMAT), *(f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript"))]
+    parts = [model.digest, str(FORMAT), *(f"{name} {version(name)}" for name in _EXPORTERS)]
     return sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _folder(model: Family, cache: Path | None) -> Path:
-    if cache is None:
-        return _temporary()
-    return cache / "onnx" / key(model)
-
-
 def _temporary() -> Path:
-    import atexit
-
     folder = tempfile.mkdtemp(prefix="underpaint-onnx-")
     atexit.register(rmtree, folder, ignore_errors=True)
     return Path(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait while another process exports into the folder, so that the work is not done twice.
+
+    Where the file system has no locks it may be, and is harmless: a graph gets its name when it is whole.
+    """
+    with (folder / "lock").open("w") as file:
+        with suppress(OSError, ImportError):
+            from fcntl import LOCK_EX, flock
+
+            flock(file, LOCK_EX)
+        yield
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -130,23 +145,19 @@ def _digest(file: Path) -> str:
 
 def _write(folder: Path, graph: Graph, unet: nn.Module | None) -> None:
     """Export into a folder of another name, then give it its own; another process may do the same meanwhile."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-", ignore_cleanup_errors=True) as made:
-            new = Path(made) / "graph"
-            new.mkdir()
-            _export(graph, unet, new / "model.onnx")
-            digests = [f"{_digest(file)}  {file.name}\n" for file in sorted(new.iterdir())]
-            (new / "sha256").write_text("".join(digests))
-            if folder.exists():  # damaged
-                os.replace(folder, Path(made) / "old")
-            try:
-                os.replace(new, folder)
-            except OSError:
-                if not _is_whole(folder):  # not there because another process was faster
-                    raise
-    except OSError as error:
-        raise Unavailable(f"the exported network cannot be written to '{folder}': {error}") from error
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-", ignore_cleanup_errors=True) as made:
+        new = Path(made) / folder.name
+        new.mkdir()
+        _export(graph, unet, new / "model.onnx")
+        digests = [f"{_digest(file)}  {file.name}\n" for file in sorted(new.iterdir())]
+        (new / "sha256").write_text("".join(digests))
+        if folder.exists():  # damaged
+            os.replace(folder, Path(made) / "old")
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if not _is_whole(folder):  # if it is, another process was faster
+                raise
 
 
 # --- ONNX ---------------------------------------------------------------------------------------------------------
