@@ -16,7 +16,7 @@ def directory(settings: Settings) -> Path | None:
     None, with a warning in the log, if files cannot be written there; then nothing is kept.
     """
     try:
-        path = Path(settings.cache_dir) if settings.cache_dir else _default()
+        path = location(settings)
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write in {path}")
@@ -24,6 +24,14 @@ def directory(settings: Settings) -> Path | None:
         _log.warning("the cache directory cannot be used, so nothing is kept there", error=str(error))
         return None
     return path
+
+
+def location(settings: Settings) -> Path:
+    """The cache directory, whether or not it exists and files can be written there: it may have been filled before.
+
+    Raises :class:`RuntimeError` if none is named and the user has no home directory.
+    """
+    return Path(settings.cache_dir) if settings.cache_dir else _default()
 
 
 def _default() -> Path:

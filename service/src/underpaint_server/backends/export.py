@@ -24,10 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from underpaint_server import cache
 from underpaint_server.backends.runtime import Unavailable
 from underpaint_server.models.families import Family
 from underpaint_server.models.graphs import UNET, Axis, Graph, Input
 from underpaint_server.models.taps import blocks
+from underpaint_server.settings import Settings
 
 FORMAT = 1
 """Number of the form of the files; a change of this module that changes them takes the next one."""
@@ -69,34 +71,50 @@ class Exported:
     """The graphs of one model as files."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
+        """Holds a folder for each graph."""
         loaded: dict[str, list[int]] = json.loads((folder / UNET / _SITES).read_text())
         self.sites = {name: Site(*values) for name, values in loaded.items()}
         """Name of each feature site -> its shape, in the order in which their blocks run."""
 
     def file(self, graph: str) -> Path:
         """The ONNX file of a graph."""
-        return self._folder / graph / "model.onnx"
+        return self.folder / graph / "model.onnx"
 
 
-def export(model: Family, cache: Path | None, say: Callable[[str], None]) -> Exported:
+def export(model: Family, settings: Settings, say: Callable[[str], None]) -> Exported:
     """The model's graphs as files, made where they are missing or damaged.
 
-    ``cache`` is the cache directory; None uses a temporary one, which is deleted with the process. ``say`` is called
-    before what takes long. Raises :class:`Unavailable` if the exporter cannot express a network.
+    Files of a cache directory that cannot be written to are used; what is missing there is written to a temporary
+    directory, which is deleted with the process. ``say`` is called before what takes long. Raises :class:`Unavailable`
+    if the exporter cannot express a network, or if files cannot be written anywhere.
     """
-    folder = _temporary() if cache is None else cache / "onnx" / key(model)
-    if not all(_is_whole(folder / name) for name in model.graphs):
+    try:
+        folder = cache.location(settings) / "onnx" / key(model)
+        if not _are_whole(folder, model):
+            _make(folder, model, say)
+    except (OSError, RuntimeError) as error:
+        say(f"the exported networks are not kept, and the next start exports again: {error}")
+        folder = _temporary()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
-                for name, graph in model.graphs.items():
-                    if not _is_whole(folder / name):
-                        say(f"exporting the {name.replace('_', ' ')} to ONNX; later starts use the file")
-                        _write(folder / name, graph, model.unet if name == UNET else None)
-        except OSError as error:
-            raise Unavailable(f"the exported networks cannot be written to '{folder}': {error}") from error
+            _make(folder, model, say)
+        except OSError as second:
+            raise Unavailable(f"the exported networks cannot be written to '{folder}': {second}") from second
     return Exported(folder)
+
+
+def _are_whole(folder: Path, model: Family) -> bool:
+    return all(_is_whole(folder / name) for name in model.graphs)
+
+
+def _make(folder: Path, model: Family, say: Callable[[str], None]) -> None:
+    """Export the graphs that are missing or damaged."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        for name, graph in model.graphs.items():
+            if not _is_whole(folder / name):
+                say(f"exporting the {name.replace('_', ' ')} to ONNX; later starts use the file")
+                _write(folder / name, graph, model.unet if name == UNET else None)
 
 
 def key(model: Family) -> str:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from underpaint_server import cache
 from underpaint_server.backends.compiled import CompiledRuntime, Session
 from underpaint_server.backends.export import Site, export, flag_name, value_name
 from underpaint_server.backends.model import ModelBackend, device_of, load_model, log_loading
@@ -44,7 +43,7 @@ def _make(model: Family, model_id: str, settings: Settings) -> CompiledRuntime:
             f"this ONNX Runtime has no {PROVIDERS[device.type]}: install onnxruntime-gpu in place of onnxruntime, or "
             "use --device cpu"
         )
-    exported = export(model, cache.directory(settings), lambda note: log_loading(model_id, note))
+    exported = export(model, settings, lambda note: log_loading(model_id, note))
     threads = settings.threads or usable_cores()
     sessions: dict[str, Session] = {}
     for graph in model.graphs:

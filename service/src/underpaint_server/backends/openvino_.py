@@ -15,7 +15,6 @@ from openvino import properties
 from openvino.properties import hint
 from torch import Tensor
 
-from underpaint_server import cache
 from underpaint_server.backends.compiled import CompiledRuntime, Session
 from underpaint_server.backends.export import Site, export, flag_name, value_name
 from underpaint_server.backends.model import ModelBackend, is_heavy, load_model, log_loading
@@ -49,8 +48,7 @@ def load(location: str, model_id: str, settings: Settings, known: ModelInfo | No
 def _make(model: Family, model_id: str, settings: Settings) -> CompiledRuntime:
     core = ov.Core()
     dtype = _dtype(core, settings)
-    directory = cache.directory(settings)
-    exported = export(model, directory, lambda note: log_loading(model_id, note))
+    exported = export(model, settings, lambda note: log_loading(model_id, note))
     threads = settings.threads or usable_cores()
     workers = max(1, threads // THREADS_OF_A_HEAVY_ROW) if is_heavy(model) else min(threads, settings.max_batch_size)
     sessions: dict[str, Session] = {}
