@@ -39,7 +39,7 @@ async def test_the_counters_say_what_was_asked_for() -> None:
     methods = Counter(method for method, _ in asked)
     spent: Counter[str] = Counter()
     for (method, _), answer in zip(asked, answers, strict=True):
-        spent[method] += answer.usage.network_evaluations
+        spent[method] += answer.usage.network_evaluations - answer.usage.reused_evaluations
     assert {method: rows for method, rows in now.by(ROWS, "method").items() if rows} == spent
     assert now.sum("underpaint_batch_rows_sum") == now.sum(ROWS) == sum(spent.values())
     steps = now.sum("underpaint_denoising_steps_total")

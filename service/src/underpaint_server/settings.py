@@ -106,6 +106,11 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(16, ge=2, le=256)
     """Largest number of rows (latents) in one forward pass. A larger number makes better use of the device and needs
     more of its memory."""
+    reuse_bytes: int = Field(256 * _MIB, ge=0)
+    """Device memory in bytes for what the engine keeps of its work to use it again: inverting the same image with the
+    same options, encoding the same image or prompt, the masks of DiffEdit. The default is 256 MiB. 0 keeps nothing, and
+    also computes separately what several running requests have in common. Results have the same bits with every
+    value."""
     max_running: int = Field(16, ge=1)
     """Jobs that run at one time and share forward passes. Jobs that learn directions are not counted; learn-share
     limits those."""

@@ -163,6 +163,10 @@ class Metrics:
         self._steps.labels(model).inc()
         self._step_seconds.labels(model, _rows_bucket(rows + padding)).observe(duration_s)
 
+    def on_reused(self, *, model: str, kind: str, rows: int) -> None:
+        """Rows of one ``kind``, such as ``denoise``, were not computed, because an equal row was."""
+        self._reused_rows.labels(model, kind).inc(rows)
+
     def on_batch_split(self, *, model: str, reason: str) -> None:
         """A pass failed and was split into smaller ones; ``reason`` is ``oom`` (out of memory) or ``error``."""
         self._splits.labels(model, reason).inc()
@@ -277,6 +281,9 @@ class Metrics:
         self._steps = count("underpaint_denoising_steps_total", "Passes of the denoising network.", "model")
         self._network_rows = count("underpaint_network_rows_total", "Network rows of jobs.", "model", "method")
         self._padding_rows = count("underpaint_padding_rows_total", "Rows that belong to no job.", "model")
+        self._reused_rows = count(
+            "underpaint_reused_rows_total", "Rows not computed, because an equal row was.", "model", "kind"
+        )
         self._batch_rows = spread("underpaint_batch_rows", "Rows of jobs in one pass.", _ROWS, "model")
         self._splits = count("underpaint_batch_splits_total", "Passes split after a failure.", "model", "reason")
         self._cancel_latency = spread(
