@@ -61,7 +61,8 @@ async def test_padding_is_what_a_pinned_pass_holds_beside_its_rows() -> None:
     with LocalServer(models="toy=toy:pinned", exact_batch_class=8) as server:
         async with stubs(server) as wire:
             for seed in range(3):
-                await wire.edits.Edit(edit("edict", image=photo(seed=seed)))
+                described = {"source_prompt": "a cat"}  # so that inverting is guided too
+                await wire.edits.Edit(edit("edict", image=photo(seed=seed), inversion_parameters=described))
         now = await idle(server)
     assert now.sum("underpaint_padding_rows_total") == 8 * now.sum("underpaint_denoising_steps_total") - now.sum(ROWS)
     assert now.sum("underpaint_padding_rows_total") == 3 * now.sum(ROWS), "two rows of eight are useful"

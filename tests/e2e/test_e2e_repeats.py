@@ -1,6 +1,7 @@
 """Reading twice: the work is done once, the bytes are the same, on one server and on another."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -84,6 +85,49 @@ async def test_many_inversions_of_one_photo_are_one_piece_of_work(narrow: LocalS
     after = await idle(narrow)
     rows = answers[0].usage.network_evaluations
     assert after.sum(ROWS, method="invert_edict") == before.sum(ROWS, method="invert_edict") + rows
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "own"), [("edict", 4 * 16, 4 * 16), ("ddim", 16, 2 * 16), ("diffedit", 16 + 10, 10 + 2 * 16)]
+)
+@pytest.mark.parametrize("model", ["toy", "other"])
+async def test_prompts_on_one_photo_share_their_inversion_though_they_come_together(
+    toy: LocalServer, separate: LocalServer, name: str, shared: int, own: int, model: str
+) -> None:
+    """The first of them would have stored it for those that come later; and for masks the seeds are equal too."""
+    described: dict[str, Any] = {"source_prompt": "a cat", "steps": 20, "strength": 0.8}
+    requests = [
+        edit(
+            name, image=photo(seed=80 + len(name)), model=f"models/{model}", inversion_parameters=described, target_prompt=prompt,
+            seed=1, **({"diffedit": {"samples": 10}} if name == "diffedit" else {}),
+        )
+        for prompt in ("a dog", "a corgi", "a fox", "a red circle")
+    ]  # fmt: skip
+    before = await idle(toy)
+    async with stubs(toy) as wire, stubs(separate) as other:
+        answers = await together(toy, [wire.edits.Edit(request) for request in requests], inside=4)
+        after = await idle(toy)
+        alone = await together(separate, [other.edits.Edit(request) for request in requests], inside=4)
+        stored = await wire.edits.Edit(requests[0])
+    assert [answer.image for answer in answers] == [answer.image for answer in alone]
+    assert [answer.mask for answer in answers] == [answer.mask for answer in alone]
+    assert len({answer.inversion for answer in (*answers, *alone)}) == 1
+    assert stored.image == answers[0].image
+    assert stored.usage.inversion_cache_hit
+    assert {answer.usage.network_evaluations for answer in (*answers, *alone)} == {shared + own}
+    assert sum(answer.usage.reused_evaluations for answer in answers) == 3 * shared
+    assert not any(answer.usage.reused_evaluations for answer in alone)
+    labels = {"model": model, "method": name}
+    assert after.sum(ROWS, **labels) - before.sum(ROWS, **labels) == shared + 4 * own
+    reused = [page.sum("underpaint_reused_rows_total", model=model, kind="denoise") for page in (before, after)]
+    assert reused[1] - reused[0] == 3 * shared
+
+
+@pytest.fixture(scope="module")
+def separate() -> Iterator[LocalServer]:
+    """The closed-form network on a server that computes every row."""
+    with LocalServer(models="toy=toy:,other=toy:pinned", reuse_bytes=0) as server:
+        yield server
 
 
 @pytest.mark.parametrize("place", ["toy:", "toy:pinned"])
