@@ -96,10 +96,11 @@ async def test_prompts_on_one_photo_share_their_inversion_though_they_come_toget
 ) -> None:
     """The first of them would have stored it for those that come later; and for masks the seeds are equal too."""
     described: dict[str, Any] = {"source_prompt": "a cat", "steps": 20, "strength": 0.8}
+    image, more = photo(seed=80 + len(name)), {"diffedit": {"samples": 10}} if name == "diffedit" else {}
     requests = [
         edit(
-            name, image=photo(seed=80 + len(name)), model=f"models/{model}", inversion_parameters=described, target_prompt=prompt,
-            seed=1, **({"diffedit": {"samples": 10}} if name == "diffedit" else {}),
+            name, image=image, model=f"models/{model}", inversion_parameters=described, target_prompt=prompt, seed=1,
+            **more,
         )
         for prompt in ("a dog", "a corgi", "a fox", "a red circle")
     ]  # fmt: skip
@@ -144,6 +145,7 @@ async def test_resolved_gives_the_same_bytes_here_and_on_another_server(place: s
                     for client in (here, there):
                         assert client.repeat(told).image_bytes == made.image_bytes, (name, source)
             mask = here.compute_mask(disc(), "a corgi", DiffEdit(samples=4))
+        await _repeat_by_id(one, other)
         await _repeat_mask(other, mask.resolved.message, mask.mask_bytes)
         await _repeat_mask(one, mask.resolved.message, mask.mask_bytes)
 
@@ -266,6 +268,20 @@ def test_the_seed_of_a_drawn_picture_draws_it_again(toy: LocalServer) -> None:
         assert client.generate("a corgi", steps=5, seed=made[0].resolved.seed).image_bytes == made[0].image_bytes
         edited = client.edit(Generated("a corgi", seed=1, steps=5), "a cat", SdEdit(steps=5), seed=2)
         assert edited.resolved.seed == 2
+
+
+async def _repeat_by_id(one: LocalServer, other: LocalServer) -> None:
+    """Servers of one store have one answer for a request id, and refuse another request under it."""
+    request = edit("sdedit", request_id=str(uuid4()))  # without a seed, so computed anew it would be another image
+    before = await idle(other)
+    async with stubs(one) as here, stubs(other) as there:
+        first = await here.edits.Edit(request)
+        assert await there.edits.Edit(request) == first
+        changed = edit("sdedit", request_id=request.request_id, target_prompt="another")
+        assert (await refused(there.edits.Edit(changed))).reason == "REQUEST_ID_REUSED"
+    after = await idle(other)
+    assert after.sum(ROWS) == before.sum(ROWS)
+    assert after.sum("underpaint_idempotent_replays_total", result="stored") == 1
 
 
 async def _repeat_mask(server: LocalServer, resolved: edit_service_pb2.EditRequest, mask: bytes) -> None:

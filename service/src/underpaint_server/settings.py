@@ -199,10 +199,11 @@ class Settings(BaseSettings):
     """Seconds after its end for which a finished operation can still be read; the default is 7 days."""
     replay_ttl_s: float = Field(600, gt=0)
     """Seconds for which the response to a request with a request_id is kept. A repeat of the request with the same
-    request_id gets that response instead of running again."""
+    request_id gets that response instead of running again, also from another server that shares the store."""
     replay_bytes: int = Field(256 * _MIB, ge=0)
-    """Largest total size of the responses kept for repeats of a request_id, in bytes; beyond it the oldest are dropped.
-    The default is 256 MiB; 0 keeps none."""
+    """Largest total size of the responses kept for repeats of a request_id, in bytes: of those in the memory of this
+    server, and again of those in the store, unless that is memory too. Beyond it the oldest are dropped. The default is
+    256 MiB; 0 keeps none."""
     rejoin_s: float = Field(2, ge=0, le=60)
     """Seconds for which the work of a request with a request_id goes on after its caller has left, so that a caller
     whose connection broke can repeat the request and get the answer of the same work. A request that is cancelled uses
