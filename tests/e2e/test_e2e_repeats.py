@@ -218,7 +218,7 @@ def test_the_client_repeats_an_edit_whose_inversion_is_gone(toy: LocalServer) ->
 @pytest.mark.parametrize("place", ["toy:", "toy:pinned"])
 async def test_an_edit_has_the_same_bytes_alone_and_in_a_crowd(place: str) -> None:
     requests = [edit(name, image=photo(seed=60 + n), seed=1) for n, name in enumerate(METHODS)]
-    with LocalServer(models=f"toy={place}") as server:
+    with LocalServer(models=f"toy={place}", reuse_bytes=0) as server:  # so that the crowd computes it again
         async with stubs(server) as wire:
             answers = [await wire.edits.Edit(request) for request in requests]
             alone = answers[0]

@@ -27,7 +27,7 @@ class Bench:
     """Start jobs, collect reports."""
 
     def __init__(
-        self, backend: Backend, max_batch_size: int = 16, learn_share: float = 0.25, reuse_bytes: int = 2**28
+        self, backend: Backend, max_batch_size: int = 16, learn_share: float = 0.25, reuse_bytes: int = 0
     ) -> None:
         self.reports: list[Report] = []
         self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.engine import Bench
+from support.engine import Bench as Engine
 from support.jobs import (
     content_options,
     ddim_options,
@@ -25,6 +25,7 @@ from support.jobs import (
     invert_job,
 )
 from support.waiting import PATIENCE_S
+from underpaint_server.backends.protocol import Backend
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
 from underpaint_server.engine.messages import Ended, Passed, Report, Reused
 from underpaint_server.engine.reuse import Answers
@@ -54,6 +55,13 @@ PX = SHAPE[1] * SCALE
 N = 16
 """Used steps of the inversions of these jobs: 20 steps with a strength of 0.8."""
 PROMPTS = ("a green circle", "a blue circle", "a square", "a red dog")
+
+
+class Bench(Engine):
+    """An engine that keeps answers."""
+
+    def __init__(self, backend: Backend, max_batch_size: int = 16, *, reuse_bytes: int = 2**28) -> None:
+        super().__init__(backend, max_batch_size, reuse_bytes=reuse_bytes)
 
 
 def toy(invariant: bool = True) -> ToyBackend:
