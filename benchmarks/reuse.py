@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
 
+import psutil
 from underpaint import Client, Ddim, DiffEdit, Edict
 from underpaint_server.local_server import LocalServer
 
@@ -17,14 +18,14 @@ LOADS = ((1, 1), (1, 4), (4, 4))
 """(photos, prompts on each)."""
 ABOUT = (
     "Edits of one photo with one prompt, of one with four and of four with four each, sent at once to two real servers "
-    "of the embedded model (float32, {steps} steps, default settings, one seed): one that computes equal rows once, and "
-    "one with --reuse-bytes 0, which computes every row. The two alternate (A B A B ...) after an unmeasured round of "
-    "each; the pictures of the two are compared byte for byte, and unequal ones end the benchmark. Every round has "
-    "photos of its own, so nothing is known of them beforehand. Seconds are from the first request to the last answer; "
-    "figures are medians over the rounds, with smallest and largest, and ratios are taken between neighbouring rounds. "
-    "The bound is the ratio of the rows that were computed. It is reached where rows cost the same in every pass: the "
-    "shared inversion of a lone photo leaves passes small, and a network that computes small passes at a lower rate "
-    "takes part of the gain."
+    "of the embedded model (float32, {steps} steps, default settings, one seed): one that computes equal rows once, "
+    "and one with --reuse-bytes 0, which computes every row. The two alternate (A B A B ...) after an unmeasured round "
+    "of each; the pictures of the two are compared byte for byte, and unequal ones end the benchmark. Every round has "
+    "photos of its own, so nothing is known of them beforehand. Seconds are from the first request to the last answer, "
+    "CPU seconds those of the server's processes; figures are medians over the rounds, with smallest and largest, and "
+    "ratios are taken between neighbouring rounds. The bound is the ratio of the rows that were computed. It is "
+    "reached where rows cost the same in every pass: the shared inversion of a lone photo leaves passes small, and a "
+    "network that computes small passes at a lower rate takes part of the gain."
 )
 
 
@@ -36,6 +37,8 @@ class Round:
     photos: int
     prompts: int
     seconds: float
+    cpu_s: float
+    """CPU seconds of the server's processes."""
     rows: float
     """Network rows that were computed."""
     passes: float
@@ -53,6 +56,11 @@ class Pair:
     def ratio(self) -> float:
         """How many times faster the edits are with shared rows."""
         return self.separate.seconds / self.shared.seconds
+
+    @property
+    def cpu_ratio(self) -> float:
+        """How many times less CPU time the edits take with shared rows."""
+        return self.separate.cpu_s / self.shared.cpu_s
 
     @property
     def bound(self) -> float:
@@ -106,12 +114,17 @@ def _round(
         for target in (case.target_prompt, "a green leaf", "a blue ball", "a yellow star")[:prompts]
     ]
     served.forget(client)
-    before, start = served.Counters.read(server), time.perf_counter()
+    before, cpu_s, start = served.Counters.read(server), _cpu_s(server), time.perf_counter()
     edited = served.at_once(calls)
-    seconds = time.perf_counter() - start
+    seconds, cpu_s = time.perf_counter() - start, _cpu_s(server) - cpu_s
     counters = served.Counters.read(server) - before
     pictures = tuple(one.image_bytes for one in edited)
-    return Round(method.__name__, len(photos), prompts, seconds, counters.rows, counters.passes, pictures)
+    return Round(method.__name__, len(photos), prompts, seconds, cpu_s, counters.rows, counters.passes, pictures)
+
+
+def _cpu_s(server: LocalServer) -> float:
+    process = psutil.Process(server.pid)
+    return sum(sum(one.cpu_times()[:2]) for one in (process, *process.children()))
 
 
 def _of(pairs: list[Pair], method: str, load: tuple[int, int]) -> list[Pair]:
@@ -120,8 +133,8 @@ def _of(pairs: list[Pair], method: str, load: tuple[int, int]) -> list[Pair]:
 
 def _table(pairs: list[Pair]) -> Table:
     columns = (
-        "method", "photos", "prompts", "s, every row", "s, equal rows once", "ratio", "bound", "rows", "equal once",
-        "rows per pass", "equal once",
+        "method", "photos", "prompts", "s, every row", "s, equal rows once", "ratio", "ratio of CPU s", "bound", "rows",
+        "equal once", "rows per pass", "equal once",
     )  # fmt: skip
     rows = []
     for method in METHODS:
@@ -130,7 +143,8 @@ def _table(pairs: list[Pair]) -> Table:
             ways = [[pair.separate for pair in mine], [pair.shared for pair in mine]]
             rows.append((
                 method.__name__, *map(str, load), *(spread([one.seconds for one in way]) for way in ways),
-                spread([pair.ratio for pair in mine]), f"{median(pair.bound for pair in mine):.2f}",
+                spread([pair.ratio for pair in mine]), spread([pair.cpu_ratio for pair in mine]),
+                f"{median(pair.bound for pair in mine):.2f}",
                 *(f"{median(one.rows for one in way):.0f}" for way in ways),
                 *(f"{median(one.rows / one.passes for one in way):.1f}" for way in ways),
             ))  # fmt: skip
@@ -140,11 +154,14 @@ def _table(pairs: list[Pair]) -> Table:
 def _finding(pairs: list[Pair], method: str) -> str:
     one, four, busy = (_of(pairs, method, load) for load in LOADS)
     return (
-        f"{method}: four prompts on one photo are {median(pair.ratio for pair in four):.2f} times as fast with shared "
-        f"rows, on four photos {median(pair.ratio for pair in busy):.2f} times "
-        f"(bound {median(pair.bound for pair in four):.2f}); one prompt "
-        f"{median(pair.ratio for pair in one):.2f} times; equal bytes."
+        f"{method}: four prompts on one photo are {_gain(four)} with shared rows, on four photos {_gain(busy)}; the bound "
+        f"is {median(pair.bound for pair in four):.2f}. One prompt: {_gain(one)}. Equal bytes."
     )
+
+
+def _gain(pairs: list[Pair]) -> str:
+    time, cpu = median(pair.ratio for pair in pairs), median(pair.cpu_ratio for pair in pairs)
+    return f"{time:.2f} times as fast ({cpu:.2f} times by CPU time)"
 
 
 def _plain(one: Round) -> dict[str, object]:

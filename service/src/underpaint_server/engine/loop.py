@@ -26,7 +26,7 @@ from underpaint_server.engine.messages import (
     StartJob,
     Stop,
 )
-from underpaint_server.engine.reuse import Answers, ReusedRows, Twins
+from underpaint_server.engine.reuse import Answers, Twins
 from underpaint_server.engine.run import JobRun, now
 from underpaint_server.engine.scheduler import Selection, WaitingRow, choose
 from underpaint_server.engine.share import Share
@@ -62,7 +62,7 @@ class Engine:
         self._max_batch_size = max_batch_size
         self._share = Share(learn_share)
         self._answers = Answers(reuse_bytes)
-        self._reused = ReusedRows()
+        self._reused: Tally[tuple[str, str]] = Tally()
         self._caps: dict[Key, int] = {}
         self._runs: dict[int, JobRun] = {}
         self._passes = 0
@@ -141,7 +141,7 @@ class Engine:
 
     def _take_reused(self, run: JobRun, row: WaitingRow) -> None:
         """Note that the answer to a row was computed for another."""
-        self._reused.add(row.key.model, _kind_name(row.key))
+        self._reused[row.key.model, _kind_name(row.key)] += 1
         self._note_name(run, row)
 
     def _note_name(self, run: JobRun, row: WaitingRow) -> None:
@@ -150,8 +150,9 @@ class Engine:
             run.names.add(name)
 
     def _report_reused(self) -> None:
-        for (model, kind), rows in self._reused.take().items():
+        for (model, kind), rows in self._reused.items():
             self._report(Reused(model, kind, rows))
+        self._reused.clear()
 
     # --- schedule ------------------------------------------------------------------------------------------------
 

@@ -1,14 +1,19 @@
 """Rows with equal names are computed once: kept answers, and rows that wait at the same time for the same answer."""
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Hashable, Sequence, Set
-from typing import Any
+from typing import Any, Final
+
+import torch
 
 from underpaint_server.engine.scheduler import WaitingRow
 from underpaint_server.rows import Captured, Embedded, Key
 
 Name = tuple[Key, Hashable]
 """Of an answer: the row's name, and its key, since rows of another model or batch class have other answers."""
+
+OVERHEAD: Final = 1024
+"""Bytes that an answer takes besides its numbers, rounded up."""
 
 
 class Answers:
@@ -44,7 +49,11 @@ class Answers:
         name = self.name(row)
         if name is None or name in self._kept:
             return
-        answer = _alone(answer)
+        try:
+            answer = _alone(answer)
+        except torch.OutOfMemoryError:
+            self.clear()
+            return
         if _bytes(answer) > self._max_bytes:
             return
         self._kept[name] = answer
@@ -85,22 +94,6 @@ class Twins:
         return [] if name is None else [twin for twin in self._groups[name] if twin is not row]
 
 
-class ReusedRows:
-    """Counts rows that were not computed, by model and kind, until the count is taken."""
-
-    def __init__(self) -> None:
-        self._rows: Counter[tuple[str, str]] = Counter()
-
-    def add(self, model: str, kind: str) -> None:
-        """Count a row."""
-        self._rows[model, kind] += 1
-
-    def take(self) -> dict[tuple[str, str], int]:
-        """(model, kind) -> number of rows since the last call."""
-        rows, self._rows = dict(self._rows), Counter()
-        return rows
-
-
 def _alone(answer: Any) -> Any:
     """An answer without the memory of its neighbours: tensors of one pass are views of one block, which would stay as a
     whole for a single row."""
@@ -116,11 +109,11 @@ def _alone(answer: Any) -> Any:
 def _bytes(answer: Any) -> int:
     match answer:
         case Captured(noise_pred=noise_pred, features=features):
-            return _bytes(noise_pred) + sum(_bytes(values) for values in features.values())
+            return OVERHEAD + sum(values.nbytes for values in (noise_pred, *features.values()))
         case Embedded(prompt_embeds=prompt_embeds, dropped=dropped):
-            return _bytes(prompt_embeds) + len(dropped)
+            return OVERHEAD + prompt_embeds.nbytes + len(dropped)
         case _:
-            return int(answer.nbytes)
+            return OVERHEAD + int(answer.nbytes)
 
 
 def _rank(row: WaitingRow) -> tuple[int, int, int, int]:
