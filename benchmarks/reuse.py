@@ -154,8 +154,8 @@ def _table(pairs: list[Pair]) -> Table:
 def _finding(pairs: list[Pair], method: str) -> str:
     one, four, busy = (_of(pairs, method, load) for load in LOADS)
     return (
-        f"{method}: four prompts on one photo are {_gain(four)} with shared rows, on four photos {_gain(busy)}; the bound "
-        f"is {median(pair.bound for pair in four):.2f}. One prompt: {_gain(one)}. Equal bytes."
+        f"{method}: four prompts on one photo are {_gain(four)} with shared rows, on four photos {_gain(busy)}; "
+        f"the bound is {median(pair.bound for pair in four):.2f}. One prompt: {_gain(one)}. Equal bytes."
     )
 
 
