@@ -246,7 +246,11 @@ async def test_where_nothing_is_kept_nothing_is_looked_for(shared_url: str, upda
 async def test_an_edit_does_not_fail_with_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, how: str
 ) -> None:
+    asked = 0
+
     async def unreachable(*_: Any) -> Any:
+        nonlocal asked
+        asked += 1
         if how == "silent":
             await asyncio.Event().wait()
         raise StoreUnavailable("the object store is unreachable")
@@ -259,6 +263,13 @@ async def test_an_edit_does_not_fail_with_the_store(
         first = await wire.edits.Edit(request)
         assert await wire.edits.Edit(request) == first
         assert len(wire.engine.jobs) == 1
+        assert asked == 1
+        await wire.edits.Edit(edit(request_id=str(uuid4())))
+        assert asked == 1, "others do not wait for it too"
+        monkeypatch.undo()
+        wire.context.idempotency._ask_at = 0.0
+        await wire.edits.Edit(edit(request_id=str(uuid4())))
+    assert len(paths(open_store(tmp_path.as_uri()))) == 1, "afterwards answers are left there again"
 
 
 async def test_an_answer_that_is_not_one_is_computed_anew(two: tuple[Wire, Wire]) -> None:

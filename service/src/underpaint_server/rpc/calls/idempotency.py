@@ -10,22 +10,26 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from google.protobuf.message import DecodeError, Message
 
-from underpaint_server.errors import FieldInvalid, FieldViolation, RequestIdReused, StoreUnavailable
+from underpaint_server.errors import FieldInvalid, FieldViolation, RequestIdReused
 from underpaint_server.rpc.calls.singleflight import Deadline, SharedCall
 from underpaint_server.stores import ReplayStore
 from underpaint_server.stores.replays import Replay
 from underpaint_server.telemetry import Metrics
 from underpaint_server.wire.names import is_request_id
 
+T = TypeVar("T")
+
 MAX_ANSWERS: Final = 10_000
 """Most answers that are kept."""
 _STORE_S: Final = 5.0
 """Longest time in seconds that a call waits for the store, to look for its answer there or to leave it there."""
+_PAUSE_S: Final = 30.0
+"""Seconds for which the store is not asked after it could not be reached."""
 
 _log = structlog.get_logger()
 
@@ -47,7 +51,7 @@ class Idempotency:
     ``max_answers``, because each takes a few kilobytes besides its own; the oldest are dropped first. Work whose last
     caller has left goes on for ``rejoin_s`` seconds, so that a repeat of its id can join it. ``clock`` gives seconds.
     ``replays`` has the answers of other servers too; None if there are none. While it cannot be reached, calls go on
-    without it.
+    without it, and only one every half a minute waits for it.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Idempotency:
         self._max_answers = max_answers
         self._metrics = metrics
         self._replays = replays
+        self._ask_at = float("-inf")
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._bytes = 0
@@ -114,13 +119,7 @@ class Idempotency:
 
     async def _stored(self, request_id: str, fingerprint: bytes, kind: type[Message]) -> Message | None:
         """The answer that a server has left in the store; None if there is none, or if the store cannot be reached."""
-        assert self._replays is not None
-        try:
-            async with asyncio.timeout(_STORE_S):
-                replay = await self._replays.find(request_id)
-        except (StoreUnavailable, TimeoutError) as error:
-            _log.warning("answer not looked for in the store", request_id=request_id, error=str(error))
-            return None
+        replay = await self._reach(lambda replays: replays.find(request_id))
         if replay is None:
             return None
         if replay.fingerprint != fingerprint:
@@ -140,14 +139,22 @@ class Idempotency:
         call: SharedCall[Any],
     ) -> Message:
         """Run, and leave the answer in the store before any caller gets it."""
-        assert self._replays is not None
         answer = await run(call)
+        replay = Replay(fingerprint, answer.SerializeToString())
+        await self._reach(lambda replays: replays.keep(request_id, replay))
+        return answer
+
+    async def _reach(self, ask: Callable[[ReplayStore], Awaitable[T]]) -> T | None:
+        """What the store answers; None if it cannot be reached, and then for a while without asking it."""
+        if self._replays is None or self._clock() < self._ask_at:
+            return None
         try:
             async with asyncio.timeout(_STORE_S):
-                await self._replays.keep(request_id, Replay(fingerprint, answer.SerializeToString()))
-        except Exception as error:  # the work itself succeeded
-            _log.warning("answer not left in the store", request_id=request_id, error=str(error))
-        return answer
+                return await ask(self._replays)
+        except Exception as error:  # the call goes on without it
+            self._ask_at = self._clock() + _PAUSE_S
+            _log.warning("answers of request ids are neither looked for nor left in the store", error=repr(error))
+            return None
 
     def _ended(self, request_id: str, call: SharedCall[Any]) -> None:
         entry = self._entries.get(request_id)
