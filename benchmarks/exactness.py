@@ -85,7 +85,7 @@ def run(quick: bool) -> Report:
 
 
 def _measure(dtype: str, photos: list[cases.Case], steps: int) -> Iterator[Line]:
-    with LocalServer(dtype=dtype) as server, Client(server.target, timeout=1200) as client:
+    with LocalServer(dtype=dtype, reuse_bytes=0) as server, Client(server.target, timeout=1200) as client:
         floor = mean(cases.psnr_db(served.through_autoencoder(client, case), case.source) for case in photos)
         cells = [Cell(dtype, *setting) for setting in product(METHODS, STRENGTHS, GUIDANCES)]
         calls = [partial(_trip, client, case, cell, steps) for cell in cells for case in photos]

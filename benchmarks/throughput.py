@@ -20,9 +20,9 @@ ABOUT = (
     "photos, prompts and seeds) sent to a real server of the embedded model: one after another, and all at once. The "
     "two ways alternate (A B A B ...) after a short unmeasured round of each; the pictures of every two neighbouring "
     "rounds are compared byte for byte, and unequal ones end the benchmark. Stored inversions are deleted before "
-    "every round, so every round computes everything. Figures are medians over the rounds, with smallest and largest;"
-    " ratios are taken between neighbouring rounds. The mean wait counts from the start of the round: all eight "
-    "callers are there from the beginning."
+    "every round, and the server reuses no rows, so every round computes everything. Figures are medians over the "
+    "rounds, with smallest and largest; ratios are taken between neighbouring rounds. The mean wait counts from the "
+    "start of the round: all eight callers are there from the beginning."
 )
 _Timed = tuple[Edited, float, float]
 
@@ -73,7 +73,10 @@ def run(quick: bool) -> Report:
 
 
 def _measure(dtype: str, steps: int, rounds: int) -> Outcome:
-    with LocalServer(dtype=dtype, spare_engine=False) as server, Client(server.target, timeout=600) as client:
+    with (
+        LocalServer(dtype=dtype, spare_engine=False, reuse_bytes=0) as server,
+        Client(server.target, timeout=600) as client,
+    ):
         for send_all in (_alone, _together):
             send_all(server, client, _requests(client, WARM_UP_STEPS))
         requests = _requests(client, steps)

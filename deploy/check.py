@@ -160,8 +160,12 @@ def settings_problems(manifests: list[Manifest]) -> Iterator[str]:
         return
     claim = claim_of(volume, manifests)
     size = claim["spec"]["resources"]["requests"]["storage"] if claim else volume.get("emptyDir", {}).get("sizeLimit")
-    if size is not None and not settings.store_bytes < bytes_of(size):
-        yield f"UNDERPAINT_STORE_BYTES is {settings.store_bytes}; it must be less than the volume's {size}"
+    needed = settings.store_bytes + settings.replay_bytes
+    if size is not None and not needed < bytes_of(size):
+        yield (
+            f"UNDERPAINT_STORE_BYTES and UNDERPAINT_REPLAY_BYTES are {needed} together; "
+            f"they must be less than the volume's {size}"
+        )
 
 
 def replica_problems(manifests: list[Manifest]) -> Iterator[str]:
@@ -235,11 +239,12 @@ def bytes_of(quantity: str) -> int:
 
 
 def memory_problems(manifests: list[Manifest]) -> Iterator[str]:
-    """A memory limit below what images, requests and stored answers may take besides the processes themselves."""
+    """A memory limit below what images, requests and kept answers may take besides the processes themselves."""
     [container] = pod_of(manifests)["spec"]["containers"]
     limit = bytes_of(container["resources"]["limits"]["memory"])
     settings = settings_of(manifests)
-    needed = PROCESSES_BYTES + settings.decoder_bytes + 2 * settings.request_bytes + settings.replay_bytes
+    kept = settings.replay_bytes + settings.reuse_bytes
+    needed = PROCESSES_BYTES + settings.decoder_bytes + 2 * settings.request_bytes + kept
     if limit < needed:
         yield (
             f"the memory limit is {limit >> 20} MiB; up to {needed >> 20} MiB may be needed: "

@@ -266,7 +266,9 @@ def export(latents: bytes, crc32c: int, total: int | None = None) -> Iterator[An
 
 
 def _usage() -> Any:
-    usage = types_pb2.Usage(network_evaluations=40, mean_batch_size=1.5, inversion_cache_hit=True)
+    usage = types_pb2.Usage(
+        network_evaluations=40, mean_batch_size=1.5, inversion_cache_hit=True, reused_evaluations=16
+    )
     usage.queue_time.FromMilliseconds(250)
     usage.compute_time.FromMilliseconds(1500)
     return usage

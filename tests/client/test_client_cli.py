@@ -70,7 +70,8 @@ def test_json_can_be_fed_back(run, server):
     data = json.loads(done.stdout)
     assert (done.returncode, data["image"], data["seed"]) == (0, "edited.png", 1234)
     assert data["resolved"]["target_prompt"] == "after"
-    assert data["usage"]["network_evaluations"] == 40
+    assert (data["usage"]["network_evaluations"], data["usage"]["reused_evaluations"]) == (40, 16)
+    assert "40 network evaluations (16 shared), mean batch 1.5" in run("edit", "photo.png", "after").stdout
     again = run("edit", data["inversion"], "other", "--json")
     assert json.loads(again.stdout)["inversion"] == data["inversion"]
 

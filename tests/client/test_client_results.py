@@ -31,6 +31,7 @@ def test_an_edit_has_picture_cost_fitting_and_starting_point(client, server, pho
     assert result.inversion.name in server.inversions
     assert (result.usage.queue_time_s, result.usage.compute_time_s) == (0.25, 1.5)
     assert (result.usage.network_evaluations, result.usage.mean_batch_size) == (40, 1.5)
+    assert result.usage.reused_evaluations == 16
     assert result.usage.inversion_cache_hit
     assert result.notices == ()
     assert result.resolved.seed == 7

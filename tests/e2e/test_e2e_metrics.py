@@ -39,7 +39,7 @@ async def test_the_counters_say_what_was_asked_for() -> None:
     methods = Counter(method for method, _ in asked)
     spent: Counter[str] = Counter()
     for (method, _), answer in zip(asked, answers, strict=True):
-        spent[method] += answer.usage.network_evaluations
+        spent[method] += answer.usage.network_evaluations - answer.usage.reused_evaluations
     assert {method: rows for method, rows in now.by(ROWS, "method").items() if rows} == spent
     assert now.sum("underpaint_batch_rows_sum") == now.sum(ROWS) == sum(spent.values())
     steps = now.sum("underpaint_denoising_steps_total")
@@ -61,7 +61,8 @@ async def test_padding_is_what_a_pinned_pass_holds_beside_its_rows() -> None:
     with LocalServer(models="toy=toy:pinned", exact_batch_class=8) as server:
         async with stubs(server) as wire:
             for seed in range(3):
-                await wire.edits.Edit(edit("edict", image=photo(seed=seed)))
+                described = {"source_prompt": "a cat"}  # so that inverting is guided too
+                await wire.edits.Edit(edit("edict", image=photo(seed=seed), inversion_parameters=described))
         now = await idle(server)
     assert now.sum("underpaint_padding_rows_total") == 8 * now.sum("underpaint_denoising_steps_total") - now.sum(ROWS)
     assert now.sum("underpaint_padding_rows_total") == 3 * now.sum(ROWS), "two rows of eight are useful"

@@ -1,6 +1,7 @@
 """Reading twice: the work is done once, the bytes are the same, on one server and on another."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -86,6 +87,50 @@ async def test_many_inversions_of_one_photo_are_one_piece_of_work(narrow: LocalS
     assert after.sum(ROWS, method="invert_edict") == before.sum(ROWS, method="invert_edict") + rows
 
 
+@pytest.mark.parametrize(
+    ("name", "shared", "own"), [("edict", 4 * 16, 4 * 16), ("ddim", 16, 2 * 16), ("diffedit", 16 + 10, 10 + 2 * 16)]
+)
+@pytest.mark.parametrize("model", ["toy", "other"])
+async def test_prompts_on_one_photo_share_their_inversion_though_they_come_together(
+    toy: LocalServer, separate: LocalServer, name: str, shared: int, own: int, model: str
+) -> None:
+    """The first of them would have stored it for those that come later; and for masks the seeds are equal too."""
+    described: dict[str, Any] = {"source_prompt": "a cat", "steps": 20, "strength": 0.8}
+    image, more = photo(seed=80 + len(name)), {"diffedit": {"samples": 10}} if name == "diffedit" else {}
+    requests = [
+        edit(
+            name, image=image, model=f"models/{model}", inversion_parameters=described, target_prompt=prompt, seed=1,
+            **more,
+        )
+        for prompt in ("a dog", "a corgi", "a fox", "a red circle")
+    ]  # fmt: skip
+    before = await idle(toy)
+    async with stubs(toy) as wire, stubs(separate) as other:
+        answers = await together(toy, [wire.edits.Edit(request) for request in requests], inside=4)
+        after = await idle(toy)
+        alone = await together(separate, [other.edits.Edit(request) for request in requests], inside=4)
+        stored = await wire.edits.Edit(requests[0])
+    assert [answer.image for answer in answers] == [answer.image for answer in alone]
+    assert [answer.mask for answer in answers] == [answer.mask for answer in alone]
+    assert len({answer.inversion for answer in (*answers, *alone)}) == 1
+    assert stored.image == answers[0].image
+    assert stored.usage.inversion_cache_hit
+    assert {answer.usage.network_evaluations for answer in (*answers, *alone)} == {shared + own}
+    assert sum(answer.usage.reused_evaluations for answer in answers) == 3 * shared
+    assert not any(answer.usage.reused_evaluations for answer in alone)
+    labels = {"model": model, "method": name}
+    assert after.sum(ROWS, **labels) - before.sum(ROWS, **labels) == shared + 4 * own
+    reused = [page.sum("underpaint_reused_rows_total", model=model, kind="denoise") for page in (before, after)]
+    assert reused[1] - reused[0] == 3 * shared
+
+
+@pytest.fixture(scope="module")
+def separate() -> Iterator[LocalServer]:
+    """The closed-form network on a server that computes every row."""
+    with LocalServer(models="toy=toy:,other=toy:pinned", reuse_bytes=0) as server:
+        yield server
+
+
 @pytest.mark.parametrize("place", ["toy:", "toy:pinned"])
 async def test_resolved_gives_the_same_bytes_here_and_on_another_server(place: str, tmp_path: Path) -> None:
     shared: dict[str, Any] = {"models": f"toy={place}", "store_url": tmp_path.as_uri()}
@@ -100,6 +145,7 @@ async def test_resolved_gives_the_same_bytes_here_and_on_another_server(place: s
                     for client in (here, there):
                         assert client.repeat(told).image_bytes == made.image_bytes, (name, source)
             mask = here.compute_mask(disc(), "a corgi", DiffEdit(samples=4))
+        await _repeat_by_id(one, other)
         await _repeat_mask(other, mask.resolved.message, mask.mask_bytes)
         await _repeat_mask(one, mask.resolved.message, mask.mask_bytes)
 
@@ -172,7 +218,7 @@ def test_the_client_repeats_an_edit_whose_inversion_is_gone(toy: LocalServer) ->
 @pytest.mark.parametrize("place", ["toy:", "toy:pinned"])
 async def test_an_edit_has_the_same_bytes_alone_and_in_a_crowd(place: str) -> None:
     requests = [edit(name, image=photo(seed=60 + n), seed=1) for n, name in enumerate(METHODS)]
-    with LocalServer(models=f"toy={place}") as server:
+    with LocalServer(models=f"toy={place}", reuse_bytes=0) as server:  # so that the crowd computes it again
         async with stubs(server) as wire:
             answers = [await wire.edits.Edit(request) for request in requests]
             alone = answers[0]
@@ -222,6 +268,20 @@ def test_the_seed_of_a_drawn_picture_draws_it_again(toy: LocalServer) -> None:
         assert client.generate("a corgi", steps=5, seed=made[0].resolved.seed).image_bytes == made[0].image_bytes
         edited = client.edit(Generated("a corgi", seed=1, steps=5), "a cat", SdEdit(steps=5), seed=2)
         assert edited.resolved.seed == 2
+
+
+async def _repeat_by_id(one: LocalServer, other: LocalServer) -> None:
+    """Servers of one store have one answer for a request id, and refuse another request under it."""
+    request = edit("sdedit", request_id=str(uuid4()))  # without a seed, so computed anew it would be another image
+    before = await idle(other)
+    async with stubs(one) as here, stubs(other) as there:
+        first = await here.edits.Edit(request)
+        assert await there.edits.Edit(request) == first
+        changed = edit("sdedit", request_id=request.request_id, target_prompt="another")
+        assert (await refused(there.edits.Edit(changed))).reason == "REQUEST_ID_REUSED"
+    after = await idle(other)
+    assert after.sum(ROWS) == before.sum(ROWS)
+    assert after.sum("underpaint_idempotent_replays_total", result="stored") == 1
 
 
 async def _repeat_mask(server: LocalServer, resolved: edit_service_pb2.EditRequest, mask: bytes) -> None:

@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.engine.loop import Engine
@@ -26,16 +26,17 @@ class Inbox(queue.Queue[Any]):
 class Bench:
     """Start jobs, collect reports."""
 
-    def __init__(self, backend: Backend, max_batch_size: int = 16, learn_share: float = 0.25) -> None:
+    def __init__(
+        self, backend: Backend, max_batch_size: int = 16, learn_share: float = 0.25, reuse_bytes: int = 0
+    ) -> None:
         self.reports: list[Report] = []
         self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self.inbox = Inbox()
-        engine = Engine(
-            {backend.facts.info.id: backend}, cast(Any, self.inbox), self._out.put, max_batch_size, learn_share
-        )
-        self._thread = threading.Thread(target=engine.run, daemon=True)
+        backends = {backend.facts.info.id: backend}
+        self.engine = Engine(backends, cast(Any, self.inbox), self.hear, max_batch_size, learn_share, reuse_bytes)
+        self._thread = threading.Thread(target=self.engine.run, daemon=True)
 
-    def __enter__(self) -> "Bench":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -43,6 +44,10 @@ class Bench:
         self.inbox.put(Stop())
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
+
+    def hear(self, report: Report) -> None:
+        """Called for every report, in the engine's thread."""
+        self._out.put(report)
 
     def start(
         self,

@@ -308,7 +308,8 @@ def _usage(usage: Usage) -> dict[str, Any]:
 def _usage_rows(usage: Usage) -> list[tuple[str, str]]:
     cached = ", inversion from the store" if usage.inversion_cache_hit else ""
     time = f"{usage.compute_time_s:.2f} s on the device, {usage.queue_time_s:.2f} s in the queue"
-    work = f"{usage.network_evaluations} network evaluations, mean batch {usage.mean_batch_size:.1f}{cached}"
+    shared = f" ({usage.reused_evaluations} shared)" if usage.reused_evaluations else ""
+    work = f"{usage.network_evaluations} network evaluations{shared}, mean batch {usage.mean_batch_size:.1f}{cached}"
     return [("time", time), ("work", work)]
 
 

@@ -149,6 +149,7 @@ def usage(message: types_pb.Usage) -> results.Usage:
         queue_time_s=_seconds(message.queue_time),
         compute_time_s=_seconds(message.compute_time),
         network_evaluations=message.network_evaluations,
+        reused_evaluations=message.reused_evaluations,
         mean_batch_size=_wire.short(message.mean_batch_size),
         inversion_cache_hit=message.inversion_cache_hit,
     )

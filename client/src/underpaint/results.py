@@ -146,11 +146,13 @@ class Usage:
     compute_time_s: float
     """Seconds on the device; a batch counts in full for each of its requests."""
     network_evaluations: int
-    """U-Net evaluations, those for guidance included."""
+    """U-Net evaluations that the result needed, those for guidance included."""
     mean_batch_size: float
     """Mean number of requests in a batch, this one included."""
     inversion_cache_hit: bool
     """Whether the inversion was already in the server's store."""
+    reused_evaluations: int = 0
+    """Those of ``network_evaluations`` that were not computed for this request, because another one needed the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -396,7 +396,9 @@ class Usage:
     compute_time_s: float = 0.0
     """Seconds of the forward passes that had rows of the job; the full time of each pass."""
     network_evaluations: int = 0
-    """Network rows; guidance needs two for one prediction."""
+    """Network rows that the result needed; guidance needs two for one prediction."""
+    reused_evaluations: int = 0
+    """Those of them that were not computed for this job: another one needed the same row, now or before."""
     mean_batch_size: float = 0.0
     """Mean number of jobs in a forward pass of this job, itself included."""
     phase_s: dict[Phase, float] = field(default_factory=dict)

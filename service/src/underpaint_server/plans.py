@@ -19,7 +19,7 @@ from underpaint_server.jobs import (
     Stored,
 )
 from underpaint_server.methods import METHODS
-from underpaint_server.methods.cost import Plan, Stage, denoising, drawing, inverting
+from underpaint_server.methods.cost import Plan, Stage, drawing, inverting, reconstructing
 from underpaint_server.methods.disentangled.options import learning_cost
 
 
@@ -27,8 +27,8 @@ def plan(job: Job) -> Plan:
     """The stages of a job in the order in which they run."""
     match job:
         case InvertJob():
-            inversion_plan = inverting(job.options) if job.inversion is None else ()
-            return inversion_plan + (denoising(job.options, job.options.guidance_scale) if job.verify else ())
+            inversion_plan = inverting(job.options, job.options.source_prompt) if job.inversion is None else ()
+            return inversion_plan + (reconstructing(job.options) if job.verify else ())
         case EditJob():
             method = METHODS[job.method.name]
             return _source(job) + method.preparation_cost(job) + method.cost(job)
@@ -43,6 +43,13 @@ def plan(job: Job) -> Plan:
 def total_rows(job: Job) -> int:
     """Number of network rows of the whole job."""
     return sum(stage.rows for stage in plan(job))
+
+
+def source_prompt(job: EditJob | MaskJob) -> str:
+    """The prompt that describes the source of a job; empty if there is none."""
+    if isinstance(job.source, Generated):
+        return job.source.prompt
+    return job.inversion.source_prompt if job.inversion is not None else ""
 
 
 def image_pixels(job: Job) -> int:
@@ -73,11 +80,11 @@ def _source(job: EditJob) -> Plan:
     inverting the companion at the same time."""
     drawn = () if METHODS[job.method.name].starts_from_noise else drawing(job.source, job.guidance_scale)
     inverted = job.inversion is not None and (drawn or isinstance(job.source, Photo))
-    stages = list(inverting(job.inversion)) if job.inversion is not None and inverted else []
+    stages = list(inverting(job.inversion, source_prompt(job))) if job.inversion is not None and inverted else []
     if drawn and stages:
         return (Stage(Phase.INVERTING, 1, sum(stage.rows for stage in (*drawn, *stages))),)
     if job.companion is not None and isinstance(job.companion.source, Photo):
-        stages += inverting(job.companion.inversion)
+        stages += inverting(job.companion.inversion, prompt="")
     if not stages:
         return drawn
     if len(stages) == 1 and job.companion is None:

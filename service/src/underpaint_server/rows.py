@@ -4,8 +4,10 @@ A method is a generator: it yields a group (a list of rows), is sent the list of
 returns its own result. It does not see the network, the batches that its rows are computed in, or other jobs.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -38,6 +40,8 @@ class Denoise:
     earlier sites."""
     maps: Mapping[str, FeatureMap] = field(default_factory=dict)
     """Feature site -> function applied to this row's activation there, before the rest of the network runs."""
+    name: Hashable = None
+    """See :func:`named`; None for a row without a name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +61,8 @@ class Encode:
 
     image: Tensor
     """(3, height, width), float32, [-1, 1]."""
+    name: Hashable = None
+    """See :func:`named`; None for a row without a name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,6 +146,11 @@ class Embed:
 
     text: str
 
+    @property
+    def name(self) -> Hashable:
+        """The text; see :func:`named`."""
+        return self.text
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
@@ -162,6 +173,28 @@ def is_network_row(kind: type[Row]) -> bool:
 
 Steps = Generator[Sequence[Row], Sequence[Any], T]
 """The type of every method and program: a generator that yields groups of rows, is sent their results and returns T."""
+
+
+def named(name: Hashable, steps: Steps[T]) -> Steps[T]:
+    """Run ``steps`` with a name for each of its rows: ``name``, the number of the group and the place in it.
+
+    Rows of one model whose names are equal have equal inputs, so the engine computes one of them for all, whichever
+    jobs they belong to. ``name`` must therefore say all that decides the rows of ``steps``. It is made of what the rows
+    are computed from, and not of their tensors, which may still be being computed. Rows with maps get no name.
+    """
+    with closing(steps):
+        try:
+            group = next(steps)
+            for number in count():
+                rows = [_named(row, (name, number, place)) for place, row in enumerate(group)]
+                group = steps.send((yield rows))
+        except StopIteration as end:
+            result: T = end.value
+    return result
+
+
+def _named(row: Row, name: Hashable) -> Row:
+    return replace(row, name=name) if isinstance(row, Encode) or (isinstance(row, Denoise) and not row.maps) else row
 
 
 @dataclass(frozen=True, slots=True)

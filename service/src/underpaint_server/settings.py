@@ -114,6 +114,11 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(16, ge=2, le=256)
     """Largest number of rows (latents) in one forward pass. A larger number makes better use of the device and needs
     more of its memory."""
+    reuse_bytes: int = Field(256 * _MIB, ge=0)
+    """Device memory in bytes for what the engine keeps of its work to use it again: inverting the same image with the
+    same options, encoding the same image or prompt, the masks of DiffEdit. The default is 256 MiB. 0 keeps nothing, and
+    also computes separately what several running requests have in common. Results have the same bits with every
+    value."""
     max_running: int = Field(16, ge=1)
     """Jobs that run at one time and share forward passes. Jobs that learn directions are not counted; learn-share
     limits those."""
@@ -202,10 +207,11 @@ class Settings(BaseSettings):
     """Seconds after its end for which a finished operation can still be read; the default is 7 days."""
     replay_ttl_s: float = Field(600, gt=0)
     """Seconds for which the response to a request with a request_id is kept. A repeat of the request with the same
-    request_id gets that response instead of running again."""
+    request_id gets that response instead of running again, also from another server that shares the store."""
     replay_bytes: int = Field(256 * _MIB, ge=0)
-    """Largest total size of the responses kept for repeats of a request_id, in bytes; beyond it the oldest are dropped.
-    The default is 256 MiB; 0 keeps none."""
+    """Largest total size of the responses kept for repeats of a request_id, in bytes: of those in the memory of this
+    server, and again of those in the store, unless that is memory too. Beyond it the oldest are dropped. The default is
+    256 MiB; 0 keeps none."""
     rejoin_s: float = Field(2, ge=0, le=60)
     """Seconds for which the work of a request with a request_id goes on after its caller has left, so that a caller
     whose connection broke can repeat the request and get the answer of the same work. A request that is cancelled uses

@@ -314,7 +314,7 @@ async def ask(replay: Idempotency, request_id: str, print_: bytes = b"p", bytes_
         ran = True
         return edit_service_pb2.EditResponse(inversion="x" * bytes_)
 
-    with replay.join(request_id, print_, run, NEVER) as call:
+    with replay.join(request_id, print_, edit_service_pb2.EditResponse, run, NEVER) as call:
         return await call.result(), ran
 
 
@@ -344,7 +344,7 @@ async def test_a_kept_answer_keeps_nothing_else_of_its_call() -> None:
         return edit_service_pb2.EditResponse(inversion="x")
 
     async def call() -> None:
-        with replay.join(str(uuid4()), b"p", run, NEVER) as joined:
+        with replay.join(str(uuid4()), b"p", edit_service_pb2.EditResponse, run, NEVER) as joined:
             await joined.result()
 
     await asyncio.create_task(call())
@@ -408,13 +408,13 @@ async def test_another_payload_is_refused_while_running_and_after() -> None:
         await release.wait()
         return edit_service_pb2.EditResponse()
 
-    with replay.join(request_id, b"p", run, NEVER) as call:
+    with replay.join(request_id, b"p", edit_service_pb2.EditResponse, run, NEVER) as call:
         with pytest.raises(RequestIdReused):
-            replay.join(request_id, b"q", run, NEVER)
+            replay.join(request_id, b"q", edit_service_pb2.EditResponse, run, NEVER)
         release.set()
         await call.result()
     with pytest.raises(RequestIdReused):
-        replay.join(request_id, b"q", run, NEVER)
+        replay.join(request_id, b"q", edit_service_pb2.EditResponse, run, NEVER)
 
 
 def test_a_fingerprint_tells_requests_and_rpcs_apart() -> None:

@@ -253,7 +253,9 @@ class InvertRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """UUID4, or empty. A repeat joins the first request while it runs, and returns the same response for some
-    time after, ten minutes by default. With another payload it is INVALID_ARGUMENT.
+    time after, ten minutes by default. With another payload it is INVALID_ARGUMENT. The response is also
+    returned by the other servers that share the store; while the first request runs on one of them, a
+    repeat that comes to another is computed there as well.
     """
     model: _builtins.str
     """"models/{id}"; empty means the default model."""

@@ -422,12 +422,19 @@ class Usage(_message.Message):
     NETWORK_EVALUATIONS_FIELD_NUMBER: _builtins.int
     MEAN_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     INVERSION_CACHE_HIT_FIELD_NUMBER: _builtins.int
+    REUSED_EVALUATIONS_FIELD_NUMBER: _builtins.int
     network_evaluations: _builtins.int
-    """Number of network evaluations; each guidance branch counts as one."""
+    """Number of network evaluations that the result needed; each guidance branch counts as one. It does not depend on
+    what else the server does.
+    """
     mean_batch_size: _builtins.float
     """Mean number of jobs in the network passes that this job took part in, itself included."""
     inversion_cache_hit: _builtins.bool
     """Whether the inversion was in the store already."""
+    reused_evaluations: _builtins.int
+    """How many of network_evaluations were not computed for this request: another request needed the same ones, now or
+    shortly before, such as those of inverting the same image.
+    """
     @_builtins.property
     def queue_time(self) -> _duration_pb2.Duration:
         """Time from admission to the job's first network evaluation."""
@@ -444,10 +451,11 @@ class Usage(_message.Message):
         network_evaluations: _builtins.int = ...,
         mean_batch_size: _builtins.float = ...,
         inversion_cache_hit: _builtins.bool = ...,
+        reused_evaluations: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compute_time", b"compute_time", "queue_time", b"queue_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_time", b"compute_time", "inversion_cache_hit", b"inversion_cache_hit", "mean_batch_size", b"mean_batch_size", "network_evaluations", b"network_evaluations", "queue_time", b"queue_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_time", b"compute_time", "inversion_cache_hit", b"inversion_cache_hit", "mean_batch_size", b"mean_batch_size", "network_evaluations", b"network_evaluations", "queue_time", b"queue_time", "reused_evaluations", b"reused_evaluations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

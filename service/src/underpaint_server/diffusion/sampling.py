@@ -1,6 +1,6 @@
 """Guided noise predictions and DDIM sampling, as generators of rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -22,7 +22,15 @@ class Guidance:
     negative_prompt_embeds: Tensor
     """(tokens, width): of the negative prompt, guided away from."""
     scale: float
-    """Guidance scale; 1 is no guidance and needs one row instead of two."""
+    """Guidance scale; 1 is no guidance."""
+    name: Hashable = None
+    """Equal for guidance with equal prompts and scale, to be part of the names of rows; None where there is none."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the prediction with the prompt is the guided one: without guidance, or if both prompts are the same
+        tensor. It then needs one row instead of two."""
+        return self.scale == 1.0 or self.prompt_embeds is self.negative_prompt_embeds
 
 
 def guided(
@@ -34,7 +42,7 @@ def guided(
     activations of each row, with and without the prompt.
     """
     towards = Denoise(latents, level.timestep, level.alpha_bar, guidance.prompt_embeds, maps=maps or {})
-    if guidance.scale == 1.0:
+    if guidance.is_plain:
         (noise_pred,) = yield [towards]
     else:
         away, noise_pred = yield [replace(towards, prompt_embeds=guidance.negative_prompt_embeds), towards]
@@ -47,7 +55,7 @@ def observed(latents: Tensor, level: Level, guidance: Guidance, sites: tuple[str
     if not sites:
         return Captured((yield from guided(latents, level, guidance)), {})
     towards = Denoise(latents, level.timestep, level.alpha_bar, guidance.prompt_embeds, capture=sites)
-    if guidance.scale == 1.0:
+    if guidance.is_plain:
         (captured,) = yield [towards]
         return cast(Captured, captured)
     away, captured = yield [replace(towards, prompt_embeds=guidance.negative_prompt_embeds, capture=()), towards]

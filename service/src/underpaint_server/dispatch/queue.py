@@ -26,6 +26,7 @@ from underpaint_server.engine.messages import (
     Previewed,
     Ready,
     Report,
+    Reused,
     Split,
     StartJob,
 )
@@ -293,6 +294,8 @@ class Dispatcher:
                 self._passes.begin(report, self._engine.cpu_s())
             case Passed():
                 self._on_passed(report)
+            case Reused(model=model, kind=kind, rows=rows):
+                self._metrics.on_reused(model=model, kind=kind, rows=rows)
             case Split(model=model, reason=reason):
                 self._metrics.on_batch_split(model=model, reason=reason)
             case Advanced(id=id_, progress=progress, rows=rows):

@@ -21,10 +21,12 @@ from underpaint_server.engine.messages import (
     Passing,
     Previewed,
     Report,
+    Reused,
     Split,
     StartJob,
     Stop,
 )
+from underpaint_server.engine.reuse import Answers, Twins
 from underpaint_server.engine.run import JobRun, now
 from underpaint_server.engine.scheduler import Selection, WaitingRow, choose
 from underpaint_server.engine.share import Share
@@ -41,7 +43,8 @@ class Engine:
 
     Orders are read from ``inbox``; ``report`` is called with every report, in the thread of :meth:`run`. A pass has at
     most ``max_batch_size`` rows. ``learn_share``, (0, 1], is the share of device time that learning may use while
-    other jobs wait.
+    other jobs wait. Rows with equal names are computed once; answers to them are kept in ``reuse_bytes`` bytes, and
+    with 0 every row is computed.
     """
 
     def __init__(
@@ -51,12 +54,15 @@ class Engine:
         report: Callable[[Report], None],
         max_batch_size: int,
         learn_share: float,
+        reuse_bytes: int = 0,
     ) -> None:
         self._backends = backends
         self._inbox = inbox
         self._report = report
         self._max_batch_size = max_batch_size
         self._share = Share(learn_share)
+        self._answers = Answers(reuse_bytes)
+        self._reused: Tally[tuple[str, str]] = Tally()
         self._caps: dict[Key, int] = {}
         self._runs: dict[int, JobRun] = {}
         self._passes = 0
@@ -70,9 +76,13 @@ class Engine:
         while not self._stopping:
             self._admit()
             self._drop_late()
-            chosen = choose(self._candidates(), self._cap, self._minimum)
+            self._answer_known()
+            rows = [row for run in self._runs.values() for row in run.waiting_rows()]
+            twins = Twins(rows, self._answers)
+            chosen = choose(self._candidates(twins.firsts), self._cap, self._minimum)
             if chosen is not None:
-                self._advance(chosen, *self._predict(chosen))
+                self._advance(chosen, twins, *self._predict(chosen))
+            self._report_reused()
 
     # --- admit ---------------------------------------------------------------------------------------------------
 
@@ -115,14 +125,42 @@ class Engine:
             run.close()
             self._report(Ended(job, outcome))
 
+    # --- reuse ---------------------------------------------------------------------------------------------------
+
+    def _answer_known(self) -> None:
+        """Answer the rows whose answers are kept, until every job waits for one that has to be computed."""
+        for run in list(self._runs.values()):
+            while run.is_new_group and run.result is None and run.start.id in self._runs:
+                run.is_new_group = False
+                for row in list(run.waiting_rows()):
+                    known = self._answers.get(row)
+                    if known is not None:
+                        self._take_reused(run, row)
+                        run.progress.reuse(is_network_row(row.key.kind), now())
+                        self._answer(row, known)
+
+    def _take_reused(self, run: JobRun, row: WaitingRow) -> None:
+        """Note that the answer to a row was computed for another."""
+        self._reused[row.key.model, _kind_name(row.key)] += 1
+        self._note_name(run, row)
+
+    def _note_name(self, run: JobRun, row: WaitingRow) -> None:
+        name = self._answers.name(row)
+        if name is not None:
+            run.names.add(name)
+
+    def _report_reused(self) -> None:
+        for (model, kind), rows in self._reused.items():
+            self._report(Reused(model, kind, rows))
+        self._reused.clear()
+
     # --- schedule ------------------------------------------------------------------------------------------------
 
-    def _candidates(self) -> list[WaitingRow]:
+    def _candidates(self, rows: list[WaitingRow]) -> list[WaitingRow]:
         """The rows to choose from: all, or only learning's, or only the others'.
 
         Where both kinds wait, learning's rows are chosen from while its share is open, and the others' otherwise.
         """
-        rows = [row for run in self._runs.values() for row in run.waiting_rows()]
         if not self._is_contested(rows):
             return rows
         learning_runs = self._share.is_open
@@ -188,7 +226,7 @@ class Engine:
         except DeviceLost:
             raise
         except OutOfMemory as error:
-            return self._attempt_smaller(chosen, error)
+            return self._attempt(chosen) if self._answers.clear() else self._attempt_smaller(chosen, error)
         except Exception as error:
             if len({row.job for row in chosen.rows}) == 1:
                 return [error] * len(rows)
@@ -210,15 +248,29 @@ class Engine:
 
     # --- advance -------------------------------------------------------------------------------------------------
 
-    def _advance(self, chosen: Selection, answers: list[Any], begin: float, duration_s: float) -> None:
-        """Hand every answer to its job; a job that fails does not affect the others."""
-        jobs = Tally(row.job for row in chosen.rows)
-        is_network = is_network_row(chosen.rows[0].key.kind)
-        for job, rows in jobs.items():
-            run = self._runs[job]
-            run.served = self._passes
-            run.progress.add(rows if is_network else 0, len(jobs), begin, duration_s)
+    def _advance(self, chosen: Selection, twins: Twins, answers: list[Any], begin: float, duration_s: float) -> None:
+        """Hand every answer to its job and to the jobs that wait for the same; one that fails does not affect the
+        others."""
+        served: list[tuple[WaitingRow, Any]] = []
+        owned, reused = Tally(row.job for row in chosen.rows), Tally[int]()
         for row, answer in zip(chosen.rows, answers, strict=True):
+            served.append((row, answer))
+            if not isinstance(answer, Exception):  # the others then try for themselves
+                self._answers.keep(row, answer)
+                self._note_name(self._runs[row.job], row)
+                for twin in twins.of(row):
+                    served.append((twin, answer))
+                    reused[twin.job] += 1
+                    self._take_reused(self._runs[twin.job], twin)
+        is_network = is_network_row(chosen.rows[0].key.kind)
+        jobs = owned.keys() | reused.keys()
+        for job in jobs:
+            run = self._runs[job]
+            if job in owned:
+                run.served = self._passes
+            rows = (owned[job] + reused[job], reused[job]) if is_network else (0, 0)
+            run.progress.add(*rows, len(jobs), begin, duration_s)
+        for row, answer in served:
             if row.job in self._runs:
                 self._answer(row, answer)
 
@@ -229,6 +281,7 @@ class Engine:
                 raise answer  # noqa: TRY301
             moved = run.answer(row.index, answer)
         except Exception as error:
+            self._answers.forget(run.names)  # one of them may be at fault
             self._end(row.job, reported(error, row.job, run.start.job))
             return
         if run.result is not None:

@@ -112,6 +112,16 @@ class Passed:
 
 
 @dataclass(frozen=True, slots=True)
+class Reused:
+    """Rows of jobs that were not computed, because another row with the same name was."""
+
+    model: str
+    kind: str
+    """As in :class:`Passed`."""
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """A pass failed and was replaced by smaller ones."""
 
@@ -146,4 +156,4 @@ class Ended:
     outcome: Result | UnderpaintError
 
 
-Report = Ready | LoadFailed | Passing | Passed | Split | Advanced | Previewed | Ended
+Report = Ready | LoadFailed | Passing | Passed | Reused | Split | Advanced | Previewed | Ended

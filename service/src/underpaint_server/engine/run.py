@@ -7,6 +7,7 @@ from typing import Any
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.diffusion.ddim import pred_x0
 from underpaint_server.engine.messages import StartJob
+from underpaint_server.engine.reuse import Name
 from underpaint_server.engine.scheduler import WaitingRow
 from underpaint_server.jobs import (
     EditJob,
@@ -46,13 +47,18 @@ class JobRun:
         self._generator = program(start.job, backend.facts)
         self._group: Sequence[Row] = next(self._generator)
         self._answers: dict[int, Any] = {}
+        self.is_new_group = True
+        """Whether nobody has looked yet for known answers to the current group."""
+        self.names: set[Name] = set()
+        """Of the kept answers that the job has used or given."""
         self._denoised: tuple[Denoise, Any] | None = None
 
     def waiting_rows(self) -> Iterator[WaitingRow]:
         """The rows of the current group that have no answer yet."""
         for index, row in enumerate(self._group):
             if index not in self._answers:
-                yield WaitingRow(self.start.id, index, self._key(row), self.start.priority, self.served)
+                name = getattr(row, "name", None)
+                yield WaitingRow(self.start.id, index, self._key(row), self.start.priority, self.served, name)
 
     def row(self, index: int) -> Row:
         """The row at ``index`` of the current group."""
@@ -69,7 +75,7 @@ class JobRun:
         answers = [self._answers[i] for i in range(len(self._group))]
         if self.start.preview_every > 0 and isinstance(row := self._group[-1], Denoise):
             self._denoised = row, answers[-1]
-        self._answers = {}
+        self._answers, self.is_new_group = {}, True
         try:
             self._group = self._generator.send(answers)
         except StopIteration as end:
@@ -112,6 +118,9 @@ class ProgressCounter:
 
     def __init__(self, start: StartJob, stages: tuple[Stage, ...]) -> None:
         self.rows = 0
+        """Network rows that were answered."""
+        self.reused = 0
+        """Those of them that were not computed for this job."""
         self._stages = stages
         self._total = sum(stage.rows for stage in stages)
         self._submitted = start.submitted
@@ -123,20 +132,30 @@ class ProgressCounter:
         self._reported = 0.0
         self._last_step = (Phase.ENCODING, 0)
 
-    def add(self, rows: int, jobs: int, begin: float, duration_s: float) -> None:
+    def add(self, rows: int, reused: int, jobs: int, begin: float, duration_s: float) -> None:
         """Count a pass of ``duration_s`` seconds that began at ``begin`` (monotonic) and that ``jobs`` jobs shared.
 
-        ``rows`` is the number of this job's network rows in it; 0 for a pass of any other kind.
+        ``rows`` is the number of this job's network rows that it answered, 0 for a pass of any other kind; ``reused``
+        of them were computed for another job.
         """
+        self._count(rows, reused, begin, duration_s)
+        self._compute_s += duration_s
+        if rows:
+            self._passes += 1
+            self._jobs_beside += jobs
+
+    def reuse(self, is_network: bool, at: float) -> None:
+        """Count a row whose answer was kept from an earlier pass, at a time ``at`` (monotonic)."""
+        self._count(int(is_network), int(is_network), at, 0.0)
+
+    def _count(self, rows: int, reused: int, begin: float, duration_s: float) -> None:
         phase = self._stages[0].phase if rows and not self.rows else self.phase
         span = self._phases.setdefault(phase, [begin, begin])
         span[1] = begin + duration_s
-        self._compute_s += duration_s
         if rows:
             self._first = self._first or begin
-            self.rows += rows
-            self._passes += 1
-            self._jobs_beside += jobs
+        self.rows += rows
+        self.reused += reused
 
     @property
     def phase(self) -> Phase:
@@ -174,6 +193,7 @@ class ProgressCounter:
             queue_time_s=max(0.0, (self._first or self._submitted) - self._submitted),
             compute_time_s=self._compute_s,
             network_evaluations=self.rows,
+            reused_evaluations=self.reused,
             mean_batch_size=self._jobs_beside / self._passes if self._passes else 0.0,
             phase_s={phase: end - begin for phase, (begin, end) in self._phases.items()},
         )

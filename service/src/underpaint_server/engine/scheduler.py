@@ -5,7 +5,7 @@ priority first, then rows of other kinds before network rows (they are short, an
 the job whose last pass is longest ago. So a job waits for at most one round of the other jobs of its priority.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from underpaint_server.rows import Key, is_network_row
@@ -24,6 +24,8 @@ class WaitingRow:
     """Larger is more urgent, see :class:`underpaint_server.jobs.Priority`."""
     served: int
     """Number of the last pass that had a row of the job; 0 before the first."""
+    name: Hashable = None
+    """See :func:`underpaint_server.rows.named`; None for a row without a name."""
 
 
 @dataclass(frozen=True, slots=True)

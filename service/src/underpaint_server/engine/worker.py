@@ -64,7 +64,7 @@ def main(pipe: Connection, settings: Settings) -> None:
         report(LoadFailed(errors))
         return
     report(Ready(tuple((backend.facts.info, seconds[name]) for name, backend in backends.items()), errors))
-    Engine(backends, inbox, report, settings.max_batch_size, settings.learn_share).run()
+    Engine(backends, inbox, report, settings.max_batch_size, settings.learn_share, settings.reuse_bytes).run()
 
 
 def spin_briefly() -> None:

@@ -43,34 +43,41 @@ def round_down(steps: float) -> int:
     return int(steps + 1e-5)
 
 
-def guided(guidance_scale: float) -> int:
-    """Rows of one guided noise prediction: 1 without guidance (scale 1), else 2."""
-    return 1 if guidance_scale == 1.0 else 2
+def guided(guidance_scale: float, *, equal_prompts: bool = False) -> int:
+    """Rows of one guided noise prediction: 1 without guidance (scale 1) and where both prompts are equal, else 2."""
+    return 1 if guidance_scale == 1.0 or equal_prompts else 2
 
 
-def inverting(options: InversionOptions) -> Plan:
-    """The plan of inverting an image."""
-    return (_steps_of(Phase.INVERTING, options, options.guidance_scale),)
+def guided_edit(job: EditJob) -> int:
+    """Rows of one guided noise prediction with the job's target prompt and negative prompt."""
+    return guided(job.guidance_scale, equal_prompts=job.target_prompt == job.negative_prompt)
 
 
-def denoising(options: InversionOptions, guidance_scale: float) -> Plan:
-    """The plan of denoising from an inversion."""
-    return (_steps_of(Phase.DENOISING, options, guidance_scale),)
+def inverting(options: InversionOptions, prompt: str) -> Plan:
+    """The plan of inverting an image with ``prompt`` and without a negative prompt."""
+    return (_steps_of(Phase.INVERTING, options, guided(options.guidance_scale, equal_prompts=not prompt)),)
+
+
+def reconstructing(options: InversionOptions) -> Plan:
+    """The plan of denoising an inversion with its own prompt."""
+    rows = guided(options.guidance_scale, equal_prompts=not options.source_prompt)
+    return (_steps_of(Phase.DENOISING, options, rows),)
 
 
 def denoising_inversion(job: EditJob) -> Plan:
     """The plan of denoising from the job's inversion, or from the noise of a generated source instead of it."""
     assert job.inversion is not None
-    return denoising(job.inversion, job.guidance_scale)
+    return (_steps_of(Phase.DENOISING, job.inversion, guided_edit(job)),)
 
 
 def drawing(source: Source, guidance_scale: float) -> Plan:
     """The plan of generating a generated source; empty for other sources."""
     if not isinstance(source, Generated):
         return ()
-    return (Stage(Phase.INVERTING, source.num_inference_steps, guided(guidance_scale)),)
+    rows = guided(guidance_scale, equal_prompts=not source.prompt)
+    return (Stage(Phase.INVERTING, source.num_inference_steps, rows),)
 
 
-def _steps_of(phase: Phase, options: InversionOptions, guidance_scale: float) -> Stage:
+def _steps_of(phase: Phase, options: InversionOptions, rows: int) -> Stage:
     n = used_steps(options.num_inference_steps, options.strength)
-    return Stage(phase, n, guided(guidance_scale) * options.method.evaluations_per_step)
+    return Stage(phase, n, rows * options.method.evaluations_per_step)

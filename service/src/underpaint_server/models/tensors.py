@@ -1,5 +1,6 @@
 """Conversions between arrays (decoded pixels, the arrays of an inversion) and tensors, and checks of tensors."""
 
+from hashlib import sha256
 from math import inf, log10
 
 import numpy as np
@@ -42,6 +43,12 @@ def mask_picture(mask: Tensor, model: Facts) -> Picture:
 def arrays(inversion: Inversion, model: Facts) -> dict[str, Tensor]:
     """The arrays of an inversion, copied to tensors on the model's device."""
     return {name: torch.from_numpy(array.copy()).to(model.device) for name, array in inversion.arrays.items()}
+
+
+def digest(values: Tensor | Picture) -> bytes:
+    """SHA-256 over type, shape and numbers of a tensor or array. It waits until a tensor's device has computed them."""
+    array = np.ascontiguousarray(values.cpu().numpy() if isinstance(values, Tensor) else values)
+    return sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).digest()
 
 
 def psnr_db(one: Picture, other: Picture) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from underpaint_server.diffusion.sampling import Guidance, together
+from underpaint_server.diffusion.sampling import together
 from underpaint_server.diffusion.schedule import Grid
 from underpaint_server.jobs import Companion, Edited, EditJob, Generated, Inversion, Photo, Result, Stored, Usage
 from underpaint_server.methods import METHODS
@@ -20,6 +20,7 @@ from underpaint_server.methods.task import (
 )
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
+from underpaint_server.plans import source_prompt
 from underpaint_server.programs import notices, parts
 from underpaint_server.programs.invert import run_inverter
 from underpaint_server.programs.parts import Texts
@@ -43,7 +44,7 @@ def edit(job: EditJob, model: Facts) -> Steps[Result]:
     task: Editing[Any, Any] = Editing(
         arrays=arrays,
         grid=_grid(job, prepare, model),
-        guidance=Guidance(texts["target_prompt"], texts["negative_prompt"], job.guidance_scale),
+        guidance=texts.guidance("target_prompt", "negative_prompt", job.guidance_scale),
         noise=parts.noise(job.seed, arrays["source"], model),
         inversion=job.inversion,
         options=job.method,
@@ -70,7 +71,7 @@ def _texts(job: EditJob, prepare: Preparation[Any, Any]) -> Steps[Texts]:
     prompts = {
         "target_prompt": job.target_prompt,
         "negative_prompt": job.negative_prompt,
-        "source_prompt": parts.source_prompt(job),
+        "source_prompt": source_prompt(job),
     }
     method_prompts = prepare.texts(job.method) if prepare.texts is not None else {}
     return parts.embed(**{**prompts, **method_prompts, "empty": ""})
@@ -104,7 +105,7 @@ def _source(job: EditJob, texts: Texts, model: Facts) -> Steps[Start]:
             latents = yield from parts.encode(source, model)
     if job.inversion is None:
         return {"source": latents}, None
-    guidance = Guidance(texts["source_prompt"], texts["empty"], job.inversion.guidance_scale)
+    guidance = texts.guidance("source_prompt", "empty", job.inversion.guidance_scale)
     inverted = yield from run_inverter(job.model, job.inversion, latents, guidance, model)
     return tensors.arrays(inverted, model), inverted if isinstance(source, Photo) else None
 
@@ -114,6 +115,6 @@ def _companion(model_id: str, companion: Companion, texts: Texts, model: Facts) 
     if isinstance(companion.source, Stored):
         return tensors.arrays(companion.source.inversion, model), None
     latents = yield from parts.encode(companion.source, model)
-    guidance = Guidance(texts["empty"], texts["empty"], companion.inversion.guidance_scale)
+    guidance = texts.guidance("empty", "empty", companion.inversion.guidance_scale)
     inverted = yield from run_inverter(model_id, companion.inversion, latents, guidance, model)
     return tensors.arrays(inverted, model), inverted

@@ -10,13 +10,13 @@ from underpaint_server.methods.task import Editing, Inverting, inversion_grid, i
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
 from underpaint_server.programs import notices, parts
-from underpaint_server.rows import Decode, Steps
+from underpaint_server.rows import Decode, Steps, named
 
 
 def invert(job: InvertJob, model: Facts) -> Steps[Result]:
     """The program of an InvertJob. Raises NonFiniteLatents."""
     texts = yield from parts.embed(source_prompt=job.options.source_prompt, empty="")
-    guidance = Guidance(texts["source_prompt"], texts["empty"], job.options.guidance_scale)
+    guidance = texts.guidance("source_prompt", "empty", job.options.guidance_scale)
     inversion = job.inversion
     if inversion is None:
         source = yield from parts.encode(job.source, model)
@@ -38,7 +38,8 @@ def run_inverter(
 ) -> Steps[Inversion]:
     """Invert latents (c, h, w), float64. Raises NonFiniteLatents."""
     task = Inverting(source, inversion_grid(options, model), guidance, options)
-    arrays = yield from inverter(options.method)(task)
+    name = ("inverted", tensors.digest(source), options, guidance.name)
+    arrays = yield from named(name, inverter(options.method)(task))
     tensors.check_finite(*arrays.values(), dtype=model.info.dtype)
     width, height = source.shape[2] * model.vae_scale, source.shape[1] * model.vae_scale
     return Inversion(
@@ -49,7 +50,7 @@ def run_inverter(
         height=height,
         batch_class=model.info.batch_class_at(width, height),
         fingerprint=model.info.fingerprint,
-        arrays={name: array.cpu().numpy() for name, array in arrays.items()},
+        arrays={name: array.cpu().numpy().copy() for name, array in arrays.items()},  # tensors may be other jobs' too
     )
 
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from underpaint_server.diffusion.sampling import Guidance
 from underpaint_server.jobs import Generated, Masked, MaskJob, Photo, Result, Stored, Usage
 from underpaint_server.methods.task import Context, Editing, preparation
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
+from underpaint_server.plans import source_prompt
 from underpaint_server.programs import notices, parts
 from underpaint_server.rows import Steps
 
@@ -16,7 +16,7 @@ def compute_mask(job: MaskJob, model: Facts) -> Steps[Result]:
     prepare = preparation(job.method)
     assert prepare.mask is not None, "a MaskJob has a method that computes a mask"
     method_prompts = prepare.texts(job.method) if prepare.texts is not None else {}
-    prompts = {"target_prompt": job.target_prompt, "source_prompt": parts.source_prompt(job), **method_prompts}
+    prompts = {"target_prompt": job.target_prompt, "source_prompt": source_prompt(job), **method_prompts}
     texts = yield from parts.embed(**prompts, empty="")
     match job.source:
         case Stored(inversion=inversion):
@@ -28,7 +28,7 @@ def compute_mask(job: MaskJob, model: Facts) -> Steps[Result]:
     task: Editing[Any, None] = Editing(
         arrays={"source": source},
         grid=(),
-        guidance=Guidance(texts["target_prompt"], texts["empty"], job.guidance_scale),
+        guidance=texts.guidance("target_prompt", "empty", job.guidance_scale),
         noise=parts.noise(job.seed, source, model),
         inversion=job.inversion,
         options=job.method,

@@ -10,24 +10,29 @@ from torch import Tensor
 
 from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.diffusion.sampling import Guidance, denoise
-from underpaint_server.jobs import EditJob, Generated, MaskJob, Notice, Photo
+from underpaint_server.jobs import Generated, Notice, Photo
 from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
+from underpaint_server.models.tensors import digest
 from underpaint_server.programs import notices
-from underpaint_server.rows import Embed, Encode, Steps
+from underpaint_server.rows import Embed, Encode, Steps, named
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
     """The embedded prompts of a job."""
 
+    texts: Mapping[str, str]
+    """The prompts by role, such as "target_prompt"."""
     embeds: Mapping[str, Tensor]
-    """Prompt embeddings (tokens, width) by role, such as "target_prompt"."""
+    """Their embeddings (tokens, width), by role; the same tensor for equal prompts."""
     notices: tuple[Notice, ...]
     """PROMPT_TRUNCATED for each prompt that is longer than the encoder's context, and PROMPT_SYNTAX."""
 
-    def __getitem__(self, role: str) -> Tensor:
-        return self.embeds[role]
+    def guidance(self, role: str, negative_role: str, scale: float) -> Guidance:
+        """Guidance towards the prompt of ``role`` and away from that of ``negative_role``."""
+        name = self.texts[role], self.texts[negative_role], scale
+        return Guidance(self.embeds[role], self.embeds[negative_role], scale, name)
 
 
 def embed(**texts: str) -> Steps[Texts]:
@@ -40,27 +45,22 @@ def embed(**texts: str) -> Steps[Texts]:
         if answers[text].dropped
     )
     embeds = {role: answers[text].prompt_embeds for role, text in texts.items()}
-    return Texts(embeds, (*truncated, *notices.about_syntax(texts)))
-
-
-def source_prompt(job: EditJob | MaskJob) -> str:
-    """The prompt that describes the source; empty if there is none."""
-    if isinstance(job.source, Generated):
-        return job.source.prompt
-    return job.inversion.source_prompt if job.inversion is not None else ""
+    return Texts(texts, embeds, (*truncated, *notices.about_syntax(texts)))
 
 
 def encode(photo: Photo, model: Facts) -> Steps[Tensor]:
     """Encode a photo: latents (c, h, w)."""
-    answers = yield [Encode(tensors.image(photo.pixels).to(model.device))]
+    row = Encode(tensors.image(photo.pixels).to(model.device), name=digest(photo.pixels))
+    answers = yield [row]
     latents: Tensor = answers[0]
     return latents
 
 
 def draw(source: Generated, guidance_scale: float, texts: Texts, model: Facts) -> Steps[Tensor]:
     """Sample a generated source: its latents (c, h, w)."""
-    guidance = Guidance(texts["source_prompt"], texts["empty"], guidance_scale)
-    return (yield from denoise(start(source, model), model.schedule.grid(source.num_inference_steps), guidance))
+    guidance = texts.guidance("source_prompt", "empty", guidance_scale)
+    steps = denoise(start(source, model), model.schedule.grid(source.num_inference_steps), guidance)
+    return (yield from named(("drawn", source, guidance.name), steps))
 
 
 def start(source: Generated, model: Facts) -> Tensor:

@@ -64,6 +64,7 @@ class ServerContext:
                 max_bytes=settings.replay_bytes,
                 rejoin_s=settings.rejoin_s,
                 metrics=metrics,
+                replays=stores.replays,
             ),
             inverting=SingleFlight(on_join=lambda: metrics.on_store_request(result="joined")),
         )

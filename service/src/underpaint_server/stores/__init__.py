@@ -1,4 +1,4 @@
-"""Where inversions, directions and operations are stored between requests: in memory, in files or in S3."""
+"""Where inversions, directions, operations and answers are stored between requests: in memory, in files or in S3."""
 
 import asyncio
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ from underpaint_server.stores.directions import DirectionStore
 from underpaint_server.stores.inversions.digest import inversion_digest
 from underpaint_server.stores.inversions.store import Entry, InversionStore
 from underpaint_server.stores.operations import OperationStore
-from underpaint_server.stores.urls import open_store
+from underpaint_server.stores.replays import ReplayStore
+from underpaint_server.stores.urls import is_shared, open_store
 from underpaint_server.telemetry import Metrics, in_background
 
-__all__ = ["DirectionStore", "Entry", "InversionStore", "OperationStore", "Stores", "inversion_digest"]
+__all__ = ["DirectionStore", "Entry", "InversionStore", "OperationStore", "ReplayStore", "Stores", "inversion_digest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,10 @@ class Stores:
     inversions: InversionStore
     directions: DirectionStore
     operations: OperationStore
-    measuring: asyncio.Task[None]
-    """Counts the directions in the background."""
+    replays: ReplayStore | None
+    """None where no other server can read the object store, or no answers are to be kept."""
+    background: tuple[asyncio.Task[None], ...]
+    """Count the directions, and remove expired answers."""
 
     @classmethod
     async def open(cls, settings: Settings, metrics: Metrics) -> "Stores":
@@ -43,11 +46,16 @@ class Stores:
         )
         directions = DirectionStore(blobs, max_entries=settings.max_directions, max_bytes=settings.max_directions_bytes)
         metrics.watch_directions(directions)
-        measuring = in_background(directions.measure_repeatedly())
-        return cls(inversions, directions, OperationStore(blobs), measuring)
+        background = [in_background(directions.measure_repeatedly())]
+        replays = None
+        if settings.replay_bytes and is_shared(settings.store_url):
+            replays = ReplayStore(blobs, ttl_s=settings.replay_ttl_s, max_bytes=settings.replay_bytes)
+            background.append(in_background(replays.sweep_repeatedly()))
+        return cls(inversions, directions, OperationStore(blobs), replays, tuple(background))
 
     async def close(self) -> None:
         """Stop the work in the background. Stored objects stay."""
-        self.measuring.cancel()
-        await asyncio.gather(self.measuring, return_exceptions=True)
+        for task in self.background:
+            task.cancel()
+        await asyncio.gather(*self.background, return_exceptions=True)
         await self.inversions.close()

@@ -41,9 +41,15 @@ class Blobs:
 
     async def read(self, path: str) -> bytes | None:
         """The bytes of an object; None if it does not exist."""
+        found = await self.fetch(path)
+        return None if found is None else found[0]
+
+    async def fetch(self, path: str) -> tuple[bytes, float] | None:
+        """The bytes of an object, and the Unix time in seconds, by the object store's clock, at which it was written;
+        None if it does not exist."""
         with reaching(), suppress(FileNotFoundError):
             result = await obstore.get_async(self._store, path)
-            return bytes(await result.bytes_async())
+            return bytes(await result.bytes_async()), result.meta["last_modified"].timestamp()
         return None
 
     async def create(self, path: str, data: bytes) -> bool:

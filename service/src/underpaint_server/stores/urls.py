@@ -22,6 +22,11 @@ def open_store(url: str) -> ObjectStore:
     return STORES[parts.scheme](parts)
 
 
+def is_shared(url: str) -> bool:
+    """Whether other servers can open the same object store."""
+    return urlsplit(url).scheme != "memory"
+
+
 def _memory(parts: SplitResult) -> ObjectStore:
     if parts.netloc or parts.path.strip("/"):
         raise ValueError(f"store '{parts.geturl()}': the memory store has no path, write memory:///")

@@ -112,7 +112,8 @@ class Metrics:
         self._image_pixels.observe(pixels)
 
     def on_replay(self, *, result: str) -> None:
-        """A request repeated a request id: it ``joined`` the call that runs, or its response was ``replayed``."""
+        """A request repeated a request id: it ``joined`` the call that runs, or its response was ``replayed``; from the
+        store, where another server or an earlier process had left it, it was ``stored``."""
         self._replays.labels(result).inc()
 
     # --- jobs ---------------------------------------------------------------------------------------------------
@@ -162,6 +163,10 @@ class Metrics:
         self._batch_rows.labels(model).observe(rows)
         self._steps.labels(model).inc()
         self._step_seconds.labels(model, _rows_bucket(rows + padding)).observe(duration_s)
+
+    def on_reused(self, *, model: str, kind: str, rows: int) -> None:
+        """Rows of one ``kind``, such as ``denoise``, were not computed, because an equal row was."""
+        self._reused_rows.labels(model, kind).inc(rows)
 
     def on_batch_split(self, *, model: str, reason: str) -> None:
         """A pass failed and was split into smaller ones; ``reason`` is ``oom`` (out of memory) or ``error``."""
@@ -275,8 +280,13 @@ class Metrics:
             "underpaint_denoising_step_seconds", "Passes of the denoising network.", _STEP_S, "model", "rows_bucket"
         )
         self._steps = count("underpaint_denoising_steps_total", "Passes of the denoising network.", "model")
-        self._network_rows = count("underpaint_network_rows_total", "Network rows of jobs.", "model", "method")
+        self._network_rows = count(
+            "underpaint_network_rows_total", "Network rows computed for jobs.", "model", "method"
+        )
         self._padding_rows = count("underpaint_padding_rows_total", "Rows that belong to no job.", "model")
+        self._reused_rows = count(
+            "underpaint_reused_rows_total", "Rows not computed, because an equal row was.", "model", "kind"
+        )
         self._batch_rows = spread("underpaint_batch_rows", "Rows of jobs in one pass.", _ROWS, "model")
         self._splits = count("underpaint_batch_splits_total", "Passes split after a failure.", "model", "reason")
         self._cancel_latency = spread(
@@ -306,7 +316,7 @@ class Metrics:
         # rate() misses the first event of a counter that appears with it. So counters with few and fixed label values
         # start at 0.
         for counter, values in (
-            (self._replays, ("joined", "replayed")),
+            (self._replays, ("joined", "replayed", "stored")),
             (self._restarts, ("crash", "stall")),
             (self._unexpected, ("callback", "task", "thread")),
             (self._store_requests, ("hit", "miss", "joined", "expired")),

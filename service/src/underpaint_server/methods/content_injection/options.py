@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from underpaint_server.jobs import EditJob, EditOptions, Interpolation, InversionOptions, Phase, Picture
 from underpaint_server.methods.base import Method
-from underpaint_server.methods.cost import Plan, Stage, guided, round_down, used_steps
+from underpaint_server.methods.cost import Plan, Stage, guided_edit, round_down, used_steps
 from underpaint_server.methods.ddim.options import DdimInversion
 
 
@@ -57,7 +57,7 @@ def _cost(job: EditJob) -> Plan:
     assert isinstance(options, ContentInjection)
     assert job.inversion is not None
     n = used_steps(job.inversion.num_inference_steps, job.inversion.strength)
-    rows, injected = guided(job.guidance_scale), injected_steps(options, job.inversion)
+    rows, injected = guided_edit(job), injected_steps(options, job.inversion)
     extra = rows * (2 if options.calibration else 1)
     return (Stage(Phase.DENOISING, n, rows, tuple(extra if k in injected else 0 for k in range(n, 0, -1))),)
 

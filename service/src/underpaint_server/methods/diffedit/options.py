@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from underpaint_server.jobs import EditJob, EditOptions, Phase, Picture
 from underpaint_server.methods.base import Method
-from underpaint_server.methods.cost import Plan, Stage, denoising
+from underpaint_server.methods.cost import Plan, Stage, denoising_inversion
 from underpaint_server.methods.ddim.options import DdimInversion
 
 
@@ -30,9 +30,8 @@ class DiffEdit(EditOptions):
 def _cost(job: EditJob) -> Plan:
     options = job.method
     assert isinstance(options, DiffEdit)
-    assert job.inversion is not None
     masking = _mask_cost(options) if options.mask is None else ()
-    return masking + denoising(job.inversion, job.guidance_scale)
+    return masking + denoising_inversion(job)
 
 
 def _mask_cost(options: DiffEdit) -> Plan:

@@ -32,7 +32,10 @@ def _masking(task: Editing[DiffEdit, None], context: Context) -> Masking:
     steps, options = task.inversion.num_inference_steps, task.options
     level = context.model.schedule.grid(steps)[used_steps(steps, options.mask_strength)]
     target, reference = context.embeds["target_prompt"], context.embeds["reference_prompt"]
-    return Masking(task.arrays["source"], level, target, reference, options.samples, task.noise)
+    source, job = task.arrays["source"], context.job
+    start = "mask", tensors.digest(source), job.seed, level
+    names = (*start, job.target_prompt), (*start, options.reference_prompt)
+    return Masking(source, level, target, reference, names, options.samples, task.noise)
 
 
 PREPARATION: Preparation[DiffEdit, Tensor | Masking] = Preparation(texts=_texts, extra=_extra, mask=_mask)

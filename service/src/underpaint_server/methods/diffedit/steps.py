@@ -8,19 +8,20 @@ The comparison needs no guidance: with the same negative prompt, the difference 
 ``w (eps(target) - eps(reference))``, and rescaling the map removes the factor w. That halves the rows of step 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from underpaint_server.diffusion import masks
 from underpaint_server.diffusion.ddim import add_noise, move
-from underpaint_server.diffusion.sampling import guided
+from underpaint_server.diffusion.sampling import guided, together
 from underpaint_server.diffusion.schedule import Level, downwards
 from underpaint_server.jobs import Notice
 from underpaint_server.methods.diffedit.options import DiffEdit
 from underpaint_server.methods.task import ComputedMask, Editing, Outcome
-from underpaint_server.rows import Denoise, Steps
+from underpaint_server.rows import Denoise, Steps, named
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +36,8 @@ class Masking:
     """(tokens, width): of the target prompt."""
     reference_embeds: Tensor
     """(tokens, width): of the reference prompt."""
+    names: tuple[Hashable, Hashable]
+    """Names of the predictions for the two prompts, see :func:`underpaint_server.rows.named`."""
     samples: int
     """Number of noise samples that the difference is averaged over."""
     noise: Callable[[str, int], Tensor]
@@ -73,13 +76,16 @@ def difference(masking: Masking) -> Steps[Tensor]:
     All rows are one group, because they are independent; the engine may split them into several forward passes.
     """
     noised = [add_noise(masking.source, masking.noise("mask", k), masking.level) for k in range(masking.samples)]
-    noise_preds = yield [
-        Denoise(latents, masking.level.timestep, masking.level.alpha_bar, embeds)
-        for latents in noised
-        for embeds in (masking.target_embeds, masking.reference_embeds)
-    ]
-    total = sum((t - r).abs().mean(0) for t, r in zip(noise_preds[::2], noise_preds[1::2], strict=True))
-    return masks.normalise(total / masking.samples)
+    prompts = zip(masking.names, (masking.target_embeds, masking.reference_embeds), strict=True)
+    target, reference = yield from together(
+        *(named(name, _predictions(noised, masking.level, embeds)) for name, embeds in prompts)
+    )
+    differences = [(t - r).abs().mean(0) for t, r in zip(target, reference, strict=True)]
+    return masks.normalise(sum(differences, start=torch.zeros_like(differences[0])) / masking.samples)
+
+
+def _predictions(noised: Sequence[Tensor], level: Level, prompt_embeds: Tensor) -> Steps[Sequence[Tensor]]:
+    return (yield [Denoise(latents, level.timestep, level.alpha_bar, prompt_embeds) for latents in noised])
 
 
 def _notices(mask: Tensor) -> tuple[Notice, ...]:

@@ -9,8 +9,9 @@ from underpaint_server.jobs import EditJob, Generated, Sampler
 from underpaint_server.methods.disentangled.options import DisentangledEdit
 from underpaint_server.methods.disentangled.steps import Mixing, anchor
 from underpaint_server.methods.task import Context, Editing, Preparation
+from underpaint_server.models import tensors
 from underpaint_server.models.facts import Facts
-from underpaint_server.rows import Steps
+from underpaint_server.rows import Steps, named
 
 
 def mixing_of(
@@ -45,7 +46,9 @@ def _extra(task: Editing[DisentangledEdit, None], context: Context) -> Steps[Mix
     mixing = mixing_of(context.embeds, context.model, steps, job.guidance_scale, options.sampler, source)
     if isinstance(job.source, Generated):
         return mixing
-    return (yield from anchor(mixing, source, task.noise))
+    prompts = options.source_prompt, job.negative_prompt
+    name = ("anchor", tensors.digest(source), job.seed, steps, options.sampler, prompts, job.guidance_scale)
+    return (yield from named(name, anchor(mixing, source, task.noise)))
 
 
 PREPARATION: Preparation[DisentangledEdit, Mixing] = Preparation(texts=_texts, grid=_grid, extra=_extra)

@@ -66,7 +66,9 @@ def anchor(mixing: Mixing, source: Tensor, noise: Callable[[str, int], Tensor]) 
     Weights of 1 reconstruct ``source`` (c, h, w). It is noised to each level with other noise; ``noise`` returns it
     for a purpose and an index. These latents are known beforehand, so all their predictions are computed in one group.
     Heun's probe, which a plain step computes, has the residual of that step: with weights of 1 it is the next latents.
+    The rows do not depend on the target prompt.
     """
+    given, mixing = mixing, replace(mixing, target_embeds=mixing.source_embeds)
     steps = downwards(mixing.grid)
     states = [add_noise(source, noise("anchor", i), step.noisy) for i, step in enumerate(steps)]
     ends = [*states[1:], source]
@@ -78,7 +80,7 @@ def anchor(mixing: Mixing, source: Tensor, noise: Callable[[str, int], Tensor]) 
     for i, (_, noisy, clean) in enumerate(steps):
         mean = yield from _mean(anchored, drawing, i, 1.0)
         residuals.append(ends[i] - move(states[i], mean, noisy, clean))
-    return replace(anchored, residuals=torch.stack(residuals))
+    return replace(anchored, target_embeds=given.target_embeds, residuals=torch.stack(residuals))
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from underpaint_server.jobs import EditJob, EditOptions, Phase
 from underpaint_server.methods.base import Method
-from underpaint_server.methods.cost import Plan, Stage, guided, used_steps
+from underpaint_server.methods.cost import Plan, Stage, guided_edit, used_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ def _cost(job: EditJob) -> Plan:
     options = job.method
     assert isinstance(options, SdEdit)
     steps = used_steps(options.num_inference_steps, options.strength)
-    return (Stage(Phase.DENOISING, steps, guided(job.guidance_scale)),)
+    return (Stage(Phase.DENOISING, steps, guided_edit(job)),)
 
 
 METHOD = Method(options=SdEdit, cost=_cost, starts_from_noise=False)

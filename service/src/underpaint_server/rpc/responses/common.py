@@ -42,6 +42,7 @@ def usage(spent: Usage, cache_hit: bool) -> types_pb2.Usage:
         queue_time=duration(spent.queue_time_s),
         compute_time=duration(spent.compute_time_s),
         network_evaluations=spent.network_evaluations,
+        reused_evaluations=spent.reused_evaluations,
         mean_batch_size=spent.mean_batch_size,
         inversion_cache_hit=cache_hit,
     )

@@ -5,6 +5,7 @@
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
+from google.protobuf.message import Message
 from underpaint.v1 import edit_service_pb2 as messages
 from underpaint.v1 import edit_service_pb2_grpc
 
@@ -65,7 +66,7 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
         async def run(call: SharedCall[Any]) -> messages.ComputeMaskResponse:
             return await handlers.compute_mask(self._server, request.edit, call)
 
-        with at("edit"), await self._join("mask", request.edit, run, context) as call:
+        with at("edit"), await self._join("mask", request.edit, messages.ComputeMaskResponse, run, context) as call:
             answer: messages.ComputeMaskResponse = await call.result()
         context.set_trailing_metadata((("server-timing", responses.server_timing(answer.usage)),))
         return answer
@@ -77,12 +78,14 @@ class EditService(edit_service_pb2_grpc.EditServiceServicer):
         async def run(call: SharedCall[Any]) -> messages.EditResponse:
             return await handlers.edit(self._server, request, call, preview_every=preview_every)
 
-        return await self._join("edit", request, run, context)
+        return await self._join("edit", request, messages.EditResponse, run, context)
 
-    async def _join(self, kind: str, request: messages.EditRequest, run: Any, context: Context) -> SharedCall[Any]:
+    async def _join(
+        self, kind: str, request: messages.EditRequest, answer: type[Message], run: Any, context: Context
+    ) -> SharedCall[Any]:
         deadline = Deadline.after(context.time_remaining())
         digest = await handlers.fingerprint(self._server, kind, request)
-        return self._server.idempotency.join(request.request_id, digest, run, deadline)
+        return self._server.idempotency.join(request.request_id, digest, answer, run, deadline)
 
     async def _event(self, event: Any, longest_px: int) -> messages.StreamEditResponse:
         if isinstance(event, Preview):

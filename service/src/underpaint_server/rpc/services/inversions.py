@@ -91,4 +91,4 @@ class InversionService(inversion_service_pb2_grpc.InversionServiceServicer):
             return await handlers.invert(self._server, request, call)
 
         digest = await handlers.fingerprint(self._server, "invert", request)
-        return self._server.idempotency.join(request.request_id, digest, run, deadline)
+        return self._server.idempotency.join(request.request_id, digest, messages.InvertResponse, run, deadline)
