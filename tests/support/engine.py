@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from underpaint_server.backends.protocol import Backend
@@ -26,12 +26,18 @@ class Inbox(queue.Queue[Any]):
 class Bench:
     """Start jobs, collect reports."""
 
-    def __init__(self, backend: Backend, max_batch_size: int = 16, learn_share: float = 0.25) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        max_batch_size: int = 16,
+        learn_share: float = 0.25,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.reports: list[Report] = []
         self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self.inbox = Inbox()
         engine = Engine(
-            {backend.facts.info.id: backend}, cast(Any, self.inbox), self._out.put, max_batch_size, learn_share
+            {backend.facts.info.id: backend}, cast(Any, self.inbox), self._out.put, max_batch_size, learn_share, clock
         )
         self._thread = threading.Thread(target=engine.run, daemon=True)
 

@@ -85,20 +85,57 @@ async def test_before_the_models_are_loaded_callers_are_told_when_to_come_back()
 
 
 async def test_the_queue_is_bounded_ordered_and_knows_its_places(engine: Dispatcher) -> None:
+    await submit(engine, SHORT).result()  # so that it is known what a row costs
     running = [submit(engine, LONG), submit(engine, LONG)]
-    normal = submit(engine, SHORT)
-    urgent = submit(engine, SHORT, Priority.INTERACTIVE)
-    assert [job.queue_position for job in (*running, urgent, normal)] == [0, 0, 1, 2]
+    longer, shorter = submit(engine, LONG), submit(engine, SHORT)
+    assert [job.queue_position for job in (*running, shorter, longer)] == [0, 0, 1, 2]
     with pytest.raises(QueueFull) as caught:
         submit(engine, SHORT)
     assert (caught.value.retry_after_s or 0) > 0
-    assert engine.num_waiting(Priority.INTERACTIVE) == engine.num_waiting(Priority.NORMAL) == 1
+    assert engine.num_waiting(Priority.NORMAL) == 2
     running[0].cancel()
-    await urgent.result()
+    await shorter.result()
+    longer.cancel()
     running[1].cancel()
-    await normal.result()
     with pytest.raises(Cancelled):
         await running[0].result()
+    await until(lambda: engine.num_running == 0)
+
+
+async def test_a_deadline_of_its_own_moves_a_job_ahead_in_the_queue(engine: Dispatcher) -> None:
+    await submit(engine, SHORT).result()
+    process = child()
+    process.suspend()
+    try:
+        jobs = [submit(engine, LONG), submit(engine, LONG), submit(engine, LONG)]
+        urgent = submit(engine, LONG, deadline_s=0.6 * engine.backlog_s)
+        assert [job.queue_position for job in (*jobs, urgent)] == [0, 0, 2, 1]
+        for job in (*jobs, urgent):
+            job.cancel()
+    finally:
+        process.resume()
+    await until(lambda: engine.num_running == 0)
+
+
+@pytest.mark.parametrize("flood", [Priority.BATCH, Priority.NORMAL])
+async def test_no_flood_of_one_priority_takes_the_places_of_another(engine: Dispatcher, flood: Priority) -> None:
+    """Neither in the engine nor in the queue; whether the flood is below or above."""
+    process = child()
+    process.suspend()
+    try:
+        jobs = [submit(engine, ENDLESS, flood) for _ in range(4)]
+        with pytest.raises(QueueFull):
+            submit(engine, ENDLESS, flood)
+        others = [submit(engine, SHORT, priority) for priority in Priority if priority is not flood]
+        assert [job.queue_position for job in others] == [0, 0, 0]
+    finally:
+        process.resume()
+    for job in others:
+        assert isinstance(await job.result(), Inverted), "the flood is still there"
+    assert engine.num_running == 2
+    for job in jobs:
+        job.cancel()
+    await until(lambda: engine.num_running == 0)
 
 
 async def test_the_backlog_counts_large_images_as_what_they_cost(engine: Dispatcher) -> None:
@@ -210,14 +247,48 @@ async def test_an_impossible_deadline_is_refused_after_any_idle_time(
     engine: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await submit(engine, SHORT).result()
-    real = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: real() + 3600)  # an hour later, nothing was done
+    monkeypatch.setattr(engine, "_clock", lambda: time.monotonic() + 3600)  # an hour later, nothing was done
     with pytest.raises(DeadlineUnattainable) as caught:
         submit(engine, LONG, deadline_s=1e-4)
     assert float(caught.value.metadata["estimate_s"]) > 1e-4
     monkeypatch.undo()
     possible = submit(engine, SHORT, deadline_s=3600)
     assert isinstance(await possible.result(), Inverted)
+
+
+async def test_an_impossible_deadline_is_refused_after_a_restart_of_the_engine(engine: Dispatcher) -> None:
+    await submit(engine, SHORT).result()
+    child().kill()
+    await until(lambda: engine.state is EngineState.RESTARTING)
+    await engine.wait_ready()
+    with pytest.raises(DeadlineUnattainable):
+        submit(engine, LONG, deadline_s=1e-4)
+
+
+async def test_only_jobs_that_must_end_first_count_against_a_deadline(fresh: Dispatcher) -> None:
+    """Beside jobs that only begin before it, a job may be done in time; behind those that must end, it is not."""
+    for _ in range(3):
+        await submit(fresh, SHORT).result()
+    process = child()
+    process.suspend()
+    try:
+        running = [submit(fresh, SHORT), submit(fresh, SHORT)]
+        first = submit(fresh, SHORT)
+        enough_s = 1.5 * estimate_s(fresh, SHORT)
+        second = submit(fresh, SHORT, deadline_s=enough_s)
+        assert second.queue_position > 0
+        for job in (*running, first, second):
+            job.cancel()
+    finally:
+        process.resume()
+    await until(lambda: fresh.num_running == 0)
+
+
+def estimate_s(engine: Dispatcher, job: Job) -> float:
+    """What a job alone needs at least, as its refusal says."""
+    with pytest.raises(DeadlineUnattainable) as caught:
+        submit(engine, job, Priority.INTERACTIVE, deadline_s=1e-6)
+    return float(caught.value.metadata["estimate_s"])
 
 
 async def test_a_later_deadline_counts_for_everybody_who_waits(fresh: Dispatcher) -> None:

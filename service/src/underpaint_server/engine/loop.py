@@ -3,7 +3,7 @@
 import queue
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +27,9 @@ from underpaint_server.engine.messages import (
 )
 from underpaint_server.engine.run import JobRun, now
 from underpaint_server.engine.scheduler import Selection, WaitingRow, choose
-from underpaint_server.engine.share import Share
+from underpaint_server.engine.share import Turns
 from underpaint_server.errors import Cancelled, DeadlinePassed, ModelNotFound, OutOfMemory, UnderpaintError
-from underpaint_server.jobs import Preview, Priority
+from underpaint_server.jobs import Preview
 from underpaint_server.models import tensors
 from underpaint_server.rows import Batch, Decode, Key, is_network_row
 
@@ -41,7 +41,7 @@ class Engine:
 
     Orders are read from ``inbox``; ``report`` is called with every report, in the thread of :meth:`run`. A pass has at
     most ``max_batch_size`` rows. ``learn_share``, (0, 1], is the share of device time that learning may use while
-    other jobs wait.
+    other jobs wait. ``clock`` gives monotonic seconds.
     """
 
     def __init__(
@@ -51,15 +51,16 @@ class Engine:
         report: Callable[[Report], None],
         max_batch_size: int,
         learn_share: float,
+        clock: Callable[[], float] = now,
     ) -> None:
         self._backends = backends
         self._inbox = inbox
         self._report = report
         self._max_batch_size = max_batch_size
-        self._share = Share(learn_share)
+        self._turns = Turns(learn_share)
+        self._clock = clock
         self._caps: dict[Key, int] = {}
         self._runs: dict[int, JobRun] = {}
-        self._passes = 0
         self._stopping = False
 
     def run(self) -> None:
@@ -70,8 +71,10 @@ class Engine:
         while not self._stopping:
             self._admit()
             self._drop_late()
-            chosen = choose(self._candidates(), self._cap, self._minimum)
-            if chosen is not None:
+            rows = [row for run in self._runs.values() for row in run.waiting_rows()]
+            if rows:
+                turn = self._turns.next({row.priority for row in rows})
+                chosen = choose(rows, turn, self._cap, self._minimum)
                 self._advance(chosen, *self._predict(chosen))
 
     # --- admit ---------------------------------------------------------------------------------------------------
@@ -105,7 +108,7 @@ class Engine:
             self._report(Ended(order.id, reported(error, order.id, order.job)))
 
     def _drop_late(self) -> None:
-        late = [id_ for id_, run in self._runs.items() if run.deadline is not None and run.deadline < now()]
+        late = [id_ for id_, run in self._runs.items() if run.deadline is not None and run.deadline < self._clock()]
         for id_ in late:
             self._end(id_, DeadlinePassed("the deadline passed while the job was running; set a later one"))
 
@@ -117,20 +120,6 @@ class Engine:
 
     # --- schedule ------------------------------------------------------------------------------------------------
 
-    def _candidates(self) -> list[WaitingRow]:
-        """The rows to choose from: all, or only learning's, or only the others'.
-
-        Where both kinds wait, learning's rows are chosen from while its share is open, and the others' otherwise.
-        """
-        rows = [row for run in self._runs.values() for row in run.waiting_rows()]
-        if not self._is_contested(rows):
-            return rows
-        learning_runs = self._share.is_open
-        return [row for row in rows if (row.priority == Priority.LEARNING) is learning_runs]
-
-    def _is_contested(self, rows: Sequence[WaitingRow]) -> bool:
-        return len({row.priority == Priority.LEARNING for row in rows}) == 2
-
     def _cap(self, key: Key) -> int:
         return self._caps.get(key, self._max_batch_size)
 
@@ -141,11 +130,10 @@ class Engine:
 
     def _predict(self, chosen: Selection) -> tuple[list[Any], float, float]:
         """An answer or an exception for every row, the start of the pass (monotonic) and its duration in seconds."""
-        begin, begin_cpu_s = now(), time.process_time()
+        begin, begin_cpu_s = self._clock(), time.process_time()
         answers = self._attempt(chosen)
-        duration_s, cpu_s = now() - begin, time.process_time() - begin_cpu_s
-        self._passes += 1
-        self._account(chosen, duration_s)
+        duration_s, cpu_s = self._clock() - begin, time.process_time() - begin_cpu_s
+        self._turns.spend(duration_s, chosen.rows[0].priority, {run.start.priority for run in self._runs.values()})
         key = chosen.rows[0].key
         rows_by_method = Tally(self._runs[row.job].method for row in chosen.rows)
         memory = self._backends[key.model].memory_bytes()
@@ -171,12 +159,6 @@ class Engine:
             return 0
         _, height, width = key.shape
         return height * width * self._backends[key.model].facts.vae_scale ** 2
-
-    def _account(self, chosen: Selection, duration_s: float) -> None:
-        """Charge a pass to learning's share; passes while only learning runs are not charged."""
-        if any(run.start.priority != Priority.LEARNING for run in self._runs.values()):
-            learning = sum(row.priority == Priority.LEARNING for row in chosen.rows)
-            self._share.spend(duration_s, learning / len(chosen.rows))
 
     def _attempt(self, chosen: Selection) -> list[Any]:
         """Run one forward pass; if it fails, smaller ones, so that only the jobs at fault fail."""
@@ -216,7 +198,6 @@ class Engine:
         is_network = is_network_row(chosen.rows[0].key.kind)
         for job, rows in jobs.items():
             run = self._runs[job]
-            run.served = self._passes
             run.progress.add(rows if is_network else 0, len(jobs), begin, duration_s)
         for row, answer in zip(chosen.rows, answers, strict=True):
             if row.job in self._runs:
@@ -238,8 +219,8 @@ class Engine:
             self._report_progress(run, moved)
 
     def _report_progress(self, run: JobRun, moved: bool) -> None:
-        if run.progress.due(now()):
-            self._report(Advanced(run.start.id, run.progress.snapshot(now()), run.progress.rows))
+        if run.progress.due(self._clock()):
+            self._report(Advanced(run.start.id, run.progress.snapshot(self._clock()), run.progress.rows))
         preview_row = run.take_preview() if moved else None
         if preview_row is not None:
             self._report_preview(run, preview_row)

@@ -30,6 +30,9 @@ class StartJob:
     """None for no deadline."""
     preview_every: int
     """Denoising steps from one preview to the next; 0 for no previews."""
+    due: float = 0.0
+    """Virtual deadline, see :mod:`underpaint_server.dispatch.due`; among jobs of one priority, those with earlier
+    ones go first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,6 @@ class JobRun:
         self.deadline = start.deadline
         self.method = job_name(start.job)
         self.result: Result | None = None
-        self.served = 0
         self.progress = ProgressCounter(start, plan(start.job))
         self._backend = backend
         self._batch_class = _stored_batch_class(start.job)
@@ -52,7 +51,7 @@ class JobRun:
         """The rows of the current group that have no answer yet."""
         for index, row in enumerate(self._group):
             if index not in self._answers:
-                yield WaitingRow(self.start.id, index, self._key(row), self.start.priority, self.served)
+                yield WaitingRow(self.start.id, index, self._key(row), self.start.priority, self.start.due)
 
     def row(self, index: int) -> Row:
         """The row at ``index`` of the current group."""
