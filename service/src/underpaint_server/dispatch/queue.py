@@ -126,7 +126,7 @@ class Dispatcher:
 
     @property
     def queue_capacity(self) -> int:
-        """Most jobs that may wait in the queue."""
+        """Most jobs of each priority that may wait in the queue."""
         return self._settings.queue_capacity
 
     @property

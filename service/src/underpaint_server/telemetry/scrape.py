@@ -21,7 +21,7 @@ class EngineView(Protocol):
 
     @property
     def queue_capacity(self) -> int:
-        """Most jobs that may wait in the queue."""
+        """Most jobs of each priority that may wait in the queue."""
 
     @property
     def backlog_s(self) -> float:
@@ -135,7 +135,7 @@ def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
     for priority in Priority:
         waiting.add_metric((priority.name.lower(),), engine.num_waiting(priority))
     yield waiting
-    yield _gauge("underpaint_queue_capacity", "Most jobs that may wait.", engine.queue_capacity)
+    yield _gauge("underpaint_queue_capacity", "Most jobs of each priority that may wait.", engine.queue_capacity)
     yield _gauge(
         "underpaint_estimated_backlog_seconds", "Estimated time of waiting and running jobs.", engine.backlog_s
     )
