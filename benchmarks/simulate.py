@@ -239,9 +239,7 @@ class Simulation:
         self._device_time, self._front_time = _Clock(), _Clock()
         self._supervisor = _Supervisor()
         options = Settings(models=f"{MODEL}=toy:", **settings)
-        self._dispatcher = Dispatcher(
-            options, Metrics(), self._front_time, cast(Any, lambda *_: self._supervisor)
-        )
+        self._dispatcher = Dispatcher(options, Metrics(), self._front_time, cast(Any, lambda *_: self._supervisor))
         self._device = _Device(costs, self._wait)
         self._engine = Engine(
             {MODEL: self._device}, cast(Any, self), self._on_report, options.max_batch_size, options.learn_share,

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from underpaint_server.backends.protocol import Backend
@@ -32,13 +33,15 @@ class Bench:
         max_batch_size: int = 16,
         learn_share: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
+        caps_file: Path | None = None,
     ) -> None:
         self.reports: list[Report] = []
         self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self.inbox = Inbox()
         engine = Engine(
-            {backend.facts.info.id: backend}, cast(Any, self.inbox), self._out.put, max_batch_size, learn_share, clock
-        )
+            {backend.facts.info.id: backend}, cast(Any, self.inbox), self._out.put, max_batch_size, learn_share, clock,
+            caps_file,
+        )  # fmt: skip
         self._thread = threading.Thread(target=engine.run, daemon=True)
 
     def __enter__(self) -> "Bench":

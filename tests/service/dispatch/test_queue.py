@@ -1,9 +1,11 @@
 """The front's side of the engine, with a real engine process behind it."""
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ import pytest
 import pytest_asyncio
 from support.jobs import disc, edict_options, edit_job, invert_job, learn_job
 from support.waiting import PATIENCE_S, until
-from underpaint_server.backends.toy import SCALE, SHAPE
+from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.dispatch.supervisor import EngineState
+from underpaint_server.engine.worker import CAPS_FILE
 from underpaint_server.errors import (
     Cancelled,
     DeadlinePassed,
@@ -181,6 +184,28 @@ async def test_a_crash_costs_the_jobs_inside_and_no_others(engine: Dispatcher) -
         submit(engine, SHORT)
     assert engine.state is EngineState.RESTARTING
     assert isinstance(await waiting.result(), Inverted)
+
+
+async def test_learned_sizes_of_passes_outlive_the_engine_process_and_the_server(tmp_path: Path) -> None:
+    """A server that starts with what another has learned, for images larger than the model's."""
+    settings = SETTINGS.model_copy(update={"cache_dir": str(tmp_path)})
+    info = ToyBackend("toy", settings).facts.info
+    name = f"{info.digest[:16]}-{info.fingerprint[:16]} denoise 4x16x16"
+    known = {name: {"rows": 3, "wait": 64, "limit": settings.max_batch_size}}
+    (tmp_path / CAPS_FILE).write_text(json.dumps(known))
+    server = Dispatcher(settings, METRICS)
+    await server.start()
+    try:
+        for _ in range(2):
+            await server.wait_ready()
+            server._caps.clear()
+            for px in (PX, 2 * PX):
+                await submit(server, invert_job("toy", px, edict_options(10))).result()
+            assert server.max_batch_sizes == {("toy", "denoise", "own"): 16, ("toy", "denoise", "larger"): 3}
+            child().kill()
+            await until(lambda: server.state is EngineState.RESTARTING)
+    finally:
+        await server.close()
 
 
 async def test_an_engine_that_does_not_read_never_stops_the_front(engine: Dispatcher) -> None:

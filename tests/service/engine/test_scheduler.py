@@ -53,7 +53,7 @@ def test_the_job_with_the_earliest_virtual_deadline_chooses_the_shape_and_joins_
 
 
 def test_encoders_and_decoders_go_before_a_network_that_is_less_than_half_busy() -> None:
-    """Nothing is lost by waiting behind passes that are full anyway; and the jobs behind them would fill an empty one."""
+    """Nothing is lost by waiting behind full passes; and the jobs behind them would fill an empty one."""
     decode = row(99, DECODE, due=9)
     assert pick(*(row(job) for job in range(7)), decode).rows == (decode,)
     assert len(pick(*(row(job) for job in range(8)), decode).rows) == 8

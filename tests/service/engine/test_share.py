@@ -1,7 +1,6 @@
 """Learning's share of the device."""
 
 import itertools
-from collections import Counter as Tally
 
 import pytest
 from hypothesis import given
@@ -34,9 +33,11 @@ def test_learning_gets_its_share_of_the_time_and_no_more(limit: float, costs: li
     assert learning / total == pytest.approx(limit, abs=0.15)
 
 
-def counted(turns: Turns, present: set[Priority], passes: int, durations: dict[Priority, float]) -> Tally[Priority]:
+def counted(
+    turns: Turns, present: set[Priority], passes: int, durations: dict[Priority, float]
+) -> dict[Priority, float]:
     """Seconds of each priority while jobs of all of ``present`` always have rows."""
-    seconds: Tally[Priority] = Tally()
+    seconds = dict.fromkeys(Priority, 0.0)
     for _ in range(passes):
         turn = Priority(turns.next(present))
         seconds[turn] += durations[turn]
@@ -49,7 +50,7 @@ def test_each_priority_below_the_highest_gets_its_share_and_no_more(pass_s: floa
     """However long passes are; and those of learning are several times longer than others."""
     durations = dict.fromkeys(Priority, pass_s) | {Priority.LEARNING: 4 * pass_s}
     seconds = counted(Turns(0.25), set(Priority), int(100 / pass_s), durations)
-    shares = {priority: seconds[priority] / seconds.total() for priority in Priority}
+    shares = {priority: seconds[priority] / sum(seconds.values()) for priority in Priority}
     assert shares[Priority.LEARNING] == pytest.approx(0.25, abs=0.03)
     assert shares[Priority.BATCH] == shares[Priority.NORMAL] == pytest.approx(LOWER_SHARE, abs=0.03)
 

@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import time
 from bisect import insort
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 
 import structlog
@@ -20,6 +21,7 @@ from underpaint_server.dispatch.supervisor import LOADING_S, EngineState, Listen
 from underpaint_server.engine.messages import (
     Advanced,
     CancelJob,
+    Capped,
     Ended,
     ExtendJob,
     Passed,
@@ -50,6 +52,9 @@ log = structlog.get_logger(__name__)
 
 WATCH_S = 0.25
 """Seconds between two checks of waiting jobs' deadlines and of the engine's progress."""
+
+MAX_CAPS = 64
+"""Most sizes of images whose largest pass is remembered. Callers choose the sizes."""
 
 DEADLINE_TOLERANCE_S = 0.1
 """Seconds before its deadline from which a job that is cancelled counts as late: the caller's clock may be ahead."""
@@ -83,6 +88,8 @@ class Dispatcher:
         self._passes = PassWatch(settings.stall_s)
         self._watch_fails = False
         self._costs = RowCosts()
+        self._caps: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+        """(model, kind, pixels) -> most rows of a pass; the sizes reported last at the end."""
         self._watching: asyncio.Task[None] | None = None
 
     # --- what others read ----------------------------------------------------------------------------------------
@@ -141,6 +148,18 @@ class Dispatcher:
     def last_pass_at(self) -> float | None:
         """Unix time of the last network pass; None before the first."""
         return self._pace.last_pass_at
+
+    @property
+    def max_batch_sizes(self) -> Mapping[tuple[str, str, str], int]:
+        """(model, kind of row, size of its image) -> most rows of a pass, where that is learned; the smallest of all
+        such images. A size is "own", "smaller" or "larger", compared with the model's own."""
+        sizes: dict[tuple[str, str, str], int] = {}
+        for (model, kind, pixels), rows in [*self._caps.items()]:
+            if model in self._infos:
+                own = self._infos[model].width * self._infos[model].height
+                name = (model, kind, "own" if pixels == own else "smaller" if pixels < own else "larger")
+                sizes[name] = min(rows, sizes.get(name, rows))
+        return sizes
 
     def num_waiting(self, priority: Priority) -> int:
         """Jobs of ``priority`` in the queue."""
@@ -320,6 +339,8 @@ class Dispatcher:
                 self._passes.begin(report, self._engine.cpu_s())
             case Passed():
                 self._on_passed(report)
+            case Capped():
+                self._on_capped(report)
             case Split(model=model, reason=reason):
                 self._metrics.on_batch_split(model=model, reason=reason)
             case Advanced(id=id_, progress=progress, rows=rows):
@@ -366,6 +387,13 @@ class Dispatcher:
         )
         for kind, size in report.memory_bytes.items():
             self._metrics.on_memory(device="0", kind=kind, bytes=size)
+
+    def _on_capped(self, report: Capped) -> None:
+        name = (report.model, report.kind, report.pixels)
+        self._caps[name] = report.rows
+        self._caps.move_to_end(name)
+        if len(self._caps) > MAX_CAPS:
+            self._caps.popitem(last=False)
 
     def _on_ended(self, report: Ended) -> None:
         job = self._running.pop(report.id, None)

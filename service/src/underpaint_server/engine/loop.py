@@ -5,15 +5,18 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from underpaint_server.backends.protocol import Backend, DeviceLost
+from underpaint_server.engine.caps import Caps, kind_name
 from underpaint_server.engine.failures import reported
 from underpaint_server.engine.messages import (
     Advanced,
     CancelJob,
+    Capped,
     Ended,
     ExtendJob,
     Order,
@@ -29,7 +32,7 @@ from underpaint_server.engine.run import JobRun, now
 from underpaint_server.engine.scheduler import Selection, WaitingRow, choose
 from underpaint_server.engine.share import Turns
 from underpaint_server.errors import Cancelled, DeadlinePassed, ModelNotFound, OutOfMemory, UnderpaintError
-from underpaint_server.jobs import Preview
+from underpaint_server.jobs import ModelInfo, Preview
 from underpaint_server.models import tensors
 from underpaint_server.rows import Batch, Decode, Key, is_network_row
 
@@ -41,7 +44,8 @@ class Engine:
 
     Orders are read from ``inbox``; ``report`` is called with every report, in the thread of :meth:`run`. A pass has at
     most ``max_batch_size`` rows. ``learn_share``, (0, 1], is the share of device time that learning may use while
-    other jobs wait. ``clock`` gives monotonic seconds.
+    other jobs wait. ``clock`` gives monotonic seconds. ``caps_file`` keeps what is
+    learned of the sizes of passes.
     """
 
     def __init__(
@@ -52,14 +56,15 @@ class Engine:
         max_batch_size: int,
         learn_share: float,
         clock: Callable[[], float] = now,
+        caps_file: Path | None = None,
     ) -> None:
         self._backends = backends
         self._inbox = inbox
         self._report = report
-        self._max_batch_size = max_batch_size
         self._turns = Turns(learn_share)
         self._clock = clock
-        self._caps: dict[Key, int] = {}
+        names = {name: _function(backend.facts.info) for name, backend in backends.items()}
+        self._caps = Caps(max_batch_size, caps_file, names)
         self._runs: dict[int, JobRun] = {}
         self._stopping = False
 
@@ -74,7 +79,7 @@ class Engine:
             rows = [row for run in self._runs.values() for row in run.waiting_rows()]
             if rows:
                 turn = self._turns.next({row.priority for row in rows})
-                chosen = choose(rows, turn, self._cap, self._minimum)
+                chosen = choose(rows, turn, self._caps.__getitem__, self._minimum)
                 self._advance(chosen, *self._predict(chosen))
 
     # --- admit ---------------------------------------------------------------------------------------------------
@@ -120,9 +125,6 @@ class Engine:
 
     # --- schedule ------------------------------------------------------------------------------------------------
 
-    def _cap(self, key: Key) -> int:
-        return self._caps.get(key, self._max_batch_size)
-
     def _minimum(self, key: Key) -> int:
         return self._backends[key.model].minimum(key.kind)
 
@@ -138,10 +140,11 @@ class Engine:
         rows_by_method = Tally(self._runs[row.job].method for row in chosen.rows)
         memory = self._backends[key.model].memory_bytes()
         padding = chosen.size - len(chosen.rows)
+        self._learn_cap(key, len(chosen.rows), duration_s)
         self._report(
             Passed(
                 key.model,
-                _kind_name(key),
+                kind_name(key),
                 is_network_row(key.kind),
                 rows_by_method,
                 padding,
@@ -152,6 +155,14 @@ class Engine:
             )
         )
         return answers, begin, duration_s
+
+    def _learn_cap(self, key: Key, rows: int, duration_s: float) -> None:
+        """Learn from a pass how large those of its key may be, where their size changes no bits."""
+        if key.batch_class is not None:
+            return
+        self._caps.passed(key, rows, duration_s)
+        if is_network_row(key.kind) and (most := self._caps.news(key)) is not None:
+            self._report(Capped(key.model, kind_name(key), self._pixels(key), most))
 
     def _pixels(self, key: Key) -> int:
         """Pixels of the image of a network row; 0 for other rows."""
@@ -164,7 +175,7 @@ class Engine:
         """Run one forward pass; if it fails, smaller ones, so that only the jobs at fault fail."""
         key = chosen.rows[0].key
         rows = [self._runs[row.job].row(row.index) for row in chosen.rows]
-        self._report(Passing(key.model, _kind_name(key), key.shape, chosen.size))
+        self._report(Passing(key.model, kind_name(key), key.shape, chosen.size))
         try:
             return list(self._backends[key.model].predict(Batch(rows, chosen.size)))
         except DeviceLost:
@@ -184,7 +195,8 @@ class Engine:
         if key.batch_class is not None or len(rows) == 1:
             return [error] * len(rows)
         self._report(Split(key.model, "oom"))
-        middle = self._caps[key] = len(rows) // 2
+        self._caps.failed(key, len(rows))
+        middle = len(rows) // 2
         parts = (rows[:middle], rows[middle:])
         return [
             answer for part in parts for answer in self._attempt(Selection(part, max(len(part), self._minimum(key))))
@@ -239,5 +251,6 @@ class Engine:
         self._report(Previewed(run.start.id, Preview(tensors.picture(image), run.progress.step)))
 
 
-def _kind_name(key: Key) -> str:
-    return key.kind.__name__.lower()
+def _function(info: ModelInfo) -> str:
+    """A name that models have in common which compute the same in the same way, device and threads included."""
+    return f"{info.digest[:16]}-{info.fingerprint[:16]}"

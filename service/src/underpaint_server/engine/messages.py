@@ -115,6 +115,18 @@ class Passed:
 
 
 @dataclass(frozen=True, slots=True)
+class Capped:
+    """The most rows of a pass of network rows, as far as it is learned; see :mod:`underpaint_server.engine.caps`."""
+
+    model: str
+    kind: str
+    """As in :class:`Passed`."""
+    pixels: int
+    """Pixels of the image of one row."""
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """A pass failed and was replaced by smaller ones."""
 
@@ -149,4 +161,4 @@ class Ended:
     outcome: Result | UnderpaintError
 
 
-Report = Ready | LoadFailed | Passing | Passed | Split | Advanced | Previewed | Ended
+Report = Ready | LoadFailed | Passing | Passed | Capped | Split | Advanced | Previewed | Ended
