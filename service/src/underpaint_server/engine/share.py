@@ -38,14 +38,14 @@ class Turns:
 
     The highest one that waits has the turn, except while a lower one has had less than its share of the time in which
     both were there: so what is low still moves, and no flood of it can delay what is high by more than these shares.
-    ``learn_share``, (0, 1], is the share of LEARNING.
+    ``learn_share``, (0, 1], is the share of LEARNING, ``lower_share`` that of BATCH and that of NORMAL.
     """
 
-    def __init__(self, learn_share: float) -> None:
+    def __init__(self, learn_share: float, lower_share: float = LOWER_SHARE) -> None:
         self._shares = {
             Priority.LEARNING: Share(learn_share),
-            Priority.BATCH: Share(LOWER_SHARE),
-            Priority.NORMAL: Share(LOWER_SHARE),
+            Priority.BATCH: Share(lower_share),
+            Priority.NORMAL: Share(lower_share),
         }
 
     def next(self, waiting: Collection[int]) -> int:
