@@ -52,11 +52,11 @@ def test_the_job_with_the_earliest_virtual_deadline_chooses_the_shape_and_joins_
     assert [r.job for r in pick(*(row(job, due=-job) for job in range(9)), cap=3).rows] == [8, 7, 6]
 
 
-def test_encoders_and_decoders_go_before_a_network_that_is_less_than_half_busy() -> None:
+def test_encoders_and_decoders_go_before_a_network_whose_passes_have_room() -> None:
     """Nothing is lost by waiting behind full passes; and the jobs behind them would fill an empty one."""
     decode = row(99, DECODE, due=9)
-    assert pick(*(row(job) for job in range(7)), decode).rows == (decode,)
-    assert len(pick(*(row(job) for job in range(8)), decode).rows) == 8
+    assert pick(*(row(job) for job in range(11)), decode).rows == (decode,)
+    assert len(pick(*(row(job) for job in range(12)), decode).rows) == 12
 
 
 def test_encoders_and_decoders_that_fill_a_pass_go_before_any_network() -> None:

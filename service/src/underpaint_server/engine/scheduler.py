@@ -3,9 +3,9 @@
 Every pass is one priority's turn (see :mod:`underpaint_server.engine.share`). Of that priority, the most urgent row
 decides the key: that of the job whose virtual deadline is earliest, see :mod:`underpaint_server.dispatch.due`.
 Rows with that key join in order of urgency, up to the cap. Network rows give way to rows of other kinds, which begin
-and end jobs, where these fill a pass of their own, or where the network's pass would be less than half full and the
-jobs behind them may fill it. Otherwise they wait for more of their kind, until they are the most urgent. Rows of other
-priorities take no places but those that would be padding: in a larger pass, all wait longer.
+and end jobs, where these fill a pass of their own, or where the network's pass would be less full than :data:`ENOUGH`
+and the jobs behind them may fill it. Otherwise they wait for more of their kind, until they are the most urgent. Rows
+of other priorities take no places but those that would be padding: in a larger pass, all wait longer.
 """
 
 from collections import Counter
@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from underpaint_server.rows import Key, is_network_row
+
+ENOUGH = 0.75
+"""Share of a network pass from which on it need not wait to be filled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,9 @@ def _key(own: Mapping[Key, int], cap: Callable[[Key], int]) -> Key:
     first = next(iter(own))
     if not is_network_row(first.kind):
         return first
-    is_idle = 2 * own[first] < _room(first, cap)
+    has_room = own[first] < ENOUGH * _room(first, cap)
     sides = (key for key in own if not is_network_row(key.kind))
-    return next((key for key in sides if is_idle or own[key] >= _room(key, cap)), first)
+    return next((key for key in sides if has_room or own[key] >= _room(key, cap)), first)
 
 
 def _room(key: Key, cap: Callable[[Key], int]) -> int:
