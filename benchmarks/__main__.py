@@ -4,12 +4,12 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import exactness, learning, masks, overhead, reuse, throughput
+from benchmarks import exactness, learning, masks, overhead, reuse, simulate, throughput
 from benchmarks.report import console
 
 BENCHMARKS = {
     module.__name__.rpartition(".")[2]: module.run
-    for module in (throughput, reuse, exactness, masks, overhead, learning)
+    for module in (throughput, reuse, exactness, masks, overhead, learning, simulate)
 }
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("build/benchmarks")

@@ -300,6 +300,7 @@ class IdleEngine:
     backlog_s = 0.0
     last_pass_at = 0.0
     models_ready: ClassVar[dict[str, bool]] = {}
+    max_batch_sizes: ClassVar[dict[tuple[str, str, str], int]] = {}
 
     def num_waiting(self, priority: Priority) -> int:
         """No job waits."""

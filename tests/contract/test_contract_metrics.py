@@ -21,6 +21,7 @@ AT_SCRAPE = {
     "underpaint_request_bytes_held", "underpaint_log_lines_dropped_total", "underpaint_model_ready",
     "underpaint_direction_store_bytes", "underpaint_direction_store_entries",
     "underpaint_operations_rows", "underpaint_calls_in_progress", "underpaint_slow_requests",
+    "underpaint_max_batch_size",
 }  # fmt: skip
 
 

@@ -155,20 +155,26 @@ async def test_a_full_queue_refuses_with_the_time_to_come_back(narrow: LocalServ
     await idle(narrow)
 
 
-async def test_the_queue_is_in_the_order_of_priorities_and_everyone_is_told_the_place(narrow: LocalServer) -> None:
+PRIORITIES = {name: types_pb2.Priority.Value(f"PRIORITY_{name.upper()}") for name in ("batch", "normal", "interactive")}
+
+
+@pytest.mark.parametrize("flood", PRIORITIES)
+async def test_no_flood_of_one_priority_locks_out_another(narrow: LocalServer, flood: str) -> None:
+    """Not while its jobs take all their places in the engine and all in the queue, whether it is above or below."""
     await idle(narrow)
-    async with stubs(narrow) as wire, running(wire, masking()) as endless:
-        batch, normal, interactive = [
-            await queued(wire, edit("sdedit", priority=types_pb2.Priority.Value(f"PRIORITY_{name}")))
-            for name in ("BATCH", "NORMAL", "INTERACTIVE")
-        ]
-        for place, call in ((1, interactive), (2, normal), (3, batch)):
+    mine = {"priority": PRIORITIES[flood]}
+    async with stubs(narrow) as wire, running(wire, masking(**mine)):
+        waiting = [await queued(wire, edit("sdedit", **mine)) for _ in range(3)]
+        for place, call in enumerate(waiting, 1):
             await until(call, _stands_at(place))
-        waiting = scrape(narrow).by("underpaint_num_requests_waiting", "priority")
-        assert waiting == {"learning": 0, "batch": 1, "normal": 1, "interactive": 1}
-        endless.cancel()
-        answers = await asyncio.gather(*map(result, (batch, normal, interactive)))
-    assert [answer.resolved.priority for answer in answers] == [1, 2, 3]
+        by_priority = scrape(narrow).by("underpaint_num_requests_waiting", "priority")
+        assert by_priority == dict.fromkeys(by_priority, 0) | {flood: 3}
+        assert (await refused(wire.edits.Edit(edit("sdedit", **mine)))).reason == "QUEUE_FULL"
+        for other in PRIORITIES.keys() - {flood}:
+            answer = await wire.edits.Edit(edit("sdedit", priority=PRIORITIES[other]), timeout=PATIENCE_S)
+            assert answer.resolved.priority == PRIORITIES[other]
+        for call in waiting:
+            call.cancel()
     await idle(narrow)
 
 

@@ -72,12 +72,12 @@ async def test_the_gauges_follow_the_queue(narrow: LocalServer) -> None:
     await idle(narrow)
     async with stubs(narrow) as wire:
         await wire.edits.Edit(edit("sdedit"))  # so that there is a pace
-        async with running(wire, masking()):
+        async with running(wire, masking(priority=1)), running(wire, masking(priority=3)):
             calls = [await queued(wire, edit("sdedit", priority=p)) for p in (1, 3, 3)]
             busy = scrape(narrow)
             for call in calls:
                 call.cancel()
-    assert busy.sum("underpaint_num_requests_running") == 1
+    assert busy.sum("underpaint_num_requests_running") == 2
     assert busy.by("underpaint_num_requests_waiting", "priority") == {
         "learning": 0, "batch": 1, "normal": 0, "interactive": 2,
     }  # fmt: skip

@@ -3,7 +3,8 @@
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, cast
 
 from underpaint_server.backends.protocol import Backend
@@ -27,13 +28,21 @@ class Bench:
     """Start jobs, collect reports."""
 
     def __init__(
-        self, backend: Backend, max_batch_size: int = 16, learn_share: float = 0.25, reuse_bytes: int = 0
+        self,
+        backend: Backend,
+        max_batch_size: int = 16,
+        learn_share: float = 0.25,
+        clock: Callable[[], float] = time.monotonic,
+        caps_file: Path | None = None,
+        reuse_bytes: int = 0,
     ) -> None:
         self.reports: list[Report] = []
         self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self.inbox = Inbox()
-        backends = {backend.facts.info.id: backend}
-        self.engine = Engine(backends, cast(Any, self.inbox), self.hear, max_batch_size, learn_share, reuse_bytes)
+        self.engine = Engine(
+            {backend.facts.info.id: backend}, cast(Any, self.inbox), self.hear, max_batch_size, learn_share, clock,
+            caps_file, reuse_bytes,
+        )  # fmt: skip
         self._thread = threading.Thread(target=self.engine.run, daemon=True)
 
     def __enter__(self) -> Self:

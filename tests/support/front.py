@@ -103,6 +103,7 @@ class ArithmeticEngine:
         self.submitted, self.extended = asyncio.Event(), asyncio.Event()
         self.models_ready: Mapping[str, bool] = dict.fromkeys(self.configured, True)
         self.num_running, self.queue_capacity, self.backlog_s, self.last_pass_at = 0, 4, 0.0, None
+        self.max_batch_sizes: Mapping[tuple[str, str, str], int] = {}
         self._ids = itertools.count(1)
 
     async def wait_ready(self) -> None:

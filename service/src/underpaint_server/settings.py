@@ -120,8 +120,8 @@ class Settings(BaseSettings):
     also computes separately what several running requests have in common. Results have the same bits with every
     value."""
     max_running: int = Field(16, ge=1)
-    """Jobs that run at one time and share forward passes. Jobs that learn directions are not counted; learn-share
-    limits those."""
+    """Jobs of each priority that run at one time and share forward passes, so that none takes the places of another.
+    Jobs that learn directions are not counted; learn-share limits those."""
     spare_engine: bool = True
     """Whether to keep a second engine process that has loaded its libraries, but no model and nothing on the device. If
     the engine process ends, a spare one replaces it several seconds sooner. It takes about 250 MB of memory."""
@@ -129,8 +129,8 @@ class Settings(BaseSettings):
     """Seconds without any progress after which the engine process is replaced. During a forward pass it is replaced
     only after ten times the longest such pass so far, and not while it computes slowly on a busy machine."""
     queue_capacity: int = Field(64, ge=0)
-    """Jobs that may wait in the queue while max-running jobs run. A call beyond that fails with QUEUE_FULL and says
-    when to retry."""
+    """Jobs of each priority that may wait in the queue while max-running jobs of it run. A call beyond that fails with
+    QUEUE_FULL and says when to retry."""
     max_image_bytes: int = Field(16 * _MIB, ge=1)
     """Largest encoded image or mask that a request may contain, in bytes; the default is 16 MiB."""
     max_image_pixels: int = Field(6144 * 4096, ge=1)

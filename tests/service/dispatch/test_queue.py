@@ -1,9 +1,11 @@
 """The front's side of the engine, with a real engine process behind it."""
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,10 @@ import pytest
 import pytest_asyncio
 from support.jobs import disc, edict_options, edit_job, invert_job, learn_job
 from support.waiting import PATIENCE_S, until
-from underpaint_server.backends.toy import SCALE, SHAPE
+from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
 from underpaint_server.dispatch.queue import Dispatcher
 from underpaint_server.dispatch.supervisor import EngineState
+from underpaint_server.engine.worker import CAPS_FILE
 from underpaint_server.errors import (
     Cancelled,
     DeadlinePassed,
@@ -85,20 +88,57 @@ async def test_before_the_models_are_loaded_callers_are_told_when_to_come_back()
 
 
 async def test_the_queue_is_bounded_ordered_and_knows_its_places(engine: Dispatcher) -> None:
+    await submit(engine, SHORT).result()  # so that it is known what a row costs
     running = [submit(engine, LONG), submit(engine, LONG)]
-    normal = submit(engine, SHORT)
-    urgent = submit(engine, SHORT, Priority.INTERACTIVE)
-    assert [job.queue_position for job in (*running, urgent, normal)] == [0, 0, 1, 2]
+    longer, shorter = submit(engine, LONG), submit(engine, SHORT)
+    assert [job.queue_position for job in (*running, shorter, longer)] == [0, 0, 1, 2]
     with pytest.raises(QueueFull) as caught:
         submit(engine, SHORT)
     assert (caught.value.retry_after_s or 0) > 0
-    assert engine.num_waiting(Priority.INTERACTIVE) == engine.num_waiting(Priority.NORMAL) == 1
+    assert engine.num_waiting(Priority.NORMAL) == 2
     running[0].cancel()
-    await urgent.result()
+    await shorter.result()
+    longer.cancel()
     running[1].cancel()
-    await normal.result()
     with pytest.raises(Cancelled):
         await running[0].result()
+    await until(lambda: engine.num_running == 0)
+
+
+async def test_a_deadline_of_its_own_moves_a_job_ahead_in_the_queue(engine: Dispatcher) -> None:
+    await submit(engine, SHORT).result()
+    process = child()
+    process.suspend()
+    try:
+        jobs = [submit(engine, LONG), submit(engine, LONG), submit(engine, LONG)]
+        urgent = submit(engine, LONG, deadline_s=0.6 * engine.backlog_s)
+        assert [job.queue_position for job in (*jobs, urgent)] == [0, 0, 2, 1]
+        for job in (*jobs, urgent):
+            job.cancel()
+    finally:
+        process.resume()
+    await until(lambda: engine.num_running == 0)
+
+
+@pytest.mark.parametrize("flood", [Priority.BATCH, Priority.NORMAL])
+async def test_no_flood_of_one_priority_takes_the_places_of_another(engine: Dispatcher, flood: Priority) -> None:
+    """Neither in the engine nor in the queue; whether the flood is below or above."""
+    process = child()
+    process.suspend()
+    try:
+        jobs = [submit(engine, ENDLESS, flood) for _ in range(4)]
+        with pytest.raises(QueueFull):
+            submit(engine, ENDLESS, flood)
+        others = [submit(engine, SHORT, priority) for priority in Priority if priority is not flood]
+        assert [job.queue_position for job in others] == [0, 0, 0]
+    finally:
+        process.resume()
+    for job in others:
+        assert isinstance(await job.result(), Inverted), "the flood is still there"
+    assert engine.num_running == 2
+    for job in jobs:
+        job.cancel()
+    await until(lambda: engine.num_running == 0)
 
 
 async def test_the_backlog_counts_large_images_as_what_they_cost(engine: Dispatcher) -> None:
@@ -144,6 +184,28 @@ async def test_a_crash_costs_the_jobs_inside_and_no_others(engine: Dispatcher) -
         submit(engine, SHORT)
     assert engine.state is EngineState.RESTARTING
     assert isinstance(await waiting.result(), Inverted)
+
+
+async def test_learned_sizes_of_passes_outlive_the_engine_process_and_the_server(tmp_path: Path) -> None:
+    """A server that starts with what another has learned, for images larger than the model's."""
+    settings = SETTINGS.model_copy(update={"cache_dir": str(tmp_path)})
+    info = ToyBackend("toy", settings).facts.info
+    name = f"{info.digest[:16]}-{info.fingerprint[:16]} denoise 4x16x16"
+    known = {name: {"rows": 3, "wait": 64, "limit": settings.max_batch_size}}
+    (tmp_path / CAPS_FILE).write_text(json.dumps(known))
+    server = Dispatcher(settings, METRICS)
+    await server.start()
+    try:
+        for _ in range(2):
+            await server.wait_ready()
+            server._caps.clear()
+            for px in (PX, 2 * PX):
+                await submit(server, invert_job("toy", px, edict_options(10))).result()
+            assert server.max_batch_sizes == {("toy", "denoise", "own"): 16, ("toy", "denoise", "larger"): 3}
+            child().kill()
+            await until(lambda: server.state is EngineState.RESTARTING)
+    finally:
+        await server.close()
 
 
 async def test_an_engine_that_does_not_read_never_stops_the_front(engine: Dispatcher) -> None:
@@ -210,14 +272,48 @@ async def test_an_impossible_deadline_is_refused_after_any_idle_time(
     engine: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await submit(engine, SHORT).result()
-    real = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: real() + 3600)  # an hour later, nothing was done
+    monkeypatch.setattr(engine, "_clock", lambda: time.monotonic() + 3600)  # an hour later, nothing was done
     with pytest.raises(DeadlineUnattainable) as caught:
         submit(engine, LONG, deadline_s=1e-4)
     assert float(caught.value.metadata["estimate_s"]) > 1e-4
     monkeypatch.undo()
     possible = submit(engine, SHORT, deadline_s=3600)
     assert isinstance(await possible.result(), Inverted)
+
+
+async def test_an_impossible_deadline_is_refused_after_a_restart_of_the_engine(engine: Dispatcher) -> None:
+    await submit(engine, SHORT).result()
+    child().kill()
+    await until(lambda: engine.state is EngineState.RESTARTING)
+    await engine.wait_ready()
+    with pytest.raises(DeadlineUnattainable):
+        submit(engine, LONG, deadline_s=1e-4)
+
+
+async def test_only_jobs_that_must_end_first_count_against_a_deadline(fresh: Dispatcher) -> None:
+    """Beside jobs that only begin before it, a job may be done in time; behind those that must end, it is not."""
+    for _ in range(3):
+        await submit(fresh, SHORT).result()
+    process = child()
+    process.suspend()
+    try:
+        running = [submit(fresh, SHORT), submit(fresh, SHORT)]
+        first = submit(fresh, SHORT)
+        enough_s = 1.5 * estimate_s(fresh, SHORT)
+        second = submit(fresh, SHORT, deadline_s=enough_s)
+        assert second.queue_position > 0
+        for job in (*running, first, second):
+            job.cancel()
+    finally:
+        process.resume()
+    await until(lambda: fresh.num_running == 0)
+
+
+def estimate_s(engine: Dispatcher, job: Job) -> float:
+    """What a job alone needs at least, as its refusal says."""
+    with pytest.raises(DeadlineUnattainable) as caught:
+        submit(engine, job, Priority.INTERACTIVE, deadline_s=1e-6)
+    return float(caught.value.metadata["estimate_s"])
 
 
 async def test_a_later_deadline_counts_for_everybody_who_waits(fresh: Dispatcher) -> None:

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from support.engine import Bench
 from support.jobs import edit_job, learn_job
 from underpaint_server.backends.toy import SCALE, SHAPE, ToyBackend
-from underpaint_server.engine import loop
 from underpaint_server.engine.messages import Ended, Passed
-from underpaint_server.engine.share import Share
+from underpaint_server.engine.share import LOWER_SHARE, Share, Turns
 from underpaint_server.jobs import Learned, Priority
 from underpaint_server.methods.sdedit.options import SdEdit
 from underpaint_server.settings import Settings
@@ -28,21 +27,59 @@ def test_learning_gets_its_share_of_the_time_and_no_more(limit: float, costs: li
     for learning_s, other_s in costs * (400 // len(costs)):
         learns = share.is_open
         duration_s = learning_s if learns else other_s
-        share.spend(duration_s, float(learns))
+        share.spend(duration_s, own=learns)
         learning, total = learning + learns * duration_s, total + duration_s
     # A pass is taken whole, so the share may be missed by about one.
     assert learning / total == pytest.approx(limit, abs=0.15)
 
 
-def test_learning_waits_for_others_and_still_gets_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def counted(
+    turns: Turns, present: set[Priority], passes: int, durations: dict[Priority, float]
+) -> dict[Priority, float]:
+    """Seconds of each priority while jobs of all of ``present`` always have rows."""
+    seconds = dict.fromkeys(Priority, 0.0)
+    for _ in range(passes):
+        turn = Priority(turns.next(present))
+        seconds[turn] += durations[turn]
+        turns.spend(durations[turn], turn, present)
+    return seconds
+
+
+@pytest.mark.parametrize("pass_s", [0.001, 0.03, 0.1])
+def test_each_priority_below_the_highest_gets_its_share_and_no_more(pass_s: float) -> None:
+    """However long passes are; and those of learning are several times longer than others."""
+    durations = dict.fromkeys(Priority, pass_s) | {Priority.LEARNING: 4 * pass_s}
+    seconds = counted(Turns(0.25), set(Priority), int(100 / pass_s), durations)
+    shares = {priority: seconds[priority] / sum(seconds.values()) for priority in Priority}
+    assert shares[Priority.LEARNING] == pytest.approx(0.25, abs=0.03)
+    assert shares[Priority.BATCH] == shares[Priority.NORMAL] == pytest.approx(LOWER_SHARE, abs=0.03)
+
+
+@pytest.mark.parametrize("low", [Priority.LEARNING, Priority.BATCH, Priority.NORMAL])
+def test_who_comes_new_finds_no_debt_of_those_below(low: Priority) -> None:
+    """Passes without competition count for nobody: not for what ran alone, nor as a claim of what came later."""
+    durations = dict.fromkeys(Priority, 0.1)
+    for alone in (low, Priority.INTERACTIVE):
+        turns = Turns(0.25)
+        counted(turns, {alone}, 1000, durations)
+        seconds = counted(turns, {low, Priority.INTERACTIVE}, 20, durations)
+        assert 0 < seconds[low] <= 0.25 * 20 * 0.1 + 0.1
+
+
+def test_the_first_pass_beside_a_higher_priority_is_the_higher_ones() -> None:
+    assert Turns(0.25).next(set(Priority)) == Priority.INTERACTIVE
+    assert Turns(1.0).next({Priority.BATCH, Priority.NORMAL}) == Priority.NORMAL
+    assert Turns(0.25).next({Priority.LEARNING}) == Priority.LEARNING
+
+
+def test_learning_waits_for_others_and_still_gets_done() -> None:
     """Beside an edit, learning's passes are its share; when the edit is done, all are.
 
     On a clock by which every pass takes as long: on a busy machine one pass may take as long as a hundred.
     """
     readings = itertools.count()
-    monkeypatch.setattr(loop, "now", lambda: float(next(readings)))
     backend = ToyBackend("toy", Settings())
-    with Bench(backend) as bench:
+    with Bench(backend, clock=lambda: float(next(readings))) as bench:
         edit = (edit_job("toy", PX, SdEdit(1.0, 100), steps=100), Priority.NORMAL)
         bench.start_together({0: (learn_job("toy", PX), Priority.LEARNING), **dict.fromkeys(range(1, 5), edit)})
         outcomes = bench.until_ended(*range(5))

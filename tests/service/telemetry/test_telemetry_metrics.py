@@ -14,7 +14,20 @@ from underpaint_server.jobs import ModelInfo, Phase, Priority
 from underpaint_server.methods import JOB_NAMES
 from underpaint_server.telemetry import Metrics
 
-UNITS = ("seconds", "bytes", "total", "rows", "pixels", "info", "running", "waiting", "capacity", "entries", "ready")
+UNITS = (
+    "seconds",
+    "bytes",
+    "total",
+    "rows",
+    "pixels",
+    "info",
+    "running",
+    "waiting",
+    "capacity",
+    "entries",
+    "ready",
+    "size",
+)
 
 
 @dataclass
@@ -27,6 +40,7 @@ class Engine:
     last_pass_at: float | None = None
     waiting: dict[Priority, int] = field(default_factory=dict)
     models_ready: dict[str, bool] = field(default_factory=dict)
+    max_batch_sizes: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
     def num_waiting(self, priority: Priority) -> int:
         return self.waiting.get(priority, 0)

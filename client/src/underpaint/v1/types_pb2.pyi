@@ -100,7 +100,7 @@ class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.Val
     PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
     """The same as PRIORITY_NORMAL."""
     PRIORITY_BATCH: _Priority.ValueType  # 1
-    """Below PRIORITY_NORMAL. May be paused between steps while requests of higher priority run."""
+    """Below PRIORITY_NORMAL. Slows down to a twentieth of the device's time while requests of higher priority run."""
     PRIORITY_NORMAL: _Priority.ValueType  # 2
     """The default."""
     PRIORITY_INTERACTIVE: _Priority.ValueType  # 3
@@ -112,7 +112,7 @@ class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """The same as PRIORITY_NORMAL."""
 PRIORITY_BATCH: Priority.ValueType  # 1
-"""Below PRIORITY_NORMAL. May be paused between steps while requests of higher priority run."""
+"""Below PRIORITY_NORMAL. Slows down to a twentieth of the device's time while requests of higher priority run."""
 PRIORITY_NORMAL: Priority.ValueType  # 2
 """The default."""
 PRIORITY_INTERACTIVE: Priority.ValueType  # 3

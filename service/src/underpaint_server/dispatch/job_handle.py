@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
+from underpaint_server.dispatch.due import due
 from underpaint_server.errors import UnderpaintError
 from underpaint_server.jobs import Job, Phase, Preview, Priority, Progress, Result
 from underpaint_server.methods import job_name
@@ -28,7 +29,8 @@ class JobHandle:
     """A job in the queue or in the engine, returned by ``Dispatcher.submit``. To be used on the front's event loop.
 
     ``submitted`` and ``deadline`` are readings of ``time.monotonic``; ``deadline`` None is no deadline. ``rows_left``
-    counts the network rows still to be computed.
+    counts the network rows still to be computed; ``row_s`` is the device time in seconds that one of them is estimated
+    to take, 0 where that is not known.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class JobHandle:
         preview_every: int,
         on_cancel: Callable[["JobHandle"], None],
         on_extend: Callable[["JobHandle"], None],
+        row_s: float = 0.0,
     ) -> None:
         self.id = id_
         self.job = job
@@ -53,6 +56,8 @@ class JobHandle:
         self._rows = self.rows_left = total_rows(job)
         self.pixels = image_pixels(job)
         """Pixels of the image that its rows are for."""
+        self.due = due(submitted, self._rows * row_s, deadline)
+        """Virtual deadline (monotonic), by which jobs of one priority are ordered."""
         self.cancelled_at: float | None = None
         self._on_cancel = on_cancel
         self._on_extend = on_extend

@@ -7,7 +7,9 @@ cancelled or late while it waits never reaches the device, and a crash of the en
 import asyncio
 import itertools
 import time
-from collections.abc import Mapping
+from bisect import insort
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
@@ -15,10 +17,11 @@ from underpaint_server.dispatch.costs import RowCosts
 from underpaint_server.dispatch.job_handle import JobHandle
 from underpaint_server.dispatch.pace import Pace
 from underpaint_server.dispatch.stall import PassWatch
-from underpaint_server.dispatch.supervisor import LOADING_S, EngineState, Supervisor
+from underpaint_server.dispatch.supervisor import LOADING_S, EngineState, Listener, Supervisor
 from underpaint_server.engine.messages import (
     Advanced,
     CancelJob,
+    Capped,
     Ended,
     ExtendJob,
     Passed,
@@ -42,7 +45,7 @@ from underpaint_server.errors import (
     WorkerRestarted,
 )
 from underpaint_server.jobs import Job, ModelInfo, Priority, Usage
-from underpaint_server.plans import plan
+from underpaint_server.plans import image_pixels, plan
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics, in_background, report_unexpected
 
@@ -51,20 +54,33 @@ log = structlog.get_logger(__name__)
 WATCH_S = 0.25
 """Seconds between two checks of waiting jobs' deadlines and of the engine's progress."""
 
+MAX_CAPS = 64
+"""Most sizes of images whose largest pass is remembered. Callers choose the sizes."""
+
 DEADLINE_TOLERANCE_S = 0.1
 """Seconds before its deadline from which a job that is cancelled counts as late: the caller's clock may be ahead."""
 
 
 class Dispatcher:
-    """Owns the queue and the engine process. All methods are to be called on one event loop; none blocks it."""
+    """Owns the queue and the engine process. All methods are to be called on one event loop; none blocks it.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    ``clock`` gives monotonic seconds; ``supervisor`` makes what owns the engine process.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        supervisor: Callable[[Settings, Metrics, Listener], Supervisor] = Supervisor,
+    ) -> None:
         self.configured = tuple(name for name, _ in settings.model_locations)
         """Ids of the configured models, the default first."""
         self._settings = settings
         self._metrics = metrics
         self._infos: dict[str, ModelInfo] = {}
-        self._engine = Supervisor(settings, metrics, self)
+        self._clock = clock
+        self._engine = supervisor(settings, metrics, self)
         self._ids = itertools.count(1)
         self._waiting: list[JobHandle] = []
         self._running: dict[int, JobHandle] = {}
@@ -73,6 +89,8 @@ class Dispatcher:
         self._passes = PassWatch(settings.stall_s)
         self._watch_fails = False
         self._costs = RowCosts()
+        self._caps: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+        """(model, kind, pixels) -> most rows of a pass; the sizes reported last at the end."""
         self._watching: asyncio.Task[None] | None = None
 
     # --- what others read ----------------------------------------------------------------------------------------
@@ -116,19 +134,33 @@ class Dispatcher:
 
     @property
     def queue_capacity(self) -> int:
-        """Most jobs that may wait in the queue."""
+        """Most jobs of each priority that may wait in the queue."""
         return self._settings.queue_capacity
 
     @property
     def backlog_s(self) -> float:
         """Estimated seconds of device time for the rows of all waiting and running jobs."""
-        jobs = [*self._waiting, *self._running.values()]
+        return self._cost_s([*self._waiting, *self._running.values()])
+
+    def _cost_s(self, jobs: Iterable[JobHandle]) -> float:
         return sum(job.rows_left * self._costs.row_s(job.job.model, job.pixels) for job in jobs)
 
     @property
     def last_pass_at(self) -> float | None:
         """Unix time of the last network pass; None before the first."""
         return self._pace.last_pass_at
+
+    @property
+    def max_batch_sizes(self) -> Mapping[tuple[str, str, str], int]:
+        """(model, kind of row, size of its image) -> most rows of a pass, where that is learned; the smallest of all
+        such images. A size is "own", "smaller" or "larger", compared with the model's own."""
+        sizes: dict[tuple[str, str, str], int] = {}
+        for (model, kind, pixels), rows in [*self._caps.items()]:
+            if model in self._infos:
+                own = self._infos[model].width * self._infos[model].height
+                name = (model, kind, "own" if pixels == own else "smaller" if pixels < own else "larger")
+                sizes[name] = min(rows, sizes.get(name, rows))
+        return sizes
 
     def num_waiting(self, priority: Priority) -> int:
         """Jobs of ``priority`` in the queue."""
@@ -148,8 +180,8 @@ class Dispatcher:
     async def drain(self, timeout_s: float) -> None:
         """Refuse new jobs, wait up to ``timeout_s`` seconds for the others, then end those that are left."""
         self._draining = True
-        end = time.monotonic() + timeout_s
-        while (self._waiting or self._running) and time.monotonic() < end:
+        end = self._clock() + timeout_s
+        while (self._waiting or self._running) and self._clock() < end:
             await asyncio.sleep(0.02)
         for job in [*self._waiting, *self._running.values()]:
             self._settle(job, Draining("the server stopped before the job was done; send it again", retry_after_s=1.0))
@@ -169,22 +201,28 @@ class Dispatcher:
         """Put a job into the queue.
 
         ``deadline_s`` is in seconds from now, None for no deadline. ``preview_every`` is the number of denoising steps
-        from one preview to the next, 0 for no previews. Jobs of one priority start in the order of submission; LEARNING
-        jobs are never refused for a full queue, take no slot of it, and need no running slot.
+        from one preview to the next, 0 for no previews. Jobs of higher priorities start first, those of one priority in
+        the order of their virtual deadlines. Each priority has a queue and running slots of its own; LEARNING jobs are
+        never refused for a full queue, and need no running slot.
 
         Raises :class:`Draining`, :class:`ModelLoading`, :class:`WorkerRestarted`, :class:`ModelNotReady`,
         :class:`QueueFull` or :class:`DeadlineUnattainable`; then the job was not enqueued.
         """
         self._check_open(job.model)
-        now = time.monotonic()
+        now = self._clock()
         deadline = None if deadline_s is None else now + deadline_s
-        handle = JobHandle(next(self._ids), job, priority, now, deadline, preview_every, self._cancel, self._extend)
-        ahead = [other for other in self._waiting if other.priority >= priority]
-        self._check_deadline(handle, ahead, deadline_s)
-        queued = sum(other.priority is not Priority.LEARNING for other in self._waiting)
-        if self._is_full() and priority is not Priority.LEARNING and queued >= self.queue_capacity:
-            raise QueueFull(f"the queue is full: {queued} jobs wait; retry later", retry_after_s=self._retry_after_s())
-        self._waiting.insert(len(ahead), handle)
+        row_s = self._costs.row_s(job.model, image_pixels(job))
+        handle = JobHandle(
+            next(self._ids), job, priority, now, deadline, preview_every, self._cancel, self._extend, row_s
+        )
+        self._check_deadline(handle, deadline_s)
+        queued = self.num_waiting(priority)
+        if self._is_full(priority) and queued >= self.queue_capacity:
+            raise QueueFull(
+                f"the queue is full: {queued} jobs of this priority wait; retry later",
+                retry_after_s=self._retry_after_s(priority),
+            )
+        insort(self._waiting, handle, key=_order)
         self._dispatch()
         return handle
 
@@ -208,12 +246,16 @@ class Dispatcher:
     def _not_ready(self, model: str) -> ModelNotReady:
         return ModelNotReady(f"{model} failed to load: {self.errors[model]}")
 
-    def _check_deadline(self, handle: JobHandle, ahead: list[JobHandle], deadline_s: float | None) -> None:
+    def _check_deadline(self, handle: JobHandle, deadline_s: float | None) -> None:
         """Refuse a job that cannot meet its deadline at the best known pace, even if running jobs took no time."""
-        now = time.monotonic()
+        now = self._clock()
         estimate_s = self._pace.least_s(handle.job.model, handle.pixels, plan(handle.job), now)
-        if self._is_full():
-            estimate_s += sum(self._pace.least_rows_s(o.job.model, o.pixels, o.rows_left, now) for o in ahead)
+        if self._is_full(handle.priority):
+            ahead = [o for o in self._waiting if o.priority is handle.priority and _order(o) < _order(handle)]
+            # All but so many of them must end before the job starts; which these are is not known, so the shortest.
+            ending = len(ahead) - self._settings.max_running + 1
+            costs_s = sorted(self._pace.least_rows_s(o.job.model, o.pixels, o.rows_left, now) for o in ahead)
+            estimate_s += sum(costs_s[: max(0, ending)])
         if deadline_s is not None and estimate_s > deadline_s:
             self._metrics.on_deadline_missed(method=handle.name, stage="at_admission")
             raise DeadlineUnattainable(
@@ -222,9 +264,10 @@ class Dispatcher:
                 metadata={"estimate_s": f"{estimate_s:.3f}"},
             )
 
-    def _retry_after_s(self) -> float:
-        """Estimated seconds until one queue slot is free, 0.2 to 30."""
-        return min(30.0, max(0.2, self.backlog_s / max(1, len(self._waiting) + len(self._running))))
+    def _retry_after_s(self, priority: Priority) -> float:
+        """Estimated seconds until one slot is free in the queue of this priority, 0.2 to 30."""
+        jobs = [job for job in (*self._waiting, *self._running.values()) if job.priority >= priority]
+        return min(30.0, max(0.2, self._cost_s(jobs) / max(1, len(jobs))))
 
     # --- queue ---------------------------------------------------------------------------------------------------
 
@@ -236,7 +279,9 @@ class Dispatcher:
                 self._passes.rest()
             self._running[job.id] = job
             job.move(0)
-            self._engine.send(StartJob(job.id, job.job, job.priority, job.submitted, job.deadline, job.preview_every))
+            self._engine.send(
+                StartJob(job.id, job.job, job.priority, job.submitted, job.deadline, job.preview_every, job.due)
+            )
         for position, job in enumerate(self._waiting):
             job.move(position + 1)
 
@@ -244,13 +289,14 @@ class Dispatcher:
         """The first waiting job that may go to the engine now, or None."""
         if self.state is not EngineState.READY:
             return None
-        full = self._is_full()
-        return next((job for job in self._waiting if not full or job.priority is Priority.LEARNING), None)
+        full = {priority for priority in Priority if self._is_full(priority)}
+        return next((job for job in self._waiting if job.priority not in full), None)
 
-    def _is_full(self) -> bool:
-        """Whether all running slots are taken. Learning needs none: it runs long and is limited by ``learn_share``."""
-        taken = sum(job.priority is not Priority.LEARNING for job in self._running.values())
-        return taken >= self._settings.max_running
+    def _is_full(self, priority: Priority) -> bool:
+        """Whether all running slots of this priority are taken. Learning needs none: it runs long and is limited by
+        ``learn_share``."""
+        taken = sum(job.priority is priority for job in self._running.values())
+        return priority is not Priority.LEARNING and taken >= self._settings.max_running
 
     def _cancel(self, job: JobHandle) -> None:
         """End the job for its callers at once; its running slot is free when the engine reports its end."""
@@ -259,13 +305,13 @@ class Dispatcher:
             self._settle(job, Cancelled("the job was cancelled while it was queued"))
         elif job.id in self._running:
             self._count_cancelled(job, "running")
-            job.cancelled_at = time.monotonic()
+            job.cancelled_at = self._clock()
             self._engine.send(CancelJob(job.id))
             job.end(Cancelled("the job was cancelled while it was running"))
 
     def _count_cancelled(self, job: JobHandle, stage: str) -> None:
         """Count a cancelled job. When a deadline passes, gRPC cancels the call before anything here sees it late."""
-        if job.deadline is not None and time.monotonic() >= job.deadline - DEADLINE_TOLERANCE_S:
+        if job.deadline is not None and self._clock() >= job.deadline - DEADLINE_TOLERANCE_S:
             self._metrics.on_deadline_missed(method=job.name, stage=stage)
         else:
             self._metrics.on_cancelled(method=job.name, stage=stage)
@@ -296,6 +342,8 @@ class Dispatcher:
                 self._on_passed(report)
             case Reused(model=model, kind=kind, rows=rows):
                 self._metrics.on_reused(model=model, kind=kind, rows=rows)
+            case Capped():
+                self._on_capped(report)
             case Split(model=model, reason=reason):
                 self._metrics.on_batch_split(model=model, reason=reason)
             case Advanced(id=id_, progress=progress, rows=rows):
@@ -330,7 +378,7 @@ class Dispatcher:
         rows = sum(report.rows_by_method.values())
         self._passes.end(report.duration_s, report.cpu_s)
         if report.is_network:
-            self._pace.add(report.model, report.pixels, rows, report.duration_s, time.monotonic())
+            self._pace.add(report.model, report.pixels, rows, report.duration_s, self._clock())
             self._costs.add(report.model, report.pixels, rows, report.duration_s)
         self._metrics.on_pass(
             model=report.model,
@@ -343,13 +391,20 @@ class Dispatcher:
         for kind, size in report.memory_bytes.items():
             self._metrics.on_memory(device="0", kind=kind, bytes=size)
 
+    def _on_capped(self, report: Capped) -> None:
+        name = (report.model, report.kind, report.pixels)
+        self._caps[name] = report.rows
+        self._caps.move_to_end(name)
+        if len(self._caps) > MAX_CAPS:
+            self._caps.popitem(last=False)
+
     def _on_ended(self, report: Ended) -> None:
         job = self._running.pop(report.id, None)
         if job is None:
             return
         method = job.name
         if job.cancelled_at is not None:
-            self._metrics.on_cancel_latency(model=job.job.model, seconds=time.monotonic() - job.cancelled_at)
+            self._metrics.on_cancel_latency(model=job.job.model, seconds=self._clock() - job.cancelled_at)
         elif isinstance(report.outcome, DeadlinePassed):
             self._metrics.on_deadline_missed(method=method, stage="running")
         elif not isinstance(report.outcome, UnderpaintError):
@@ -380,10 +435,10 @@ class Dispatcher:
 
     async def _watch(self) -> None:
         """Look after the queue and the engine process until cancelled."""
-        last = time.monotonic()
+        last = self._clock()
         while True:
             await asyncio.sleep(WATCH_S)
-            now = time.monotonic()
+            now = self._clock()
             try:
                 # Bounded, because this process may have been suspended together with the engine's.
                 self._look(now, min(now - last, 2 * WATCH_S))
@@ -405,3 +460,8 @@ class Dispatcher:
             if self._passes.is_overdue(self._engine.use):
                 log.error("the engine makes no progress")
                 self._engine.end_stalled()
+
+
+def _order(job: JobHandle) -> tuple[int, float, int]:
+    """Jobs in the queue are sorted by this."""
+    return (-job.priority, job.due, job.id)

@@ -3,17 +3,20 @@
 import queue
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from underpaint_server.backends.protocol import Backend, DeviceLost
+from underpaint_server.engine.caps import Caps, kind_name
 from underpaint_server.engine.failures import reported
 from underpaint_server.engine.messages import (
     Advanced,
     CancelJob,
+    Capped,
     Ended,
     ExtendJob,
     Order,
@@ -29,9 +32,9 @@ from underpaint_server.engine.messages import (
 from underpaint_server.engine.reuse import Answers, Twins
 from underpaint_server.engine.run import JobRun, now
 from underpaint_server.engine.scheduler import Selection, WaitingRow, choose
-from underpaint_server.engine.share import Share
+from underpaint_server.engine.share import Turns
 from underpaint_server.errors import Cancelled, DeadlinePassed, ModelNotFound, OutOfMemory, UnderpaintError
-from underpaint_server.jobs import Preview, Priority
+from underpaint_server.jobs import ModelInfo, Preview
 from underpaint_server.models import tensors
 from underpaint_server.rows import Batch, Decode, Key, is_network_row
 
@@ -44,7 +47,8 @@ class Engine:
     Orders are read from ``inbox``; ``report`` is called with every report, in the thread of :meth:`run`. A pass has at
     most ``max_batch_size`` rows. ``learn_share``, (0, 1], is the share of device time that learning may use while
     other jobs wait. Rows with equal names are computed once; answers to them are kept in ``reuse_bytes`` bytes, and
-    with 0 every row is computed.
+    with 0 every row is computed. ``clock`` gives monotonic seconds. ``caps_file`` keeps what is learned of the sizes of
+    passes.
     """
 
     def __init__(
@@ -54,18 +58,20 @@ class Engine:
         report: Callable[[Report], None],
         max_batch_size: int,
         learn_share: float,
+        clock: Callable[[], float] = now,
+        caps_file: Path | None = None,
         reuse_bytes: int = 0,
     ) -> None:
         self._backends = backends
         self._inbox = inbox
         self._report = report
-        self._max_batch_size = max_batch_size
-        self._share = Share(learn_share)
         self._answers = Answers(reuse_bytes)
         self._reused: Tally[tuple[str, str]] = Tally()
-        self._caps: dict[Key, int] = {}
+        self._turns = Turns(learn_share)
+        self._clock = clock
+        names = {name: _function(backend.facts.info) for name, backend in backends.items()}
+        self._caps = Caps(max_batch_size, caps_file, names)
         self._runs: dict[int, JobRun] = {}
-        self._passes = 0
         self._stopping = False
 
     def run(self) -> None:
@@ -77,10 +83,10 @@ class Engine:
             self._admit()
             self._drop_late()
             self._answer_known()
-            rows = [row for run in self._runs.values() for row in run.waiting_rows()]
-            twins = Twins(rows, self._answers)
-            chosen = choose(self._candidates(twins.firsts), self._cap, self._minimum)
-            if chosen is not None:
+            twins = Twins([row for run in self._runs.values() for row in run.waiting_rows()], self._answers)
+            if rows := twins.firsts:
+                turn = self._turns.next({row.priority for row in rows})
+                chosen = choose(rows, turn, self._caps.__getitem__, self._minimum)
                 self._advance(chosen, twins, *self._predict(chosen))
             self._report_reused()
 
@@ -115,7 +121,7 @@ class Engine:
             self._report(Ended(order.id, reported(error, order.id, order.job)))
 
     def _drop_late(self) -> None:
-        late = [id_ for id_, run in self._runs.items() if run.deadline is not None and run.deadline < now()]
+        late = [id_ for id_, run in self._runs.items() if run.deadline is not None and run.deadline < self._clock()]
         for id_ in late:
             self._end(id_, DeadlinePassed("the deadline passed while the job was running; set a later one"))
 
@@ -136,12 +142,12 @@ class Engine:
                     known = self._answers.get(row)
                     if known is not None:
                         self._take_reused(run, row)
-                        run.progress.reuse(is_network_row(row.key.kind), now())
+                        run.progress.reuse(is_network_row(row.key.kind), self._clock())
                         self._answer(row, known)
 
     def _take_reused(self, run: JobRun, row: WaitingRow) -> None:
         """Note that the answer to a row was computed for another."""
-        self._reused[row.key.model, _kind_name(row.key)] += 1
+        self._reused[row.key.model, kind_name(row.key)] += 1
         self._note_name(run, row)
 
     def _note_name(self, run: JobRun, row: WaitingRow) -> None:
@@ -156,22 +162,6 @@ class Engine:
 
     # --- schedule ------------------------------------------------------------------------------------------------
 
-    def _candidates(self, rows: list[WaitingRow]) -> list[WaitingRow]:
-        """The rows to choose from: all, or only learning's, or only the others'.
-
-        Where both kinds wait, learning's rows are chosen from while its share is open, and the others' otherwise.
-        """
-        if not self._is_contested(rows):
-            return rows
-        learning_runs = self._share.is_open
-        return [row for row in rows if (row.priority == Priority.LEARNING) is learning_runs]
-
-    def _is_contested(self, rows: Sequence[WaitingRow]) -> bool:
-        return len({row.priority == Priority.LEARNING for row in rows}) == 2
-
-    def _cap(self, key: Key) -> int:
-        return self._caps.get(key, self._max_batch_size)
-
     def _minimum(self, key: Key) -> int:
         return self._backends[key.model].minimum(key.kind)
 
@@ -179,19 +169,19 @@ class Engine:
 
     def _predict(self, chosen: Selection) -> tuple[list[Any], float, float]:
         """An answer or an exception for every row, the start of the pass (monotonic) and its duration in seconds."""
-        begin, begin_cpu_s = now(), time.process_time()
+        begin, begin_cpu_s = self._clock(), time.process_time()
         answers = self._attempt(chosen)
-        duration_s, cpu_s = now() - begin, time.process_time() - begin_cpu_s
-        self._passes += 1
-        self._account(chosen, duration_s)
+        duration_s, cpu_s = self._clock() - begin, time.process_time() - begin_cpu_s
+        self._turns.spend(duration_s, chosen.rows[0].priority, {run.start.priority for run in self._runs.values()})
         key = chosen.rows[0].key
         rows_by_method = Tally(self._runs[row.job].method for row in chosen.rows)
         memory = self._backends[key.model].memory_bytes()
         padding = chosen.size - len(chosen.rows)
+        self._learn_cap(key, len(chosen.rows), duration_s)
         self._report(
             Passed(
                 key.model,
-                _kind_name(key),
+                kind_name(key),
                 is_network_row(key.kind),
                 rows_by_method,
                 padding,
@@ -203,6 +193,14 @@ class Engine:
         )
         return answers, begin, duration_s
 
+    def _learn_cap(self, key: Key, rows: int, duration_s: float) -> None:
+        """Learn from a pass how large those of its key may be, where their size changes no bits."""
+        if key.batch_class is not None:
+            return
+        self._caps.passed(key, rows, duration_s)
+        if is_network_row(key.kind) and (most := self._caps.news(key)) is not None:
+            self._report(Capped(key.model, kind_name(key), self._pixels(key), most))
+
     def _pixels(self, key: Key) -> int:
         """Pixels of the image of a network row; 0 for other rows."""
         if not is_network_row(key.kind):
@@ -210,17 +208,11 @@ class Engine:
         _, height, width = key.shape
         return height * width * self._backends[key.model].facts.vae_scale ** 2
 
-    def _account(self, chosen: Selection, duration_s: float) -> None:
-        """Charge a pass to learning's share; passes while only learning runs are not charged."""
-        if any(run.start.priority != Priority.LEARNING for run in self._runs.values()):
-            learning = sum(row.priority == Priority.LEARNING for row in chosen.rows)
-            self._share.spend(duration_s, learning / len(chosen.rows))
-
     def _attempt(self, chosen: Selection) -> list[Any]:
         """Run one forward pass; if it fails, smaller ones, so that only the jobs at fault fail."""
         key = chosen.rows[0].key
         rows = [self._runs[row.job].row(row.index) for row in chosen.rows]
-        self._report(Passing(key.model, _kind_name(key), key.shape, chosen.size))
+        self._report(Passing(key.model, kind_name(key), key.shape, chosen.size))
         try:
             return list(self._backends[key.model].predict(Batch(rows, chosen.size)))
         except DeviceLost:
@@ -240,7 +232,8 @@ class Engine:
         if key.batch_class is not None or len(rows) == 1:
             return [error] * len(rows)
         self._report(Split(key.model, "oom"))
-        middle = self._caps[key] = len(rows) // 2
+        self._caps.failed(key, len(rows))
+        middle = len(rows) // 2
         parts = (rows[:middle], rows[middle:])
         return [
             answer for part in parts for answer in self._attempt(Selection(part, max(len(part), self._minimum(key))))
@@ -266,8 +259,6 @@ class Engine:
         jobs = owned.keys() | reused.keys()
         for job in jobs:
             run = self._runs[job]
-            if job in owned:
-                run.served = self._passes
             rows = (owned[job] + reused[job], reused[job]) if is_network else (0, 0)
             run.progress.add(*rows, len(jobs), begin, duration_s)
         for row, answer in served:
@@ -291,8 +282,8 @@ class Engine:
             self._report_progress(run, moved)
 
     def _report_progress(self, run: JobRun, moved: bool) -> None:
-        if run.progress.due(now()):
-            self._report(Advanced(run.start.id, run.progress.snapshot(now()), run.progress.rows))
+        if run.progress.due(self._clock()):
+            self._report(Advanced(run.start.id, run.progress.snapshot(self._clock()), run.progress.rows))
         preview_row = run.take_preview() if moved else None
         if preview_row is not None:
             self._report_preview(run, preview_row)
@@ -311,5 +302,6 @@ class Engine:
         self._report(Previewed(run.start.id, Preview(tensors.picture(image), run.progress.step)))
 
 
-def _kind_name(key: Key) -> str:
-    return key.kind.__name__.lower()
+def _function(info: ModelInfo) -> str:
+    """A name that models have in common which compute the same in the same way, device and threads included."""
+    return f"{info.digest[:16]}-{info.fingerprint[:16]}"

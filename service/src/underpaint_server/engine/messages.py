@@ -30,6 +30,9 @@ class StartJob:
     """None for no deadline."""
     preview_every: int
     """Denoising steps from one preview to the next; 0 for no previews."""
+    due: float = 0.0
+    """Virtual deadline, see :mod:`underpaint_server.dispatch.due`; among jobs of one priority, those with earlier
+    ones go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,18 @@ class Reused:
 
 
 @dataclass(frozen=True, slots=True)
+class Capped:
+    """The most rows of a pass of network rows, as far as it is learned; see :mod:`underpaint_server.engine.caps`."""
+
+    model: str
+    kind: str
+    """As in :class:`Passed`."""
+    pixels: int
+    """Pixels of the image of one row."""
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """A pass failed and was replaced by smaller ones."""
 
@@ -156,4 +171,4 @@ class Ended:
     outcome: Result | UnderpaintError
 
 
-Report = Ready | LoadFailed | Passing | Passed | Reused | Split | Advanced | Previewed | Ended
+Report = Ready | LoadFailed | Passing | Passed | Reused | Capped | Split | Advanced | Previewed | Ended

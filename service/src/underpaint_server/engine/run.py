@@ -40,7 +40,6 @@ class JobRun:
         self.deadline = start.deadline
         self.method = job_name(start.job)
         self.result: Result | None = None
-        self.served = 0
         self.progress = ProgressCounter(start, plan(start.job))
         self._backend = backend
         self._batch_class = _stored_batch_class(start.job)
@@ -58,7 +57,7 @@ class JobRun:
         for index, row in enumerate(self._group):
             if index not in self._answers:
                 name = getattr(row, "name", None)
-                yield WaitingRow(self.start.id, index, self._key(row), self.start.priority, self.served, name)
+                yield WaitingRow(self.start.id, index, self._key(row), self.start.priority, self.start.due, name)
 
     def row(self, index: int) -> Row:
         """The row at ``index`` of the current group."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from underpaint_server import cache
 from underpaint_server.engine.messages import Load, LoadFailed, Order, Ready, Report
 from underpaint_server.errors import Bug, UnderpaintError, cause_of
 from underpaint_server.jobs import ModelInfo
@@ -31,6 +32,8 @@ log = structlog.get_logger(__name__)
 AWAKE_S = 1.0
 """Longest time in seconds that the process sleeps. The front process sees by the process's CPU time that it was not
 stopped, see :mod:`underpaint_server.dispatch.stall`."""
+CAPS_FILE = "pass-sizes.json"
+"""File in the cache directory with what was learned of the sizes of passes."""
 ORPHANED = 3
 """Exit status after the front process has ended."""
 
@@ -64,7 +67,12 @@ def main(pipe: Connection, settings: Settings) -> None:
         report(LoadFailed(errors))
         return
     report(Ready(tuple((backend.facts.info, seconds[name]) for name, backend in backends.items()), errors))
-    Engine(backends, inbox, report, settings.max_batch_size, settings.learn_share, settings.reuse_bytes).run()
+    kept = cache.directory(settings)
+    caps_file = None if kept is None else kept / CAPS_FILE
+    Engine(
+        backends, inbox, report, settings.max_batch_size, settings.learn_share, caps_file=caps_file,
+        reuse_bytes=settings.reuse_bytes,
+    ).run()  # fmt: skip
 
 
 def spin_briefly() -> None:

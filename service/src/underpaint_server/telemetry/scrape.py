@@ -21,7 +21,7 @@ class EngineView(Protocol):
 
     @property
     def queue_capacity(self) -> int:
-        """Most jobs that may wait in the queue."""
+        """Most jobs of each priority that may wait in the queue."""
 
     @property
     def backlog_s(self) -> float:
@@ -34,6 +34,10 @@ class EngineView(Protocol):
     @property
     def models_ready(self) -> Mapping[str, bool]:
         """Id of each configured model -> whether jobs of it are run now."""
+
+    @property
+    def max_batch_sizes(self) -> Mapping[tuple[str, str, str], int]:
+        """(model, kind of row, size of its image: own, smaller or larger) -> most rows of a pass."""
 
     def num_waiting(self, priority: Priority) -> int:
         """Jobs of ``priority`` in the queue."""
@@ -135,7 +139,7 @@ def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
     for priority in Priority:
         waiting.add_metric((priority.name.lower(),), engine.num_waiting(priority))
     yield waiting
-    yield _gauge("underpaint_queue_capacity", "Most jobs that may wait.", engine.queue_capacity)
+    yield _gauge("underpaint_queue_capacity", "Most jobs of each priority that may wait.", engine.queue_capacity)
     yield _gauge(
         "underpaint_estimated_backlog_seconds", "Estimated time of waiting and running jobs.", engine.backlog_s
     )
@@ -145,6 +149,14 @@ def _engine_gauges(engine: EngineView) -> Iterator[Metric]:
     for model, is_ready in engine.models_ready.items():
         ready.add_metric((model,), is_ready)
     yield ready
+    sizes = GaugeMetricFamily(
+        "underpaint_max_batch_size",
+        "Most rows of a pass, as learned, where that number changes no bits; by size of the image.",
+        labels=("model", "kind", "size"),
+    )
+    for labels, rows in engine.max_batch_sizes.items():
+        sizes.add_metric(labels, rows)
+    yield sizes
     last = engine.last_pass_at
     if last is not None:
         yield _gauge("underpaint_engine_last_step_timestamp_seconds", "Unix time of the last network pass.", last)
