@@ -39,8 +39,8 @@ class Bench:
         self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self.inbox = Inbox()
         engine = Engine(
-            {backend.facts.info.id: backend}, cast(Any, self.inbox), self._out.put, max_batch_size, learn_share, clock,
-            caps_file,
+            {backend.facts.info.id: backend}, cast(Any, self.inbox), self._out.put, max_batch_size, learn_share,
+            clock=clock, caps_file=caps_file,
         )  # fmt: skip
         self._thread = threading.Thread(target=engine.run, daemon=True)
 
