@@ -239,7 +239,7 @@ class Simulation:
         self._device = _Device(costs, self._wait)
         self._engine = Engine(
             {MODEL: self._device}, cast(Any, self), self._on_report, options.max_batch_size, options.learn_share,
-            self._device_time,
+            clock=self._device_time,
         )  # fmt: skip
         self._engine._turns = Turns(options.learn_share, lower_share)
         self._contested = False

@@ -40,8 +40,8 @@ class Bench:
         self._out: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self.inbox = Inbox()
         self.engine = Engine(
-            {backend.facts.info.id: backend}, cast(Any, self.inbox), self.hear, max_batch_size, learn_share, clock,
-            caps_file, reuse_bytes,
+            {backend.facts.info.id: backend}, cast(Any, self.inbox), self.hear, max_batch_size, learn_share,
+            clock=clock, caps_file=caps_file, reuse_bytes=reuse_bytes,
         )  # fmt: skip
         self._thread = threading.Thread(target=self.engine.run, daemon=True)
 
