@@ -276,7 +276,7 @@ def test_masks_with_other_noise_share_the_inversion_alone() -> None:
 def test_rows_of_another_model_size_or_batch_class_are_other_rows() -> None:
     answers, row = Answers(10**6), WaitingRow(1, 0, Key("one", Denoise, (4, 8, 8), None), 2, 0, "name")
     answers.keep(row, torch.zeros(4, 8, 8))
-    assert answers.get(replace(row, job=2, index=7, priority=3, served=9)) is not None
+    assert answers.get(replace(row, job=2, index=7, priority=3, due=9.0)) is not None
     assert answers.get(replace(row, name="other")) is None
     assert answers.get(replace(row, name=None)) is None
     for field, value in (("model", "two"), ("kind", Embed), ("shape", (4, 8, 9)), ("batch_class", 4)):

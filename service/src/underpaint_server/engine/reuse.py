@@ -85,7 +85,7 @@ class Twins:
 
     @property
     def firsts(self) -> list[WaitingRow]:
-        """One row for each answer: of the highest priority, and of these the one that waits longest."""
+        """One row for each answer: of the highest priority, and of these the one with the earliest virtual deadline."""
         return [min(group, key=_rank) for group in self._groups.values()]
 
     def of(self, row: WaitingRow) -> list[WaitingRow]:
@@ -116,5 +116,5 @@ def _bytes(answer: Any) -> int:
             return OVERHEAD + int(answer.nbytes)
 
 
-def _rank(row: WaitingRow) -> tuple[int, int, int, int]:
-    return (-row.priority, row.served, row.job, row.index)
+def _rank(row: WaitingRow) -> tuple[int, float, int, int]:
+    return (-row.priority, row.due, row.job, row.index)
