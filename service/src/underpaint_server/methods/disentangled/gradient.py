@@ -18,8 +18,8 @@ from underpaint_server.rows import PullBack, Steps
 
 
 def backward(mixing: Mixing, drawing: Drawing, weights: Sequence[float], by_latents: Tensor) -> Steps[Tensor]:
-    """Gradient (n,), float64, on the device, of a loss with respect to the weights, from ``by_latents``, that with respect to the
-    final latents (c, h, w).
+    """Gradient (n,), float64, of a loss with respect to the weights, from ``by_latents``, that with respect to the
+    final latents (c, h, w). It is on their device.
 
     A step is ``x_(i+1) = a_i x_i + b_i sum_j w_ij e_(i-j) + r_i``, e the noise predictions and r the residuals. Let g
     be the gradient with respect to x_(i+1), computed from the last step to the first. Then e_(i-j) gets
