@@ -4,12 +4,12 @@ import queue
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from underpaint_server.backends.protocol import Backend, DeviceLost
+from underpaint_server.backends.protocol import Backend, DeviceLost, Unfinished
 from underpaint_server.engine.failures import reported
 from underpaint_server.engine.messages import (
     Advanced,
@@ -36,6 +36,16 @@ from underpaint_server.rows import Batch, Decode, Key, is_network_row
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A pass that the device may still be computing."""
+
+    chosen: Selection
+    passed: Passed
+    """Its report, but for the duration."""
+    unfinished: Unfinished
+
+
 class Engine:
     """Runs all jobs of one device in one thread.
 
@@ -60,6 +70,7 @@ class Engine:
         self._caps: dict[Key, int] = {}
         self._runs: dict[int, JobRun] = {}
         self._passes = 0
+        self._queued: _Queued | None = None
         self._stopping = False
 
     def run(self) -> None:
@@ -78,6 +89,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Handle all orders in the inbox; without a running job, block until there is one."""
+        if not self._runs:
+            self._settle()
         while True:
             try:
                 order = self._inbox.get(block=not self._runs)
@@ -142,28 +155,47 @@ class Engine:
     def _predict(self, chosen: Selection) -> tuple[list[Any], float, float]:
         """An answer or an exception for every row, the start of the pass (monotonic) and its duration in seconds."""
         begin, begin_cpu_s = now(), time.process_time()
+        key = chosen.rows[0].key
         answers = self._attempt(chosen)
+        unfinished = self._backends[key.model].unfinished()
+        if self._queued is not None:
+            self._settle()
+            self._report(_passing(chosen))
         duration_s, cpu_s = now() - begin, time.process_time() - begin_cpu_s
         self._passes += 1
-        self._account(chosen, duration_s)
-        key = chosen.rows[0].key
         rows_by_method = Tally(self._runs[row.job].method for row in chosen.rows)
         memory = self._backends[key.model].memory_bytes()
         padding = chosen.size - len(chosen.rows)
-        self._report(
-            Passed(
-                key.model,
-                _kind_name(key),
-                is_network_row(key.kind),
-                rows_by_method,
-                padding,
-                duration_s,
-                cpu_s,
-                memory,
-                self._pixels(key),
-            )
+        passed = Passed(
+            key.model,
+            _kind_name(key),
+            is_network_row(key.kind),
+            rows_by_method,
+            padding,
+            duration_s,
+            cpu_s,
+            memory,
+            self._pixels(key),
         )
+        if unfinished is None:
+            self._end_pass(chosen, passed)
+        else:
+            self._queued = _Queued(chosen, passed, unfinished)
         return answers, begin, duration_s
+
+    def _settle(self) -> None:
+        """Wait for the pass that was queued, and report it with the time that the device took.
+
+        It is done when the next pass has been queued: so the device always has work, and the host is never more than
+        one pass ahead of it, after which it would see orders late.
+        """
+        queued, self._queued = self._queued, None
+        if queued is not None:
+            self._end_pass(queued.chosen, replace(queued.passed, duration_s=queued.unfinished.wait()))
+
+    def _end_pass(self, chosen: Selection, passed: Passed) -> None:
+        self._account(chosen, passed.duration_s)
+        self._report(passed)
 
     def _pixels(self, key: Key) -> int:
         """Pixels of the image of a network row; 0 for other rows."""
@@ -182,7 +214,8 @@ class Engine:
         """Run one forward pass; if it fails, smaller ones, so that only the jobs at fault fail."""
         key = chosen.rows[0].key
         rows = [self._runs[row.job].row(row.index) for row in chosen.rows]
-        self._report(Passing(key.model, _kind_name(key), key.shape, chosen.size))
+        if self._queued is None:  # otherwise the device is still at that pass
+            self._report(_passing(chosen))
         try:
             return list(self._backends[key.model].predict(Batch(rows, chosen.size)))
         except DeviceLost:
@@ -233,6 +266,7 @@ class Engine:
             return
         if run.result is not None:
             del self._runs[row.job]
+            self._settle()
             self._report(Ended(row.job, replace(run.result, usage=run.progress.usage())))
         else:
             self._report_progress(run, moved)
@@ -256,6 +290,11 @@ class Engine:
             log.warning("preview failed", error=str(error))
             return
         self._report(Previewed(run.start.id, Preview(tensors.picture(image), run.progress.step)))
+
+
+def _passing(chosen: Selection) -> Passing:
+    key = chosen.rows[0].key
+    return Passing(key.model, _kind_name(key), key.shape, chosen.size)
 
 
 def _kind_name(key: Key) -> str:
