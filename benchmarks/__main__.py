@@ -1,15 +1,17 @@
-"""``python -m benchmarks [NAME ...] [--quick] [--out DIR]``: run benchmarks and write their results."""
+"""``python -m benchmarks [NAME ...] [--quick] [--device D] [--out DIR]``: run benchmarks and write their results."""
 
 import argparse
 import time
 from pathlib import Path
 
-from benchmarks import exactness, learning, masks, overhead, throughput
+from benchmarks import exactness, gpu, learning, masks, overhead, throughput
 from benchmarks.report import console
 
 BENCHMARKS = {
     module.__name__.rpartition(".")[2]: module.run for module in (throughput, exactness, masks, overhead, learning)
 }
+GPU = "gpu"
+"""The benchmark that needs a GPU, and so is run only by name."""
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("build/benchmarks")
 
@@ -17,17 +19,20 @@ QUICK_RESULTS = Path("build/benchmarks")
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)} (default: all), {GPU}")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="of the benchmark gpu; cpu tries it on tiny networks"
+    )
     parser.add_argument("--quick", action="store_true", help=f"under ten minutes for all, written to {QUICK_RESULTS}")
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results")
     args = parser.parse_args()
-    unknown = [name for name in args.names if name not in BENCHMARKS]
+    unknown = [name for name in args.names if name not in (*BENCHMARKS, GPU)]
     if unknown:
-        parser.error(f"no benchmark '{unknown[0]}'; choose from {', '.join(BENCHMARKS)}")
+        parser.error(f"no benchmark '{unknown[0]}'; choose from {', '.join(BENCHMARKS)}, {GPU}")
     folder = args.out or (QUICK_RESULTS if args.quick else RESULTS)
     for name in args.names or BENCHMARKS:
         began = time.monotonic()
-        report = BENCHMARKS[name](args.quick)
+        report = gpu.run(args.quick, args.device) if name == GPU else BENCHMARKS[name](args.quick)
         report.write(folder, quick=args.quick)
         for table in report.tables:
             table.show()

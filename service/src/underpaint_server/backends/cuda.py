@@ -5,6 +5,7 @@ Nothing of this module runs without such a device; what uses it is tested with a
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # the default stream cannot be captured
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # the default one cannot be captured
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, function: Callable[[Handler], Tensor]) -> "CudaRecording":
@@ -55,7 +56,7 @@ class CudaRecording:
         return self._output
 
 
-def _capture(function: Callable[[Handler], Tensor], pool: tuple[int, int]) -> CudaRecording:
+def _capture(function: Callable[[Handler], Tensor], pool: Any) -> CudaRecording:
     graphs: list[torch.cuda.CUDAGraph] = []
     cuts: list[tuple[str, Tensor]] = []
 
@@ -84,15 +85,19 @@ def _copy(site: str, activation: Tensor) -> Tensor:
     return activation.clone()
 
 
+def _event() -> Any:
+    """A thread that waits for a blocking event sleeps. One that spins would look as if it computed, to those who watch
+    the process for a device that hangs."""
+    return torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+
+
 class CudaPass:
     """A pass that was queued; see :class:`underpaint_server.backends.protocol.Unfinished`."""
 
     def __init__(self, device: torch.device) -> None:
         """Its beginning: what is queued from now on belongs to it."""
         self._stream = torch.cuda.current_stream(device)
-        # A thread that waits for a blocking event sleeps. One that spins would look as if it computed, to those who
-        # watch the process for a device that hangs.
-        self.begin, self.end = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
+        self.begin, self.end = (_event(), _event())
         self.begin.record(self._stream)
 
     def queued(self) -> None:

@@ -86,7 +86,7 @@ def _suit_cuda(model: Family) -> None:
     activations need. In float32 proper it would take as long as a quarter of an edit.
     """
     for graph in model.graphs.values():
-        graph.module.to(memory_format=torch.channels_last)
+        graph.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for name in (ENCODER, DECODER):
         if name in model.compute:
             model.compute[name] = partial(_in_tf32, model.compute[name])
