@@ -59,7 +59,8 @@ class Budget:
     def may_begin(self, section: str, needs_s: float) -> bool:
         """Whether there is time for a section that usually takes so many seconds; if not, it is noted."""
         if self.left_s < needs_s:
-            self.missing[section] = f"skipped: {self.left_s:.0f} s were left, and it takes about {needs_s:.0f} s"
+            left_s = max(0.0, self.left_s)
+            self.missing[section] = f"skipped: {left_s:.0f} s were left, and it takes about {needs_s:.0f} s"
         return section not in self.missing
 
     @contextmanager
