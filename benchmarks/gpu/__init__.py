@@ -80,7 +80,7 @@ def run(quick: bool, device: str = "cuda", scale: Scale | None = None) -> Report
     with tempfile.TemporaryDirectory() as directory:
         measured = Measured(
             scale, torch.device(device), budget, Path(directory),
-            Settings(device=device, dtype=scale.dtype, log_level="warning"),
+            Settings(backend="torch", device=device, dtype=scale.dtype, log_level="warning"),
         )  # fmt: skip
         with budget.section("loading"):
             _load(measured)

@@ -34,6 +34,7 @@ class CudaRecorder:
             function(_copy)  # libraries choose their algorithms and reserve memory in the first call
             gc.collect()  # what is collected during a capture could end it
             torch.cuda.synchronize(self._stream.device)
+            torch.cuda.empty_cache()  # the first call's memory would stay with this stream
             recording = _capture(function, self._pool)
         before.wait_stream(self._stream)
         return recording

@@ -4,6 +4,7 @@ computing a small pass.
 This module decides what is recorded and when; a :class:`Recorder` does it, see :mod:`underpaint_server.backends.cuda`.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,10 +87,13 @@ class Recorded:
 
         They share one pool of memory: the largest is recorded first, so that the smaller ones fit into what it needs.
         """
+        began = time.monotonic()
         self._is_preparing = True
         for size in sorted(sizes, reverse=True):
             run_pass(size)
         self._is_preparing, self._is_prepared = False, True
+        seconds = round(time.monotonic() - began, 1)
+        log.info("passes recorded", sizes=[inputs[0][0][0] for inputs, _ in self._prepared], seconds=seconds)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The function's output for these inputs."""

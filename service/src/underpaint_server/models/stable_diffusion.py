@@ -170,7 +170,7 @@ class StableDiffusion:
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=self.prompt_tokens, truncation=True, return_tensors="pt"
         )
-        hidden = self.compute[TEXT_ENCODER](tokens["input_ids"].to(self.text_encoder.device))
+        hidden = self.compute[TEXT_ENCODER](to_device(tokens["input_ids"], self.text_encoder.device))
         finite(hidden, "the text encoder")
         return [Embedded(h, self._dropped(text)) for h, text in zip(hidden, texts, strict=True)]
 
