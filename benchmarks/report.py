@@ -82,15 +82,17 @@ class Report:
 
 def measured_on(quick: bool) -> str:
     """The machine and the day, in one sentence."""
-    description = "{cpu}, {cores} cores; torch {torch}, Python {python}; {date}".format(**machine())
+    description = "{cpu}, {cores} cores{gpu}; torch {torch}, Python {python}; {date}".format(**machine())
     return f"Measured on: {description}{'; quick run' if quick else ''}."
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores that this process may use, versions of torch and Python, and the date in UTC."""
+    """Processor, cores that this process may use, GPU (empty without one), versions of torch and Python, and the date
+    in UTC."""
     return {
         "cpu": _processor(),
         "cores": str(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else str(os.cpu_count()),
+        "gpu": _gpu(),
         "torch": version("torch"),
         "python": platform.python_version(),
         "date": datetime.now(UTC).date().isoformat(),
@@ -101,6 +103,13 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     """Median of the values, with the smallest and the largest if there are several."""
     middle = f"{median(values):.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _gpu() -> str:
+    torch = sys.modules.get("torch")  # a report alone needs none
+    if torch is None or not torch.cuda.is_available():
+        return ""
+    return f", {torch.cuda.get_device_name()} (CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()})"
 
 
 def _processor() -> str:

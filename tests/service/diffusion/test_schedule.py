@@ -80,6 +80,20 @@ def test_other_predictions_are_the_same_noise() -> None:
     abar = 0.3
     x = abar**0.5 * x0 + (1 - abar) ** 0.5 * noise
     v = abar**0.5 * noise - (1 - abar) ** 0.5 * x0
-    torch.testing.assert_close(epsilon_from_v(x, v, abar), noise)
-    torch.testing.assert_close(epsilon_from_x0(x, x0, abar), noise)
+    level = torch.tensor(abar, dtype=torch.float64)
+    torch.testing.assert_close(epsilon_from_v(x, v, level), noise)
+    torch.testing.assert_close(epsilon_from_x0(x, x0, level), noise)
     torch.testing.assert_close(pred_x0(x, noise, abar), x0)
+
+
+def test_without_noise_a_predicted_image_is_no_noise() -> None:
+    """In one batch with images that have noise: no image changes another's."""
+    x, x0 = torch.randn((2, 3, 4, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x0.requires_grad_()
+    abars = torch.tensor([0.3, 1.0, 0.9], dtype=torch.float64)
+    preds = epsilon_from_x0(x, x0, abars.reshape(-1, 1, 1, 1))
+    assert torch.equal(preds[1], torch.zeros_like(x[1]))
+    for i in (0, 2):
+        assert torch.equal(preds[i], epsilon_from_x0(x[i], x0[i], abars[i]))
+    (gradient,) = torch.autograd.grad(preds.sum(), x0)
+    assert bool(gradient.isfinite().all())

@@ -5,7 +5,7 @@ chunks as the library computes side by side. Where the number of rows in a chunk
 were not measured, every row is a chunk of its own, so the number of rows of a pass cannot matter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -62,6 +62,9 @@ class CompiledRuntime:
     def passes(self, kind: type[Row]) -> Passes:
         """See :class:`Runtime`."""
         return Passes()
+
+    def prepare(self, run_pass: Callable[[int], object], sizes: Sequence[int]) -> None:
+        """See :class:`Runtime`. A session makes what it needs for a size when that first comes."""
 
     def isolate_rows(self) -> None:
         """See :class:`Runtime`."""

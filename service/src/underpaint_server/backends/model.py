@@ -1,6 +1,7 @@
 """The backend of every checkpoint: turns rows into calls of its networks, which a runtime computes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import structlog
 import torch
 from torch import Tensor, nn
 
+from underpaint_server.backends.cuda import CudaPass
 from underpaint_server.backends.invariance import fingerprint, is_batch_invariant
-from underpaint_server.backends.protocol import DeviceLost, padded
+from underpaint_server.backends.protocol import DeviceLost, Unfinished, padded
 from underpaint_server.backends.runtime import Runtime
 from underpaint_server.backends.trial import try_one_edit
 from underpaint_server.cores import usable_cores
@@ -107,6 +109,9 @@ class ModelBackend:
             isolates_rows=self._isolates_rows,
         )
         self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device, model.about)
+        self._begin_pass = partial(CudaPass, model.unet.device) if model.unet.device.type == "cuda" else None
+        self._unfinished: CudaPass | None = None
+        self._runtime.prepare(self._run_pass, self._sizes())
 
     @property
     def network(self) -> nn.Module:
@@ -117,8 +122,9 @@ class ModelBackend:
     def predict(self, batch: Batch) -> Sequence[Any]:
         """See :class:`Backend`."""
         rows = padded(batch.rows, batch.size)
+        is_differentiated = isinstance(rows[0], DIFFERENTIATED)
         try:
-            with torch.enable_grad() if isinstance(rows[0], DIFFERENTIATED) else torch.inference_mode():
+            with self._timed(), torch.enable_grad() if is_differentiated else torch.inference_mode():
                 return self._answers(rows)[: len(batch.rows)]
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
@@ -126,6 +132,10 @@ class ModelBackend:
             raise OutOfMemory(message) from error
         except torch.AcceleratorError as error:
             raise DeviceLost(str(error)) from error
+
+    def unfinished(self) -> Unfinished | None:
+        """See :class:`Backend`."""
+        return self._unfinished
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
         """See :class:`Backend`. Only the native shape is measured, at start; others are pinned, unless the runtime
@@ -153,6 +163,16 @@ class ModelBackend:
             "peak": torch.cuda.max_memory_allocated(device),
             "total": torch.cuda.get_device_properties(device).total_memory,
         }
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """What is queued in the block is one pass. On the CPU it has ended with the block."""
+        self._unfinished = None
+        begun = self._begin_pass() if self._begin_pass is not None else None
+        yield
+        if begun is not None:
+            begun.queued()
+            self._unfinished = begun
 
     def _answers(self, rows: list[Any]) -> Sequence[Any]:
         match rows[0]:
@@ -235,6 +255,21 @@ class ModelBackend:
                 f"a pass of {size} rows does not fit in the device's memory; use a smaller --exact-batch-class or a "
                 "--dtype of half precision"
             ) from error
+
+    def _sizes(self) -> Sequence[int]:
+        """The sizes of passes of Denoise rows at the native size."""
+        if self._is_pinned:
+            return [self._batch_class]
+        return range(self._runtime.passes(Denoise).minimum, self._settings.max_batch_size + 1)
+
+    def _run_pass(self, size: int) -> None:
+        """A pass of so many rows of random numbers, if the device has the memory for it."""
+        generator = torch.Generator().manual_seed(2)
+        latents, embeds = (torch.randn((size, *shape), generator=generator) for shape in (self._native, self._embeds))
+        try:
+            self._noise_preds(latents, [len(self._model.schedule.alphas_cumprod) // 2] * size, embeds)
+        except torch.OutOfMemoryError:  # the engine will halve such passes when they come
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _noise_preds(self, latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:
@@ -321,6 +356,8 @@ def _configure_torch(settings: Settings) -> None:
     torch.set_num_threads(settings.threads or usable_cores())
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    # An algorithm that is chosen by timing may be another one after a restart, with other bits: the fingerprint would
+    # change, and stored inversions be useless. cuDNN's own choice depends on device, version and shapes alone.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

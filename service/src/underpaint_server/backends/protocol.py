@@ -14,6 +14,14 @@ class DeviceLost(Exception):
     """
 
 
+class Unfinished(Protocol):
+    """A pass that was queued on the device, which may not have computed it yet."""
+
+    def wait(self) -> float:
+        """Wait until it is computed. Returns the seconds from when the device began it. Raises :class:`DeviceLost`."""
+        ...
+
+
 class Backend(Protocol):
     """One model on one device. Not thread-safe: one thread calls it."""
 
@@ -26,7 +34,14 @@ class Backend(Protocol):
         In passes of equal size, the bits of a row's result depend neither on the other rows nor on its position.
         Raises :class:`OutOfMemory` if the pass does not fit in the device's memory; the backend stays usable. Raises
         :class:`DeviceLost` if it is not usable any more.
+
+        On a GPU it returns when the pass is queued, and the results are tensors that will have their numbers: who works
+        on them on the device, queues that work behind the pass; who reads them waits.
         """
+        ...
+
+    def unfinished(self) -> Unfinished | None:
+        """The last pass of :meth:`predict`, where that returned before the device had computed it; None otherwise."""
         ...
 
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:

@@ -1,6 +1,6 @@
 """The interface between a model backend and what computes its networks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,11 @@ class Runtime(Protocol):
 
     def answers(self, noise_preds: NoisePreds, rows: list[Denoise]) -> list[Tensor | Captured]:
         """Results of ``rows``, in their order, with the captures and maps that they ask for."""
+        ...
+
+    def prepare(self, run_pass: Callable[[int], object], sizes: Sequence[int]) -> None:
+        """Called once at the end of loading: ``run_pass`` runs a pass of the U-Net of so many rows at the model's own
+        size, and ``sizes`` are those that will come. What the runtime keeps for a size, it may make then."""
         ...
 
     can_isolate_rows: bool

@@ -112,6 +112,9 @@ class ToyBackend:
             raise OutOfMemory(f"a pass of {batch.size} rows does not fit in the device's memory")
         return [self._answer(row, batch.size) for row in padded(batch.rows, batch.size)[: len(batch.rows)]]
 
+    def unfinished(self) -> None:
+        """See :class:`Backend`."""
+
     def batch_class(self, kind: type[Row], shape: tuple[int, ...]) -> int | None:
         """See :class:`Backend`."""
         if self._class is None or not is_network_row(kind):

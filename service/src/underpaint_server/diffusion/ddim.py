@@ -66,13 +66,18 @@ def pred_x0(latents: Tensor, noise_pred: Tensor, alpha_bar: float) -> Tensor:
     return (latents - sqrt(1 - alpha_bar) * noise_pred) / sqrt(alpha_bar)
 
 
-def epsilon_from_v(latents: Tensor, v_pred: Tensor, alpha_bar: float) -> Tensor:
-    """Noise prediction from the output of a network that predicts v (Salimans and Ho, ICLR 2022, appendix D)."""
-    return sqrt(alpha_bar) * v_pred + sqrt(1 - alpha_bar) * latents
+def epsilon_from_v(latents: Tensor, v_pred: Tensor, alpha_bar: Tensor) -> Tensor:
+    """Noise prediction from the output of a network that predicts v (Salimans and Ho, ICLR 2022, appendix D).
+
+    ``alpha_bar`` is one number for each of the latents, float64, and broadcasts with them.
+    """
+    return alpha_bar.sqrt() * v_pred + (1 - alpha_bar).sqrt() * latents
 
 
-def epsilon_from_x0(latents: Tensor, x0_pred: Tensor, alpha_bar: float) -> Tensor:
-    """Noise prediction from the output of a network that predicts x0; zeros where ``alpha_bar`` is 1."""
-    if alpha_bar == 1.0:
-        return torch.zeros_like(latents)
-    return (latents - sqrt(alpha_bar) * x0_pred) / sqrt(1 - alpha_bar)
+def epsilon_from_x0(latents: Tensor, x0_pred: Tensor, alpha_bar: Tensor) -> Tensor:
+    """Noise prediction from the output of a network that predicts x0; zeros where ``alpha_bar`` is 1. For
+    ``alpha_bar`` see :func:`epsilon_from_v`."""
+    noise = (1 - alpha_bar).sqrt()
+    is_clean = noise == 0
+    noise_pred = (latents - alpha_bar.sqrt() * x0_pred) / torch.where(is_clean, 1.0, noise)
+    return torch.where(is_clean, 0.0, noise_pred)

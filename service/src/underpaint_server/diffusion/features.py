@@ -3,7 +3,7 @@
 Activations are (c, h, w), float32; they are mixed in float64.
 """
 
-from math import acos, sin, sqrt
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -65,21 +65,20 @@ def to_half(activations: Tensor) -> Tensor:
 
 
 def _mix(own: Tensor, content: Tensor, weight: float, interpolation: Interpolation) -> Tensor:
-    norm, content_norm = float(own.norm()), float(content.norm())
-    if norm == 0 or content_norm == 0:  # content cannot be scaled to the norm of own
-        return own
+    """No number is read from the device: where a formula does not hold, its result is computed and not taken."""
+    norm, content_norm = own.norm(), content.norm()
     scaled = content * (norm / content_norm)
-    cosine = max(-1.0, min(1.0, float((own * scaled).sum()) / norm**2))
-    if interpolation is Interpolation.LERP or abs(cosine) > PARALLEL:
-        return own + weight * (scaled - own)
-    angle = acos(cosine)
-    return (sin((1 - weight) * angle) * own + sin(weight * angle) * scaled) / sin(angle)
+    mixed = own + weight * (scaled - own)
+    if interpolation is Interpolation.SLERP:
+        cosine = ((own * scaled).sum() / norm**2).clamp(-1, 1)
+        angle = cosine.acos()
+        slerp = (((1 - weight) * angle).sin() * own + (weight * angle).sin() * scaled) / angle.sin()
+        mixed = torch.where(cosine.abs() > PARALLEL, mixed, slerp)
+    return torch.where((norm == 0) | (content_norm == 0), own, mixed)  # content cannot be scaled to the norm of own
 
 
 def _with_spread_of(tensor: Tensor, other: Tensor) -> Tensor:
     """``tensor`` scaled about its mean to the standard deviation of ``other``; a constant tensor is returned
     unchanged."""
     spread, mean = tensor.std(), tensor.mean()
-    if spread == 0:
-        return tensor
-    return mean + (tensor - mean) * (other.std() / spread)
+    return torch.where(spread == 0, tensor, mean + (tensor - mean) * (other.std() / spread))

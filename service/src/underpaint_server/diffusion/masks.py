@@ -13,9 +13,7 @@ def normalise(difference: Tensor) -> Tensor:
     The mean is that of this map alone, so that other jobs of the batch do not change it.
     """
     ceiling = OUTLIER_RATIO * difference.mean()
-    if ceiling == 0:
-        return torch.zeros_like(difference)
-    return (difference / ceiling).clamp(max=1.0)
+    return torch.where(ceiling == 0, 0.0, (difference / ceiling).clamp(max=1.0))
 
 
 def binarise(normalised: Tensor, threshold: float) -> Tensor:

@@ -4,13 +4,13 @@ import queue
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from underpaint_server.backends.protocol import Backend, DeviceLost
+from underpaint_server.backends.protocol import Backend, DeviceLost, Unfinished
 from underpaint_server.engine.caps import Caps, kind_name
 from underpaint_server.engine.failures import reported
 from underpaint_server.engine.messages import (
@@ -39,6 +39,16 @@ from underpaint_server.models import tensors
 from underpaint_server.rows import Batch, Decode, Key, is_network_row
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A pass that the device may still be computing."""
+
+    chosen: Selection
+    passed: Passed
+    """Its report, but for the duration."""
+    unfinished: Unfinished
 
 
 class Engine:
@@ -72,6 +82,7 @@ class Engine:
         names = {name: _function(backend.facts.info) for name, backend in backends.items()}
         self._caps = Caps(max_batch_size, caps_file, names)
         self._runs: dict[int, JobRun] = {}
+        self._queued: _Queued | None = None
         self._stopping = False
 
     def run(self) -> None:
@@ -94,6 +105,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Handle all orders in the inbox; without a running job, block until there is one."""
+        if not self._runs:
+            self._settle()
         while True:
             try:
                 order = self._inbox.get(block=not self._runs)
@@ -170,28 +183,49 @@ class Engine:
     def _predict(self, chosen: Selection) -> tuple[list[Any], float, float]:
         """An answer or an exception for every row, the start of the pass (monotonic) and its duration in seconds."""
         begin, begin_cpu_s = self._clock(), time.process_time()
-        answers = self._attempt(chosen)
-        duration_s, cpu_s = self._clock() - begin, time.process_time() - begin_cpu_s
-        self._turns.spend(duration_s, chosen.rows[0].priority, {run.start.priority for run in self._runs.values()})
         key = chosen.rows[0].key
+        answers = self._attempt(chosen)
+        unfinished = self._backends[key.model].unfinished()
+        if self._queued is not None:
+            self._settle()
+            self._report(_passing(chosen))
+        duration_s, cpu_s = self._clock() - begin, time.process_time() - begin_cpu_s
         rows_by_method = Tally(self._runs[row.job].method for row in chosen.rows)
         memory = self._backends[key.model].memory_bytes()
         padding = chosen.size - len(chosen.rows)
-        self._learn_cap(key, len(chosen.rows), duration_s)
-        self._report(
-            Passed(
-                key.model,
-                kind_name(key),
-                is_network_row(key.kind),
-                rows_by_method,
-                padding,
-                duration_s,
-                cpu_s,
-                memory,
-                self._pixels(key),
-            )
+        passed = Passed(
+            key.model,
+            kind_name(key),
+            is_network_row(key.kind),
+            rows_by_method,
+            padding,
+            duration_s,
+            cpu_s,
+            memory,
+            self._pixels(key),
         )
+        if unfinished is None:
+            self._end_pass(chosen, passed)
+        else:
+            self._queued = _Queued(chosen, passed, unfinished)
         return answers, begin, duration_s
+
+    def _settle(self) -> None:
+        """Wait for the pass that was queued, and report it with the time that the device took.
+
+        It is done when the next pass has been queued: so the device always has work, and the host is never more than
+        one pass ahead of it, after which it would see orders late.
+        """
+        queued, self._queued = self._queued, None
+        if queued is not None:
+            self._end_pass(queued.chosen, replace(queued.passed, duration_s=queued.unfinished.wait()))
+
+    def _end_pass(self, chosen: Selection, passed: Passed) -> None:
+        self._turns.spend(
+            passed.duration_s, chosen.rows[0].priority, {run.start.priority for run in self._runs.values()}
+        )
+        self._learn_cap(chosen.rows[0].key, len(chosen.rows), passed.duration_s)
+        self._report(passed)
 
     def _learn_cap(self, key: Key, rows: int, duration_s: float) -> None:
         """Learn from a pass how large those of its key may be, where their size changes no bits."""
@@ -212,7 +246,8 @@ class Engine:
         """Run one forward pass; if it fails, smaller ones, so that only the jobs at fault fail."""
         key = chosen.rows[0].key
         rows = [self._runs[row.job].row(row.index) for row in chosen.rows]
-        self._report(Passing(key.model, kind_name(key), key.shape, chosen.size))
+        if self._queued is None:  # otherwise the device is still at that pass
+            self._report(_passing(chosen))
         try:
             return list(self._backends[key.model].predict(Batch(rows, chosen.size)))
         except DeviceLost:
@@ -277,6 +312,7 @@ class Engine:
             return
         if run.result is not None:
             del self._runs[row.job]
+            self._settle()
             self._report(Ended(row.job, replace(run.result, usage=run.progress.usage())))
         else:
             self._report_progress(run, moved)
@@ -305,3 +341,8 @@ class Engine:
 def _function(info: ModelInfo) -> str:
     """A name that models have in common which compute the same in the same way, device and threads included."""
     return f"{info.digest[:16]}-{info.fingerprint[:16]}"
+
+
+def _passing(chosen: Selection) -> Passing:
+    key = chosen.rows[0].key
+    return Passing(key.model, kind_name(key), key.shape, chosen.size)

@@ -19,7 +19,7 @@ from underpaint_server.models.checkpoint import DIFFUSERS, Checkpoint
 from underpaint_server.models.facts import About
 from underpaint_server.models.graphs import UNET, Function, Graph, Input, Wrapped, functions, latents
 from underpaint_server.models.networks import check_conditioning, native_px
-from underpaint_server.models.tensors import finite
+from underpaint_server.models.tensors import finite, to_device
 from underpaint_server.rows import Denoise, Embedded
 
 CHANNELS = 3
@@ -73,7 +73,7 @@ class Ddpm:
         """Epsilon of each row, (b, 3, h, w), float64, from one forward pass."""
         weight = self.unet.conv_in.weight
         latents = torch.stack([row.latents for row in rows])
-        timesteps = torch.tensor([row.timestep for row in rows], device=weight.device)
+        timesteps = to_device(torch.tensor([row.timestep for row in rows]), weight.device)
         out = self.compute[UNET](latents.to(weight.dtype), timesteps).double()
         noise_preds = schedules.to_epsilon(self.reading.prediction, rows, latents, out)
         return schedules.clipped(self.reading.clip, rows, latents, noise_preds)

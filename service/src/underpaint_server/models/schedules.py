@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from math import sqrt
 from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from underpaint_server.diffusion.ddim import epsilon_from_v, epsilon_from_x0, pred_x0
+from underpaint_server.diffusion.ddim import epsilon_from_v, epsilon_from_x0
 from underpaint_server.diffusion.schedule import Schedule, Spacing, cumulate, linear, scaled_linear
 from underpaint_server.errors import ModelNotReady
+from underpaint_server.models.tensors import column
 from underpaint_server.rows import Denoise, PullBack
 
 E = TypeVar("E", bound=Enum)
@@ -146,8 +146,7 @@ def to_epsilon(predicted: Prediction, rows: Sequence[Denoise | PullBack], latent
     if predicted is Prediction.EPSILON:
         return out
     convert = epsilon_from_v if predicted is Prediction.V else epsilon_from_x0
-    parts = zip(rows, latents, out, strict=True)
-    return torch.stack([convert(x, pred, row.alpha_bar) for row, x, pred in parts])
+    return convert(latents, out, column([row.alpha_bar for row in rows], out.device))
 
 
 def clipped(limit: float | None, rows: Sequence[Denoise], latents: Tensor, noise_preds: Tensor) -> Tensor:
@@ -158,15 +157,11 @@ def clipped(limit: float | None, rows: Sequence[Denoise], latents: Tensor, noise
     """
     if limit is None:
         return noise_preds
-    parts = zip(rows, latents, noise_preds, strict=True)
-    return torch.stack([_clipped(x, pred, row.alpha_bar, limit) for row, x, pred in parts])
-
-
-def _clipped(latents: Tensor, noise_pred: Tensor, alpha_bar: float, limit: float) -> Tensor:
-    if alpha_bar == 1.0:  # without noise there is nothing to predict
-        return noise_pred
-    clean = pred_x0(latents, noise_pred, alpha_bar)
-    return noise_pred + sqrt(alpha_bar / (1 - alpha_bar)) * (clean - clean.clamp(-limit, limit))
+    alpha_bar = column([row.alpha_bar for row in rows], noise_preds.device)
+    noise = (1 - alpha_bar).sqrt()
+    clean = (latents - noise * noise_preds) / alpha_bar.sqrt()
+    changed = noise_preds + (alpha_bar / (1 - alpha_bar)).sqrt() * (clean - clean.clamp(-limit, limit))
+    return torch.where(noise == 0, noise_preds, changed)  # without noise there is nothing to predict
 
 
 def _class_name(config: Mapping[str, Any], named: object) -> str:

@@ -31,7 +31,7 @@ from underpaint_server.models.graphs import (
     latents,
 )
 from underpaint_server.models.networks import check_channels, check_conditioning, check_text, native_px, trained_size
-from underpaint_server.models.tensors import finite
+from underpaint_server.models.tensors import finite, to_device
 from underpaint_server.rows import Denoise, Embedded, PullBack, Pulled
 
 transformers_logging.disable_progress_bar()
@@ -138,7 +138,7 @@ class StableDiffusion:
     ) -> Tensor:
         weight = self.unet.conv_in.weight  # unet.device and unet.dtype search all modules, 1 ms each
         device, dtype = weight.device, weight.dtype
-        timesteps = torch.tensor([row.timestep for row in rows], device=device)
+        timesteps = to_device(torch.tensor([row.timestep for row in rows]), device)
         out = unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype)).double()
         return schedules.to_epsilon(self.reading.prediction, rows, latents, out)
 
@@ -170,7 +170,7 @@ class StableDiffusion:
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=self.prompt_tokens, truncation=True, return_tensors="pt"
         )
-        hidden = self.compute[TEXT_ENCODER](tokens["input_ids"].to(self.text_encoder.device))
+        hidden = self.compute[TEXT_ENCODER](to_device(tokens["input_ids"], self.text_encoder.device))
         finite(hidden, "the text encoder")
         return [Embedded(h, self._dropped(text)) for h, text in zip(hidden, texts, strict=True)]
 

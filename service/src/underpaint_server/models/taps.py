@@ -1,6 +1,7 @@
 """Capture and change the activations of a U-Net's feature sites, separately for each row of a pass."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from underpaint_server.rows import Captured, Denoise
+
+Handler = Callable[[str, Tensor], Tensor | None]
+"""Function of a feature site and the batch's activation there (b, c, h, w). It returns the activation that the rest of
+the network is to run with, or None for the same."""
 
 
 def blocks(unet: Any) -> dict[str, nn.Module]:
@@ -17,7 +22,7 @@ def blocks(unet: Any) -> dict[str, nn.Module]:
 
 
 class Taps:
-    """Forward hooks on the middle and up blocks of a diffusers U-Net; they act only during :meth:`answers`.
+    """Forward hooks on the middle and up blocks of a diffusers U-Net.
 
     Captures and maps of a row see the activation of that row only, so rows with different ones can share a pass. The
     activation of a site that no row captures or maps is left unchanged.
@@ -29,6 +34,7 @@ class Taps:
         """Names of the feature sites, in the order in which their blocks run; see :class:`Denoise`."""
         self._rows: list[Denoise] = []
         self._captured: list[dict[str, Tensor]] = []
+        self._handler: Handler = self.change
         for site, block in sites.items():
             block.register_forward_hook(partial(self._hook, site))
 
@@ -43,19 +49,41 @@ class Taps:
         finally:
             self._rows, self._captured = [], []
 
-    def _hook(self, site: str, block: Any, inputs: Any, output: Any) -> Any:
-        del block, inputs
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The sites that the rows of the current call of :meth:`answers` capture or map."""
+        return tuple(site for site in self.sites if any(site in row.capture or site in row.maps for row in self._rows))
+
+    def change(self, site: str, activation: Tensor) -> Tensor | None:
+        """A copy of the batch's activation, changed by the rows' maps; it is captured before. None where no row of the
+        current call of :meth:`answers` captures or maps it."""
         if not any(site in row.capture or site in row.maps for row in self._rows):
             return None
-        hidden: Tensor = output[0] if isinstance(output, tuple) else output  # blocks with a skip sample return a pair
-        changed = hidden.clone()
+        changed = activation.clone()
         for i, row in enumerate(self._rows):
             if site in row.capture or site in row.maps:
-                activation = _copied(hidden[i])
+                own = _copied(activation[i])
                 if site in row.capture:
-                    self._captured[i][site] = activation
+                    self._captured[i][site] = own
                 if site in row.maps:
-                    changed[i] = row.maps[site](activation).to(hidden.dtype)
+                    changed[i] = row.maps[site](own).to(activation.dtype)
+        return changed
+
+    @contextmanager
+    def handled_by(self, handler: Handler) -> Iterator[None]:
+        """Have ``handler`` called at every site in place of :meth:`change`, until the block is left."""
+        self._handler = handler
+        try:
+            yield
+        finally:
+            self._handler = self.change
+
+    def _hook(self, site: str, block: Any, inputs: Any, output: Any) -> Any:
+        del block, inputs
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output  # blocks with a skip sample return a pair
+        changed = self._handler(site, hidden)
+        if changed is None:
+            return None
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 

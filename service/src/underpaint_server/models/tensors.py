@@ -1,5 +1,6 @@
 """Conversions between arrays (decoded pixels, the arrays of an inversion) and tensors, and checks of tensors."""
 
+from collections.abc import Sequence
 from hashlib import sha256
 from math import inf, log10
 
@@ -11,6 +12,21 @@ from underpaint_server.diffusion import masks
 from underpaint_server.errors import NonFiniteLatents
 from underpaint_server.jobs import Inversion, Picture
 from underpaint_server.models.facts import Facts
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor``, which is on the CPU, on the device; the copy is queued there, and nothing waits for it.
+
+    A copy from memory that may be swapped out would first wait for all passes that were queued before it.
+    """
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps pinned memory until it was copied
+
+
+def column(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """One number for each image of a batch: (b, 1, 1, 1), float64, on the device."""
+    return to_device(torch.tensor(numbers, dtype=torch.float64).reshape(-1, 1, 1, 1), device)
 
 
 def image(picture: Picture) -> Tensor:
@@ -30,7 +46,7 @@ def latent_mask(mask: Picture, latents: Tensor, model: Facts) -> Tensor:
     A pixel is inside the mask from 128 on; a latent is 1 if any of its pixels is.
     """
     white = torch.from_numpy(np.ascontiguousarray(mask) >= 128).double()
-    return masks.to_latent_size(white, *latents.shape[1:]).to(model.device)
+    return to_device(masks.to_latent_size(white, *latents.shape[1:]), model.device)
 
 
 def mask_picture(mask: Tensor, model: Facts) -> Picture:
@@ -42,7 +58,7 @@ def mask_picture(mask: Tensor, model: Facts) -> Picture:
 
 def arrays(inversion: Inversion, model: Facts) -> dict[str, Tensor]:
     """The arrays of an inversion, copied to tensors on the model's device."""
-    return {name: torch.from_numpy(array.copy()).to(model.device) for name, array in inversion.arrays.items()}
+    return {name: to_device(torch.from_numpy(array.copy()), model.device) for name, array in inversion.arrays.items()}
 
 
 def digest(values: Tensor | Picture) -> bytes:

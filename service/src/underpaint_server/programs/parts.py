@@ -50,8 +50,8 @@ def embed(**texts: str) -> Steps[Texts]:
 
 def encode(photo: Photo, model: Facts) -> Steps[Tensor]:
     """Encode a photo: latents (c, h, w)."""
-    row = Encode(tensors.image(photo.pixels).to(model.device), name=digest(photo.pixels))
-    answers = yield [row]
+    image = tensors.to_device(tensors.image(photo.pixels), model.device)
+    answers = yield [Encode(image, name=digest(photo.pixels))]
     latents: Tensor = answers[0]
     return latents
 
@@ -66,10 +66,14 @@ def draw(source: Generated, guidance_scale: float, texts: Texts, model: Facts) -
 def start(source: Generated, model: Facts) -> Tensor:
     """The noise (c, h, w) of a generated source."""
     shape = model.latent_shape(source.width, source.height)
-    return standard_normal(shape, seed=source.seed, purpose="start").to(model.device)
+    return tensors.to_device(standard_normal(shape, seed=source.seed, purpose="start"), model.device)
 
 
 def noise(seed: int, like: Tensor, model: Facts) -> Callable[[str, int], Tensor]:
     """(purpose, index) -> standard normal numbers of a job, in the shape of ``like``. See ``diffusion.noise``."""
     shape = tuple(like.shape)
-    return lambda purpose, index: standard_normal(shape, seed=seed, purpose=purpose, index=index).to(model.device)
+
+    def sample(purpose: str, index: int) -> Tensor:
+        return tensors.to_device(standard_normal(shape, seed=seed, purpose=purpose, index=index), model.device)
+
+    return sample

@@ -19,7 +19,7 @@ from underpaint_server.rows import PullBack, Steps
 
 def backward(mixing: Mixing, drawing: Drawing, weights: Sequence[float], by_latents: Tensor) -> Steps[Tensor]:
     """Gradient (n,), float64, of a loss with respect to the weights, from ``by_latents``, that with respect to the
-    final latents (c, h, w).
+    final latents (c, h, w). It is on their device.
 
     A step is ``x_(i+1) = a_i x_i + b_i sum_j w_ij e_(i-j) + r_i``, e the noise predictions and r the residuals. Let g
     be the gradient with respect to x_(i+1), computed from the last step to the first. Then e_(i-j) gets
@@ -27,7 +27,7 @@ def backward(mixing: Mixing, drawing: Drawing, weights: Sequence[float], by_late
     sum that e_i got.
     """
     by_x, by_pred = by_latents, [torch.zeros_like(by_latents) for _ in weights]
-    by_weights = [0.0] * len(weights)
+    by_weights = [by_latents.new_zeros(()) for _ in weights]
     for i, (_, noisy, clean) in reversed(list(enumerate(downwards(mixing.grid)))):
         a, b = coefficients(noisy, clean)
         if is_heun(mixing.sampler, i):  # the first step: the gradient with respect to its start is not needed
@@ -40,12 +40,12 @@ def backward(mixing: Mixing, drawing: Drawing, weights: Sequence[float], by_late
         pulled, by_weight = yield from _pull(mixing, drawing.states[i], noisy, weights[i], by_pred[i])
         by_weights[i] += by_weight
         by_x = a * by_x + pulled
-    return torch.tensor(by_weights, dtype=torch.float64)
+    return torch.stack(by_weights)
 
 
 def _pull(
     mixing: Mixing, latents: Tensor, level: Level, weight: float, cotangent: Tensor
-) -> Steps[tuple[Tensor, float]]:
+) -> Steps[tuple[Tensor, Tensor]]:
     """Gradients with respect to the latents (c, h, w) and the weight, from that with respect to the guided
     prediction."""
     w = mixing.guidance_scale
@@ -55,5 +55,5 @@ def _pull(
         rows.append(replace(towards, prompt_embeds=mixing.negative_embeds, cotangent=(1 - w) * cotangent))
     answers = yield rows
     slope = (mixing.source_embeds - mixing.target_embeds).double()
-    by_weight = float((answers[0].prompt_embeds * slope).sum())
+    by_weight = (answers[0].prompt_embeds * slope).sum()
     return torch.stack([answer.latents for answer in answers]).sum(0), by_weight

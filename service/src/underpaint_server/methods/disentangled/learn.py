@@ -82,7 +82,7 @@ def _measured(state: LearnState, loss: float) -> LearnState:
 
 def _stepped(state: LearnState, gradient: Tensor, method: Descent) -> LearnState:
     weights = torch.tensor(state.weights, dtype=torch.float64)
-    weights.grad = gradient
+    weights.grad = gradient.cpu()
     adam = torch.optim.Adam([weights], lr=method.learning_rate)
     adam.state[weights] = {
         "step": torch.tensor(float(state.iteration)),
