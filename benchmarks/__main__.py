@@ -4,11 +4,12 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import exactness, learning, masks, overhead, throughput
+from benchmarks import exactness, learning, masks, overhead, peers, throughput
 from benchmarks.report import console
 
 BENCHMARKS = {
-    module.__name__.rpartition(".")[2]: module.run for module in (throughput, exactness, masks, overhead, learning)
+    module.__name__.rpartition(".")[2]: module.run
+    for module in (throughput, exactness, masks, overhead, learning, peers)
 }
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("build/benchmarks")

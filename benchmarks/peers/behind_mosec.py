@@ -26,9 +26,7 @@ class Edits(mosec.Worker):  # type: ignore[misc]
 def main() -> None:
     """Serve until SIGTERM."""
     server = mosec.Server()
-    server.append_worker(
-        Edits, max_batch_size=AT_ONCE, max_wait_time=round(1000 * BATCH_TIMEOUT_S), timeout=LIMIT_S
-    )
+    server.append_worker(Edits, max_batch_size=AT_ONCE, max_wait_time=round(1000 * BATCH_TIMEOUT_S), timeout=LIMIT_S)
     server.run()
 
 

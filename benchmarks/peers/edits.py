@@ -166,8 +166,7 @@ def encoded(picture: Pixels) -> bytes:
 def worst_psnr_db(pictures: Sequence[Pixels], references: Sequence[Pixels]) -> float:
     """The smallest PSNR of a picture against its reference in dB; 99 where all are equal to the last bit."""
     errors = [
-        float(np.square(one.astype(np.float64) - other).mean())
-        for one, other in zip(pictures, references, strict=True)
+        float(np.square(one.astype(np.float64) - other).mean()) for one, other in zip(pictures, references, strict=True)
     ]
     return 99.0 if max(errors) == 0 else float(10 * np.log10(255**2 / max(errors)))
 

@@ -80,10 +80,14 @@ def workloads(steps: int) -> dict[str, list[Edit]]:
 
 def of_loops(name: str, precision: str, loops: Loops, *, slow: bool) -> list[Contender]:
     """A diffusers loop as two contenders: one edit after another, and in static batches of one method each."""
+
+    def alone(edits: Sequence[Edit]) -> list[Pixels]:
+        return [picture for edit in edits for picture in loops.run([edit])]
+
     return [
-        Contender(name, ALONE, precision, lambda edits: [picture for edit in edits for picture in loops.run([edit])], slow),
+        Contender(name, ALONE, precision, alone, slow),
         Contender(name, BATCH, precision, partial(_batches, loops), slow),
-    ]  # fmt: skip
+    ]
 
 
 def of_server(client: Client, precision: str) -> list[Contender]:

@@ -18,6 +18,8 @@ from underpaint_server.diffusion.noise import standard_normal
 from benchmarks.peers.edits import GUIDANCE, MASK_STRENGTH, MIXING, SAMPLES, THRESHOLD, Edit, Pixels, pixels
 from benchmarks.peers.networks import Network
 
+LARGEST = 32
+"""Most rows of a pass."""
 OUTLIERS = 3.0
 """Multiple of a difference map's mean that larger values are clamped to."""
 
@@ -109,10 +111,11 @@ class Loops:
         reference = self._embeds([""] * len(edits))
         rows = torch.cat([part for latents in noised for part in (latents, latents)])
         embeds = torch.cat([target, reference] * SAMPLES)
-        predicted = self._predict(rows, t, embeds).float().unflatten(0, (SAMPLES, 2, len(edits)))
+        predicted = self._predict(rows, t, embeds).float().reshape(SAMPLES, 2, len(edits), *source.shape[1:])
         difference = (predicted[:, 0] - predicted[:, 1]).abs().mean((0, 2))
         ceiling = OUTLIERS * difference.mean((1, 2), keepdim=True)
-        return ((difference / ceiling).clamp(max=1) > THRESHOLD)[:, None].to(source.dtype)
+        inside: Tensor = (difference / ceiling).clamp(max=1) > THRESHOLD
+        return inside[:, None].to(source.dtype)
 
     def _inverted(self, source: Tensor, prompts: Sequence[str], used: int) -> list[Tensor]:
         """The latents at each level of the inversion without guidance, the encoded photo first."""
@@ -139,8 +142,8 @@ class Loops:
 
     def _predict(self, latents: Tensor, t: Tensor | int, embeds: Tensor) -> Tensor:
         timesteps = torch.full((len(latents),), int(t))
-        parts = zip(latents.float().split(32), timesteps.split(32), embeds.float().split(32), strict=True)
-        return torch.cat([self._network(*part) for part in parts])
+        inputs = (torch.split(tensor, LARGEST) for tensor in (latents.float(), timesteps, embeds.float()))
+        return torch.cat([self._network(*part) for part in zip(*inputs, strict=True)])
 
     def _embeds(self, prompts: Sequence[str]) -> Tensor:
         """Prompt embeddings (b, tokens, width); equal prompts are embedded once."""

@@ -33,7 +33,7 @@ def load_unet(dtype: torch.dtype) -> Any:
 
 
 def eager(dtype: torch.dtype) -> Network:
-    """diffusers' own U-Net in eager mode."""
+    """The U-Net of diffusers in eager mode."""
     unet = load_unet(dtype)
 
     def predict(latents: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
@@ -103,7 +103,8 @@ class OpenVino:
         requests = self._of_size(len(arrays[0]))
         share = len(arrays[0]) // len(requests)
         for k, request in enumerate(requests):
-            request.start_async(dict(zip(_INPUTS, (array[k * share : (k + 1) * share] for array in arrays), strict=True)))
+            mine = [array[k * share : (k + 1) * share] for array in arrays]
+            request.start_async(dict(zip(_INPUTS, mine, strict=True)))
         for request in requests:
             request.wait()
         return torch.cat([torch.from_numpy(request.get_output_tensor().data.copy()) for request in requests])
@@ -181,4 +182,3 @@ def _timed(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-

@@ -19,7 +19,7 @@ class OfficialEdict(Loops):
         self._unet = load_unet(torch.float64)
 
     def _predict(self, latents: Tensor, t: Tensor | int, embeds: Tensor) -> Tensor:
-        calls = zip(latents.split(1), embeds.split(1), strict=True)
+        calls = zip(torch.split(latents, 1), torch.split(embeds, 1), strict=True)
         return torch.cat([self._unet(row, int(t), embed, return_dict=False)[0] for row, embed in calls])
 
 

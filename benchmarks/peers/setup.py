@@ -56,9 +56,9 @@ FULL = Scale(
     learning_steps=20, optimization_steps=4,
 )  # fmt: skip
 QUICK = Scale(
-    steps=10, check_steps=5, rounds=1, slow_rounds=1, sizes=(1, 2, 4, 8, 16, 32), pass_rounds=1, cell_s=0.2,
-    factors=(0.6, 0.9), point_s=8.0, capacity_s=6.0, trace_steps=(5, 10),
-    learning_steps=5, optimization_steps=2,
+    steps=8, check_steps=4, rounds=1, slow_rounds=1, sizes=(1, 2, 8, 16), pass_rounds=1, cell_s=0.1,
+    factors=(0.6, 0.9), point_s=8.0, capacity_s=5.0, trace_steps=(4, 8),
+    learning_steps=4, optimization_steps=1,
 )  # fmt: skip
 
 
