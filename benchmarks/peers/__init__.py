@@ -187,7 +187,8 @@ def _open_findings(sweep: Sweep, alone: Measured) -> list[str]:
     injected = 100 * MIX["content_injection"]
     found = [
         f"Our server saturated: {rates[load.OURS]:.0f} network rows/s with {injected:.0f} % content injections among "
-        f"the requests, {100 * rates[load.OURS] / best:.0f} % of what its network alone does in its best pass ({best:.0f})."
+        f"the requests, {100 * rates[load.OURS] / best:.0f} % of what its network alone does in its best pass "
+        f"({best:.0f})."
     ]
     for name in rates:
         if name == load.OURS:

@@ -41,7 +41,8 @@ class Scale:
     point_s: float
     """Seconds of requests at one load factor."""
     capacity_s: float
-    """Seconds of the measurement of the capacity."""
+    """Seconds of one measurement of the capacity."""
+    capacity_rounds: int
     trace_steps: tuple[int, ...]
     """Steps of the schedule that requests of the open loop choose from."""
     learning_steps: int
@@ -52,13 +53,13 @@ class Scale:
 
 FULL = Scale(
     steps=50, check_steps=20, rounds=3, slow_rounds=2, sizes=(1, 2, 4, 8, 16, 32), pass_rounds=3, cell_s=0.5,
-    factors=(0.3, 0.6, 0.8, 0.9, 1.0, 1.2), point_s=35.0, capacity_s=20.0, trace_steps=(20, 30, 50),
-    learning_steps=20, optimization_steps=4,
+    factors=(0.3, 0.6, 0.8, 0.9, 1.0, 1.2), point_s=35.0, capacity_s=12.0, capacity_rounds=2,
+    trace_steps=(20, 30, 50), learning_steps=50, optimization_steps=4,
 )  # fmt: skip
 QUICK = Scale(
     steps=8, check_steps=4, rounds=1, slow_rounds=1, sizes=(1, 2, 8, 16), pass_rounds=1, cell_s=0.1,
-    factors=(0.6, 0.9), point_s=8.0, capacity_s=5.0, trace_steps=(4, 8),
-    learning_steps=4, optimization_steps=1,
+    factors=(0.6, 0.9), point_s=8.0, capacity_s=4.0, capacity_rounds=1,
+    trace_steps=(4, 8), learning_steps=4, optimization_steps=2,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ SHORT = ("sdedit", 20, 0.5)
 """Method, steps and strength of a short edit."""
 LOAD = 0.2
 """Offered load of the short edits, as a share of our server's saturated rows."""
-LONGER = 8
+LONGER = 40
 """The learning beside the edits is so many times longer, so that it does not end before them; then it is cancelled."""
 _TIMEOUT_S = 900.0
 
@@ -67,7 +67,7 @@ async def measure(scale: Scale, server: LocalServer, rows_per_s: float) -> Outco
             await learning.cancel()
             progress.advance(task)
     if state.done:
-        raise SystemExit("the learning ended before the short edits did; it must last longer")
+        raise SystemExit("the learning ended before the short edits did, so they were not all beside it")
     done = LONGER * (state.progress.fraction if state.progress is not None else 0.0)
     in_order = openloop.first_come_first_served([arrival.at_s for arrival in trace], service_s, learning_s)
     return Outcome(
