@@ -19,7 +19,9 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument("--quick", action="store_true", help=f"under twenty minutes for all, written to {QUICK_RESULTS}")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"under twenty minutes for all, written to {QUICK_RESULTS}"
+    )
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in BENCHMARKS]
