@@ -6,8 +6,8 @@ from math import ceil, floor, log10
 from PIL import Image, ImageDraw, ImageFont
 
 COLOURS = ("#1f6fb4", "#d6562b", "#3a9144", "#8a56a8", "#7a5c3e", "#d268a5", "#5f6a72", "#b3a01c")
-_SCALE, _WIDTH, _HEIGHT = 2, 560, 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 30, 44
+_SCALE, _WIDTH, _HEIGHT = 2, 560, 400
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 26, 44
 _GRID, _INK = "#dddddd", "#222222"
 Series = Mapping[str, Sequence[tuple[float, float]]]
 """Name of a line -> its points (x, y)."""
@@ -15,7 +15,7 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 
 def lines(title: str, x_label: str, series: Series, *, logarithmic: bool = False) -> Image.Image:
     """A line for each series over a common x axis, with the x of all points as its ticks; y is above 0."""
-    chart = _Chart(title)
+    chart = _Chart(title, list(series))
     xs = sorted({x for points in series.values() for x, _ in points})
     chart.scale([y for points in series.values() for _, y in points], logarithmic)
     places = {x: chart.across(k / max(1, len(xs) - 1)) for k, x in enumerate(xs)}
@@ -24,14 +24,13 @@ def lines(title: str, x_label: str, series: Series, *, logarithmic: bool = False
     chart.text(_LEFT + (_WIDTH - _LEFT - _RIGHT) / 2, _HEIGHT - 16, x_label, "ma")
     for number, points in enumerate(series.values()):
         chart.line([(places[x], chart.up(y)) for x, y in points], COLOURS[number % len(COLOURS)])
-    chart.legend(list(series))
     return chart.finished()
 
 
 def bars(title: str, groups: Mapping[str, Mapping[str, float]], *, logarithmic: bool = False) -> Image.Image:
     """A group of bars for each key of ``groups``, with one bar for each name; values are above 0."""
-    chart = _Chart(title)
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    chart = _Chart(title, names)
     chart.scale([value for group in groups.values() for value in group.values()], logarithmic)
     room = (_WIDTH - _LEFT - _RIGHT) / len(groups)
     for k, (label, group) in enumerate(groups.items()):
@@ -41,7 +40,6 @@ def bars(title: str, groups: Mapping[str, Mapping[str, float]], *, logarithmic: 
                 left = first + 0.8 * room * number / len(names)
                 chart.bar(left, left + 0.8 * room / len(names) - 1, group[name], COLOURS[number % len(COLOURS)])
         chart.text(_LEFT + room * (k + 0.5), _HEIGHT - _BOTTOM + 5, label, "ma")
-    chart.legend(names)
     return chart.finished()
 
 
@@ -58,10 +56,11 @@ def sheet(charts: Sequence[Image.Image], abreast: int = 2) -> Image.Image:
 class _Chart:
     """One chart being drawn; coordinates are those of the finished picture."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, names: Sequence[str]) -> None:
         self._image = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), "white")
         self._draw = ImageDraw.Draw(self._image)
         self.text(_LEFT, 8, title, "la", size=13)
+        self._top = self._legend(names) + 12
 
     def scale(self, values: Sequence[float], logarithmic: bool) -> None:
         """Choose the y axis for these values and draw its lines."""
@@ -93,7 +92,7 @@ class _Chart:
         """The y of a value."""
         position = log10(value) if self._logarithmic else value
         share = (position - self._low) / (self._high - self._low)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - self._top - _BOTTOM)
 
     def line(self, points: Sequence[tuple[float, float]], colour: str) -> None:
         """A line with a dot at each point."""
@@ -105,18 +104,19 @@ class _Chart:
         """A bar from the bottom."""
         self._draw.rectangle([self._at(left, self.up(value)), self._at(right, _HEIGHT - _BOTTOM)], colour)
 
-    def legend(self, names: Sequence[str]) -> None:
-        """The names with their colours, in the upper left corner."""
+    def _legend(self, names: Sequence[str]) -> float:
+        """Write the names with their colours under the title; returns where they end."""
         font = ImageFont.load_default(10 * _SCALE)
-        width = max(self._draw.textlength(name, font=font) for name in names) / _SCALE + 24
-        left, top = _LEFT + 8, _TOP + 6
-        box = [self._at(left, top), self._at(left + width, top + 15 * len(names) + 5)]
-        self._draw.rectangle(box, "white", _GRID)
+        left, y = float(_LEFT), _TOP + 8.0
         for number, name in enumerate(names):
-            y = top + 10 + 15 * number
+            width = self._draw.textlength(name, font=font) / _SCALE + 26
+            if left > _LEFT and left + width > _WIDTH:
+                left, y = float(_LEFT), y + 15
             colour = COLOURS[number % len(COLOURS)]
-            self._draw.rectangle([self._at(left + 5, y - 4), self._at(left + 15, y + 4)], colour)
-            self.text(left + 20, y, name, "lm")
+            self._draw.rectangle([self._at(left, y - 4), self._at(left + 9, y + 4)], colour)
+            self.text(left + 14, y, name, "lm")
+            left += width
+        return y
 
     def text(self, x: float, y: float, text: str, anchor: str, size: int = 10) -> None:
         """Text whose anchor (see Pillow) is at (x, y)."""

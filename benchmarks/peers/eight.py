@@ -22,7 +22,7 @@ ALONE, AT_THE_SAME_TIME, BATCH = "one by one", "at once", "static batch"
 OURS = "our server"
 FLOOR_DB = {"float32": 50.0, "half": 20.0}
 """Smallest PSNR against the reference of a network with the reference's precision, and of one in half precision."""
-CHECK_FLOOR_DB = {"float32": 50.0, "half": 28.0}
+CHECK_FLOOR_DB = {"float32": 50.0, "half": 25.0}
 """The same in the check before anything is timed, which has fewer steps: errors grow with their number."""
 
 

@@ -18,6 +18,8 @@ SHORT = ("sdedit", 20, 0.5)
 """Method, steps and strength of a short edit."""
 LOAD = 0.2
 """Offered load of the short edits, as a share of our server's saturated rows."""
+FEWEST = 10
+"""Edits that are sent at least, on average."""
 LONGER = 40
 """The learning beside the edits is so many times longer, so that it does not end before them; then it is cancelled."""
 _TIMEOUT_S = 900.0
@@ -29,15 +31,17 @@ class Outcome:
 
     learning_s: float
     """Seconds of the learning alone."""
+    window_s: float
+    """Seconds in which the edits are sent: as long as the learning takes alone, or longer if these are too few."""
     count: int
     quiet_p95_s: float
     """While nothing is learned."""
     beside_p95_s: float
     """While a direction is learned."""
     in_order_p95_s: float
-    """Computed: one after another behind the learning, each at the server's saturated pace."""
-    progress: float
-    """How much was learned beside the edits in about the time that the learning takes alone; 1 is all of it."""
+    """Computed: one after another behind a learning of ``window_s``, each at the server's saturated pace."""
+    pace: float
+    """Pace of the learning beside the edits as a share of its pace alone."""
 
     @property
     def gain(self) -> float:
@@ -53,7 +57,8 @@ async def measure(scale: Scale, server: LocalServer, rows_per_s: float) -> Outco
             learning_s = await _learn_alone(client, scale)
             service_s = make(*_short(0)).rows() / rows_per_s
             edits = [make(*_short(k)) for k in range(2000)]
-            trace = openloop.poisson(2, LOAD / service_s, edits, max(5.0, learning_s))
+            window_s = max(learning_s, FEWEST * service_s / LOAD)
+            trace = openloop.poisson(2, LOAD / service_s, edits, window_s)
 
             async def send(edit: Edit) -> object:
                 return await client.edit(**edit.call())
@@ -61,18 +66,26 @@ async def measure(scale: Scale, server: LocalServer, rows_per_s: float) -> Outco
             progress.update(task, description="short edits alone", advance=1)
             quiet = await openloop.play(trace, send)
             progress.update(task, description="short edits while a direction is learned", advance=1)
+            began = time.perf_counter()
             learning = await _learn(client, scale, "beside", LONGER)
             beside = await openloop.play(trace, send)
             state = await learning.status()
+            beside_s = time.perf_counter() - began
             await learning.cancel()
             progress.advance(task)
     if state.done:
         raise SystemExit("the learning ended before the short edits did, so they were not all beside it")
-    done = LONGER * (state.progress.fraction if state.progress is not None else 0.0)
-    in_order = openloop.first_come_first_served([arrival.at_s for arrival in trace], service_s, learning_s)
+    learned = LONGER * (state.progress.fraction if state.progress is not None else 0.0)
+    in_order = openloop.first_come_first_served([arrival.at_s for arrival in trace], service_s, window_s)
     return Outcome(
-        learning_s, len(trace), _p95(quiet), _p95(beside), float(np.quantile(in_order, 0.95)), done
-    )  # fmt: skip
+        learning_s=learning_s,
+        window_s=window_s,
+        count=len(trace),
+        quiet_p95_s=_p95(quiet),
+        beside_p95_s=_p95(beside),
+        in_order_p95_s=float(np.quantile(in_order, 0.95)),
+        pace=learned * learning_s / beside_s,
+    )
 
 
 def table(found: Outcome) -> Table:
@@ -83,9 +96,10 @@ def table(found: Outcome) -> Table:
         ("first come, first served behind the learning (computed)", f"{found.in_order_p95_s:.3f}"),
     )
     notes = (
-        f"{found.count} edits ({SHORT[0]}, {SHORT[1]} steps, strength {SHORT[2]}) at {LOAD} of the capacity. The "
-        f"learning takes {found.learning_s:.1f} s alone; in that time it got {100 * found.progress:.0f} % done beside "
-        "the edits. The last line follows from that time and the server's saturated pace.",
+        f"{found.count} edits ({SHORT[0]}, {SHORT[1]} steps, strength {SHORT[2]}) at {LOAD} of the capacity in "
+        f"{found.window_s:.1f} s. The learning takes {found.learning_s:.1f} s alone; beside the edits it kept "
+        f"{100 * found.pace:.0f} % of its pace. The last line is of a learning that takes as long as the edits are "
+        "sent, and of edits at the server's saturated pace.",
     )
     caption = "Short edits while a direction is learned, 95th percentile of the latency"
     return Table(caption, ("while", "p95 s"), rows, notes)

@@ -280,9 +280,9 @@ def test_the_open_loop_says_what_is_compared() -> None:
 
 
 def test_the_gain_of_short_edits_is_over_first_come_first_served() -> None:
-    found = while_learning.Outcome(10.0, 50, 0.1, 0.5, 9.0, 0.4)
+    found = while_learning.Outcome(10.0, 10.0, 50, 0.1, 0.5, 9.0, 0.4)
     assert found.gain == 18.0
-    assert "40 % done" in while_learning.table(found).notes[0]
+    assert "40 % of its pace" in while_learning.table(found).notes[0]
 
 
 @pytest.mark.parametrize("scale", [QUICK, FULL])
