@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -136,7 +137,7 @@ def make(method: str, number: int, steps: int, strength: float = 0.8) -> Edit:
 
     One pixel of the photo has the number as its colour, so that no server has an inversion of it from another edit.
     """
-    known = cases.load()
+    known = _known()
     case, other = known[number * 7 % len(known)], known[(number * 7 + 31) % len(known)]
     injected = method == "content_injection"
     return Edit(
@@ -169,6 +170,11 @@ def worst_psnr_db(pictures: Sequence[Pixels], references: Sequence[Pixels]) -> f
         float(np.square(one.astype(np.float64) - other).mean()) for one, other in zip(pictures, references, strict=True)
     ]
     return 99.0 if max(errors) == 0 else float(10 * np.log10(255**2 / max(errors)))
+
+
+@cache
+def _known() -> list[cases.Case]:
+    return cases.load()
 
 
 def _marked(picture: Pixels, number: int) -> bytes:
