@@ -64,9 +64,13 @@ def environment() -> Path:
     if done.exists() and done.read_text() == wanted:
         return python
     console.print("making the environment of LitServe and mosec")
-    venv.create(_ENVIRONMENT, clear=True, with_pip=True)
-    install = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--require-hashes"]
-    ended = subprocess.run([python, *install, "-r", LOCK], capture_output=True, text=True, check=False)
+    try:
+        venv.create(_ENVIRONMENT, clear=True, with_pip=True)
+    except subprocess.CalledProcessError as error:
+        raise Unavailable("the environment of LitServe and mosec cannot be made: Python's ensurepip fails") from error
+    install = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "--retries", "1", "--no-deps"]
+    command = [python, *install, "--require-hashes", "-r", LOCK]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode != 0:
         last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no message")
         raise Unavailable(f"LitServe and mosec cannot be installed here ({last.strip()[:200]})")
