@@ -1,6 +1,7 @@
 """Our server against what its users would run otherwise: diffusers, EDICT's own arithmetic, request-level batching."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -10,8 +11,9 @@ from PIL import Image
 from underpaint import Client
 from underpaint_server.local_server import LocalServer
 
-from benchmarks.peers import charts, eight, load, passes, while_learning
+from benchmarks.peers import charts, eight, load, passes, targets, while_learning
 from benchmarks.peers.batchers import FRAMEWORKS, Batcher, Unavailable, environment
+from benchmarks.peers.edits import Edit, Pixels
 from benchmarks.peers.eight import ALONE, AT_THE_SAME_TIME, BATCH, ONE_EDICT, OURS, Contender, Outcome
 from benchmarks.peers.load import Sweep
 from benchmarks.peers.lockstep import Lockstep
@@ -21,10 +23,9 @@ from benchmarks.peers.official import OfficialEdict
 from benchmarks.peers.openloop import GOOD, MIX
 from benchmarks.peers.passes import Measured
 from benchmarks.peers.setup import AT_ONCE, BATCH_TIMEOUT_S, FULL, QUICK, SERVER, Scale, backend
+from benchmarks.peers.targets import BFLOAT16, FLOAT32, OFFICIAL, OPENVINO, TORCH
 from benchmarks.report import Report, console, spread
 
-OPENVINO, FLOAT32, BFLOAT16 = "diffusers, OpenVINO U-Net", "diffusers, float32", "diffusers, bfloat16"
-OFFICIAL = "EDICT in float64, as its authors compute it"
 ABOUT = (
     "A real server of the embedded model in processes of its own, beside what its users would run otherwise, in one "
     "run on one machine. **diffusers**: loops of the same edits around its U-Net, schedulers and autoencoder, one edit "
@@ -66,7 +67,7 @@ def run(quick: bool) -> Report:
     del ours
     with LocalServer(**settings) as server:
         with Client(server.target, timeout=600) as client:
-            contenders = [*_diffusers(openvino), *eight.of_server(client, precision)]
+            contenders = [*_diffusers(openvino), _on_torch(reference), *eight.of_server(client, precision)]
             outcomes = eight.measure(scale, contenders, reference, client)
         with ExitStack() as stack:
             batchers = _batchers(stack, skipped)
@@ -75,7 +76,13 @@ def run(quick: bool) -> Report:
     return Report(
         name="peers",
         about=_about(scale, openvino),
-        tables=(alone.table(), *eight.tables(outcomes), load.table(sweep), while_learning.table(learning)),
+        tables=(
+            targets.table(outcomes, sweep, alone, learning.gain),
+            alone.table(),
+            *eight.tables(outcomes),
+            load.table(sweep),
+            while_learning.table(learning),
+        ),
         findings=(
             *skipped,
             *_closed_findings(outcomes, openvino),
@@ -109,6 +116,15 @@ def _diffusers(openvino: OpenVino | None) -> list[Contender]:
         precision = "half" if openvino.precision == "bf16" else "float32"
         found += eight.of_loops(OPENVINO, precision, Loops(openvino), slow=False)
     return found
+
+
+def _on_torch(reference: Lockstep) -> Contender:
+    """Our own methods without a server, on torch: the time of a single edit before there were other backends."""
+
+    def run(edits: Sequence[Edit]) -> list[Pixels]:
+        return [result.pixels for result in reference.run([edit.job() for edit in edits])]
+
+    return Contender(TORCH, "", "float32", run, slow=True, only=ONE_EDICT)
 
 
 def _batchers(stack: ExitStack, skipped: list[str]) -> list[Batcher]:

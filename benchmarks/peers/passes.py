@@ -16,6 +16,7 @@ from benchmarks.peers.setup import Scale, backend
 from benchmarks.report import Table, console
 
 OURS = "the server's network"
+TORCH = "the server's torch backend, float32"
 LARGEST = 32
 """Most rows of a pass that is measured."""
 Pass = Callable[[int], object]
@@ -69,7 +70,7 @@ def _passes(ours: Backend, openvino: OpenVino | None) -> dict[str, Pass]:
     shapes = row_shapes(ours)
     found = {
         f"{OURS} ({ours.facts.info.dtype})": _of_backend(ours),
-        "the server's torch backend, float32": _of_backend(backend("torch:", dtype="float32")),
+        TORCH: _of_backend(backend("torch:", dtype="float32")),
         "the server's torch backend, bfloat16": _of_backend(backend("torch:", dtype="bfloat16")),
         "diffusers eager, float32": _of_network(eager(torch.float32), shapes),
         "diffusers eager, bfloat16": _of_network(eager(torch.bfloat16), shapes),
