@@ -69,7 +69,7 @@ def environment() -> Path:
     except subprocess.CalledProcessError as error:
         raise Unavailable("the environment of LitServe and mosec cannot be made: Python's ensurepip fails") from error
     install = ["-m", "pip", "install", "-q", "--disable-pip-version-check", "--retries", "1", "--no-deps"]
-    command = [str(python), *install, "--require-hashes", "-r", LOCK]
+    command = [str(python), *install, "--require-hashes", "-r", str(LOCK)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode != 0:
         last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "no message")
