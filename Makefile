@@ -80,8 +80,9 @@ lock: .cache/uv/.installed ## bring requirements/*.txt up to the declared depend
 	$(COMPILE) -c $(LOCKS)/dev.txt -o $(LOCKS)/run.txt .cache/run.in
 	$(COMPILE) -c $(LOCKS)/dev.txt -o $(LOCKS)/build.txt requirements/build.in
 	$(COMPILE) $(ARGS) -c $(LOCKS)/dev.txt -o $(LOCKS)/deploy.txt requirements/deploy.in
+	$(if $(filter requirements,$(LOCKS)),$(COMPILE) $(ARGS) -c $(LOCKS)/dev.txt -o $(LOCKS)/peers.txt requirements/peers.in)
 
-bench: $(VENV)/.run ## measure speed, exactness and masks, as ratios within one run; writes benchmarks/results
+bench: $(VENV)/.run ## measure speed, exactness and masks, also against diffusers and serving frameworks; writes benchmarks/results
 	$(BIN)/python -m benchmarks
 
 quality: $(VENV)/.run ## judge the methods on edits with a known answer; writes benchmarks/quality.md. ARGS="--models old=DIR,new=DIR" compares

@@ -9,7 +9,7 @@ from underpaint_server.engine.worker import spin_briefly
 
 from benchmarks.report import Report, console
 
-BENCHMARKS = ("throughput", "reuse", "exactness", "masks", "overhead", "learning", "simulate")
+BENCHMARKS = ("throughput", "reuse", "exactness", "masks", "overhead", "learning", "simulate", "peers")
 GPU = "gpu"
 """The benchmark that needs a GPU, and so is run only by name."""
 RESULTS = Path(__file__).parent / "results"
@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument(
         "--device", choices=("cuda", "cpu"), default="cuda", help="of the benchmark gpu; cpu tries it on tiny networks"
     )
-    parser.add_argument("--quick", action="store_true", help=f"under ten minutes for all, written to {QUICK_RESULTS}")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"under twenty minutes for all, written to {QUICK_RESULTS}"
+    )
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in (*BENCHMARKS, GPU)]

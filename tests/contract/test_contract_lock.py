@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ROOT / "requirements"
 PROJECTS = ("client", "models/underpaint-mini", "service")
 NOT_LOCKED = {"torch", "underpaint", "underpaint-mini", "underpaint-server"}
-INPUTS = {"build": "build.in", "deploy": "deploy.in", "dev": "dev.in"}
+INPUTS = {"build": "build.in", "deploy": "deploy.in", "dev": "dev.in", "peers": "peers.in"}
 
 
 def locked(name: str) -> list[tuple[Requirement, list[str]]]:
@@ -49,7 +49,7 @@ def _lines(file: Path) -> list[str]:
     return own + [line for other in others for line in _lines(file.parent / other)]
 
 
-@pytest.mark.parametrize("lock", ["build", "deploy", "dev", "run"])
+@pytest.mark.parametrize("lock", ["build", "deploy", "dev", "peers", "run"])
 def test_what_is_declared_is_locked_in_a_version_it_allows(lock: str) -> None:
     found = pins(lock)
     for requirement in declared(lock):
@@ -61,7 +61,7 @@ def test_what_is_declared_is_locked_in_a_version_it_allows(lock: str) -> None:
         )
 
 
-@pytest.mark.parametrize("lock", ["build", "deploy", "dev", "run"])
+@pytest.mark.parametrize("lock", ["build", "deploy", "dev", "peers", "run"])
 def test_every_package_has_one_exact_version_and_hashes(lock: str) -> None:
     for requirement, hashes in locked(lock):
         assert [specifier.operator for specifier in requirement.specifier] == ["=="], requirement
@@ -70,14 +70,14 @@ def test_every_package_has_one_exact_version_and_hashes(lock: str) -> None:
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", digest) for digest in hashes), requirement
 
 
-@pytest.mark.parametrize("lock", ["build", "deploy", "run"])
+@pytest.mark.parametrize("lock", ["build", "deploy", "peers", "run"])
 def test_the_locks_agree_on_versions(lock: str) -> None:
     everything = pins("dev")
     differing = {name: versions for name, versions in pins(lock).items() if versions != everything.get(name, versions)}
     assert not differing, f"requirements/dev.txt has others: {differing}"
 
 
-@pytest.mark.parametrize("lock", ["build", "deploy", "dev", "run"])
+@pytest.mark.parametrize("lock", ["build", "deploy", "dev", "peers", "run"])
 def test_no_lock_names_a_server_or_what_depends_on_the_build_of_torch(lock: str) -> None:
     assert "://" not in (LOCKS / f"{lock}.txt").read_text()
     names = pins(lock).keys()
