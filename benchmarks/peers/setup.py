@@ -8,8 +8,9 @@ from underpaint_server.backends.protocol import Backend
 from underpaint_server.settings import Settings
 
 MODEL_ID = "underpaint-mini"
-SERVER: Mapping[str, object] = {}
-"""Settings of the server under test, by their Python names; empty is a server as it is installed. The network behind
+SERVER: Mapping[str, object] = {"reuse_bytes": 0}
+"""Settings of the server under test, by their Python names; the others are those of a server as it is installed. The
+same requests are repeated here, so answers are not reused. The network behind
 the other serving frameworks is loaded with the same settings, so that only scheduling differs. ``UNDERPAINT_*``
 variables change both alike."""
 AT_ONCE = 8
