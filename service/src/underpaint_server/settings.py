@@ -108,9 +108,14 @@ class Settings(BaseSettings):
     by itself where torch fixes their number. Either way, results have the same bits whatever else the server does."""
     exact_batch_class: int = Field(0, ge=0, le=64)
     """Rows of each forward pass where that number is fixed (see exact-batching), at least 2 and at most max-batch-size.
-    A larger number makes a busy server faster and a lone request slower. 0 chooses 8 on a GPU, 4 on a CPU, and 2 for
-    large networks on a CPU, which gain nothing from more. Passes of images of more than twice the model's area have
-    fewer. Servers that share a store must use the same number."""
+    A larger number makes a busy server faster and a lone request slower. 0 measures passes of 2, 4, 8 and 16 rows when
+    a model is first loaded on a machine, and keeps the choice in cache-dir. Passes of images of more than twice the
+    model's area have fewer. Servers that share a store should be given the same number, because a choice by measurement
+    may differ between them; a stored inversion is always used with the number it was made with."""
+    exact_batching_s: float = Field(60, gt=0)
+    """Seconds that the measurement of exact-batching may take when a model is first loaded on a machine. If it takes
+    longer, every pass has exact-batch-class rows, until "underpaint-server self-test" has measured the model
+    completely. That makes a busy server slower and changes no result."""
     max_batch_size: int = Field(16, ge=2, le=256)
     """Largest number of rows (latents) in one forward pass. A larger number makes better use of the device and needs
     more of its memory."""

@@ -1,0 +1,351 @@
+"""Which passes give a row the same bits on this machine: measured once, and kept in the cache directory.
+
+Three questions are answered for a model: whether it can compute an edit at all, whether the size of a pass changes the
+bits of a row, and how many rows a pass should have where it does. Only the last answer depends on time, and it is kept
+too, so that every start on a machine takes the same one.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from hashlib import sha256
+from math import inf
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Literal
+
+import structlog
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from underpaint_server import __version__, cache
+from underpaint_server.backends.invariance import (
+    ROWS,
+    STEPS,
+    Comparison,
+    Network,
+    choose_class,
+    compare,
+    fingerprint,
+    rows_of,
+    time_passes,
+)
+from underpaint_server.errors import ModelNotReady, OutOfMemory
+from underpaint_server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+SHORT = 1
+"""Steps of the comparison of passes of one size, which only shows that nothing else changes bits."""
+HOPELESS = 4
+"""A comparison that would take this many times as long as it may is not begun."""
+LINE_EVERY_S = 10.0
+"""Shortest time between two lines of progress, in seconds."""
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows that work goes on: from its caption and its rows to a function that is told of the rows done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """How a model is measured while it is loaded."""
+
+    progress: Progress | None = None
+    """None: lines in the log."""
+    complete: bool = False
+    """Measure everything, whatever the cache has, to the end and without a limit of time; the settings then only decide
+    which of it is used."""
+
+
+class Mode(Enum):
+    """Which passes give a row the same bits."""
+
+    ANY_SIZE = "any size"
+    FIXED_SIZE = "fixed size"
+    """Those of the batch class."""
+    INEXACT = "inexact"
+    """None: equal questions do not have equal answers, so no inversion is exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a measurement depends on. Results of another key are never used."""
+
+    server: str
+    """Version of this package."""
+    backend: str
+    version: str
+    """Version of the backend's library."""
+    model: str
+    """Digest of the checkpoint."""
+    dtype: str
+    device: str
+    """See :func:`describe`."""
+    threads: int
+    minimum: int
+    maximum: int
+    """Sizes of passes, as in :class:`Network`."""
+
+    @property
+    def identity(self) -> str:
+        """The part that may change bits which the fingerprint's one pass does not have, on machines of one kind."""
+        return f"{self.backend} {self.version} {self.dtype} {self.threads} threads"
+
+
+class Entry(BaseModel):
+    """What was measured, as it is kept in a file."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    format: Literal[1] = 1
+    key: Key
+    fingerprint: str
+    pass_seconds: dict[int, float] = {}
+    """See :func:`time_passes`."""
+    timed_class: int = 0
+    """``exact_batch_class`` for which it was measured."""
+    any_size: Comparison | None = None
+    limit_s: float | None = None
+    """Seconds that the comparison of sizes had; None for no limit."""
+    fixed_size: Comparison | None = None
+    fixed_class: int = 0
+    """The size that was compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exactness:
+    """How a model is run, and why."""
+
+    mode: Mode
+    batch_class: int
+    """Rows of a pass where it is fixed; with ``ANY_SIZE`` at other image sizes than the model's own, which are not
+    measured."""
+    measured: Entry
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the bits of one pass, see :func:`~underpaint_server.backends.invariance.fingerprint`."""
+        return self.measured.fingerprint
+
+
+def key_of(backend: str, version: str, model: str, dtype: str, device: torch.device, threads: int, network: Network) -> Key:
+    """The key of a network on a device of this machine; ``threads`` do not count on a GPU."""
+    threads = threads if device.type == "cpu" else 0
+    return Key(__version__, backend, version, model, dtype, describe(device), threads, network.minimum, network.maximum)
+
+
+def describe(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The kind of device: name and capability of a GPU; of a CPU the model and a digest of its instruction flags."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"{torch.cuda.get_device_name(device)} {major}.{minor} CUDA {torch.version.cuda}"
+    fields = {}
+    try:
+        for line in cpuinfo.read_text(errors="replace").partition("\n\n")[0].splitlines():
+            name, _, value = line.partition(":")
+            fields[name.strip()] = value.strip()
+    except OSError:  # not Linux
+        fields = {"model name": platform.processor() or platform.machine()}
+    flags = sha256(" ".join(sorted((fields.get("flags") or fields.get("Features", "")).split())).encode())
+    numbers = (fields.get(name, "") for name in ("model name", "cpu family", "model", "stepping", "CPU part"))
+    return " ".join([*filter(None, numbers), flags.hexdigest()[:16]])
+
+
+def establish(
+    network: Network,
+    key: Key,
+    settings: Settings,
+    trial: Callable[[], None],
+    note: Callable[[str], None],
+    survey: Survey | None = None,
+) -> Exactness:
+    """Find out how the network is to be run: from the cache directory, as far as it was measured before on this machine.
+
+    ``trial`` raises :class:`ModelNotReady` for a model that cannot compute an edit; it runs unless one with this key
+    could before. ``note`` is told what is being done. Raises :class:`ModelNotReady` if not even the smallest pass, or
+    one of the ``exact_batch_class``, fits the device's memory.
+    """
+    return _Establishing(network, key, settings, note, survey or Survey()).run(trial)
+
+
+class _Establishing:
+    def __init__(
+        self, network: Network, key: Key, settings: Settings, note: Callable[[str], None], survey: Survey
+    ) -> None:
+        self._network, self._key, self._settings, self._note = network, key, settings, note
+        self._complete = survey.complete
+        self._progress = survey.progress or self._log_progress
+        self._limit_s = inf if survey.complete else settings.exact_batching_s
+        self._given = min(settings.exact_batch_class, network.maximum)
+
+    def run(self, trial: Callable[[], None]) -> Exactness:
+        kept = None if self._complete else _read(self._settings, self._key)
+        if kept is None:
+            self._note("trying one small edit")
+            trial()
+        self._note("computing the fingerprint")
+        entry = Entry(key=self._key, fingerprint=self._fingerprint())
+        if kept is not None and kept.fingerprint != entry.fingerprint:
+            self._note("it has other bits than when it was measured, so it is measured again")
+            trial()
+            kept = None
+        exactness = self._measured(kept or entry)
+        if exactness.measured != kept:
+            _write(self._settings, exactness.measured)
+        self._explain(exactness)
+        return exactness
+
+    def _measured(self, entry: Entry) -> Exactness:
+        """How the network is run by this entry, after what it lacks was measured."""
+        if not entry.pass_seconds or entry.timed_class != self._given:
+            entry = entry.model_copy(update={"pass_seconds": self._times(), "timed_class": self._given})
+        batch_class = self._given or choose_class(entry.pass_seconds)
+        is_auto = self._settings.exact_batching == "auto"
+        if (is_auto or self._complete) and not self._is_decided(entry):
+            limit_s = None if self._limit_s == inf else self._limit_s
+            entry = entry.model_copy(update={"any_size": self._any_size(entry), "limit_s": limit_s})
+        is_any_size = None if entry.any_size is None else entry.any_size.is_exact
+        if is_auto and is_any_size:
+            mode = Mode.ANY_SIZE
+        elif batch_class not in entry.pass_seconds:
+            raise ModelNotReady(_too_large(batch_class, "a smaller --exact-batch-class"))
+        else:
+            mode = Mode.FIXED_SIZE
+        if self._complete or is_any_size is False:  # something changes bits: is it the size alone?
+            if entry.fixed_size is None or entry.fixed_class != batch_class:
+                fixed = self._fixed_size(batch_class)
+                entry = entry.model_copy(update={"fixed_size": fixed, "fixed_class": batch_class})
+            if mode is Mode.FIXED_SIZE and entry.fixed_size is not None and entry.fixed_size.is_exact is False:
+                mode = Mode.INEXACT
+        return Exactness(mode, batch_class, entry)
+
+    def _is_decided(self, entry: Entry) -> bool:
+        """Whether the comparison of sizes need not be made (again): it came to an end, or had at least as much time."""
+        if entry.any_size is None:
+            return False
+        return entry.any_size.is_exact is not None or (entry.limit_s or inf) >= self._limit_s
+
+    # --- measurements ----------------------------------------------------------------------------------------------
+
+    def _fingerprint(self) -> str:
+        try:
+            return fingerprint(self._network, self._key.identity)
+        except (OutOfMemory, torch.OutOfMemoryError) as error:
+            raise ModelNotReady(_too_large(self._network.minimum, "a --dtype of half precision")) from error
+
+    def _times(self) -> dict[int, float]:
+        self._note("measuring how long passes of a fixed size take")
+        sizes = (min(2, self._given), self._given) if self._given else None
+        return time_passes(self._network, sizes, limit_s=self._limit_s, thorough=self._complete or bool(self._given))
+
+    def _any_size(self, entry: Entry) -> Comparison | None:
+        """None if the largest pass does not fit the memory."""
+        row_s = min(seconds / size for size, seconds in entry.pass_seconds.items())
+        if 2 * rows_of(STEPS) * row_s > HOPELESS * self._limit_s:
+            return Comparison.none()
+        caption = "measuring whether the number of rows in a pass changes bits"
+        return self._compare(self._network, caption, STEPS)
+
+    def _fixed_size(self, batch_class: int) -> Comparison | None:
+        caption = f"measuring whether equal rows have equal bits in passes of {batch_class} rows"
+        network = replace(self._network, minimum=batch_class, maximum=batch_class)
+        return self._compare(network, caption, STEPS if self._complete else SHORT)
+
+    def _compare(self, network: Network, caption: str, steps: int) -> Comparison | None:
+        with self._progress(caption, rows_of(steps)) as advance:
+            try:
+                return compare(network, steps=steps, limit_s=self._limit_s, stop=not self._complete, advance=advance)
+            except (OutOfMemory, torch.OutOfMemoryError):
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                self._note(f"passes of {network.maximum} rows do not fit the device; use a smaller --max-batch-size")
+                return None
+
+    # --- what people are told -----------------------------------------------------------------------------------------
+
+    def _explain(self, exactness: Exactness) -> None:
+        """Say how the network is run, and why."""
+        entry, rows = exactness.measured, f"so every pass has {exactness.batch_class} rows"
+        match exactness.mode, entry.any_size:
+            case Mode.ANY_SIZE, _:
+                self._note("the number of rows in a pass changes no bit")
+            case Mode.INEXACT, _:
+                log.error(
+                    "equal rows have different bits even in passes of one size, so inversions are not exact; use"
+                    " another --backend, --dtype or --device",
+                    model=self._key.model,
+                )
+            case _, Comparison(is_exact=False, largest=largest):
+                self._note(f"the number of rows in a pass changes bits, by up to {largest:.1e}, {rows}")
+            case _, Comparison(is_exact=None) if self._settings.exact_batching == "auto":
+                self._note(
+                    "it could not be measured within --exact-batching-s whether the number of rows in a pass changes"
+                    f" bits, {rows}; run underpaint-server self-test, which keeps its result for later starts"
+                )
+            case _:
+                self._note(f"every pass has {exactness.batch_class} rows")
+
+    @contextmanager
+    def _log_progress(self, caption: str, total: int) -> Iterator[Callable[[int], None]]:
+        self._note(caption)
+        done, last_line = 0, time.monotonic()
+
+        def advance(rows: int) -> None:
+            nonlocal done, last_line
+            done += rows
+            if time.monotonic() - last_line >= LINE_EVERY_S:
+                last_line = time.monotonic()
+                self._note(f"{caption}: {done} of {total} rows")
+
+        yield advance
+
+
+def _too_large(rows: int, advice: str) -> str:
+    return f"a pass of {rows} rows does not fit in the device's memory; use {advice}"
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def _path(directory: Path, key: Key) -> Path:
+    return directory / "exactness" / f"{sha256(repr(key).encode()).hexdigest()[:32]}.json"
+
+
+def _read(settings: Settings, key: Key) -> Entry | None:
+    """What was measured with this key; None if nothing was, or if it cannot be read."""
+    directory = cache.directory(settings)
+    if directory is None:
+        return None
+    path = _path(directory, key)
+    try:
+        entry = Entry.model_validate_json(path.read_bytes())
+        if entry.key != key:
+            raise ValueError("it belongs to something else")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("a file of measurements cannot be used and is written again", path=str(path), error=str(error))
+        return None
+    return entry
+
+
+def _write(settings: Settings, entry: Entry) -> None:
+    """Keep an entry, in one step: another process reads the file before or the file after."""
+    directory = cache.directory(settings)
+    if directory is None:
+        return
+    path = _path(directory, entry.key)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            file.write(json.dumps(entry.model_dump(mode="json"), indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).replace(path)
+    except OSError as error:
+        log.warning("measurements cannot be kept, so the next start measures again", path=str(path), error=str(error))
