@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from enum import Enum
 from hashlib import sha256
 from math import inf
 from pathlib import Path
@@ -21,11 +20,11 @@ from typing import Literal
 
 import structlog
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from underpaint_server import __version__, cache
 from underpaint_server.backends.invariance import (
-    ROWS,
+    CLASSES,
     STEPS,
     Comparison,
     Network,
@@ -35,7 +34,10 @@ from underpaint_server.backends.invariance import (
     rows_of,
     time_passes,
 )
+from underpaint_server.backends.runtime import Runtime
+from underpaint_server.cores import usable_cores
 from underpaint_server.errors import ModelNotReady, OutOfMemory
+from underpaint_server.jobs import Exactness
 from underpaint_server.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -60,16 +62,6 @@ class Survey:
     complete: bool = False
     """Measure everything, whatever the cache has, to the end and without a limit of time; the settings then only decide
     which of it is used."""
-
-
-class Mode(Enum):
-    """Which passes give a row the same bits."""
-
-    ANY_SIZE = "any size"
-    FIXED_SIZE = "fixed size"
-    """Those of the batch class."""
-    INEXACT = "inexact"
-    """None: equal questions do not have equal answers, so no inversion is exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,38 +97,39 @@ class Entry(BaseModel):
     format: Literal[1] = 1
     key: Key
     fingerprint: str
-    pass_seconds: dict[int, float] = {}
-    """See :func:`time_passes`."""
-    timed_class: int = 0
-    """``exact_batch_class`` for which it was measured."""
+    """See :func:`~underpaint_server.backends.invariance.fingerprint`."""
+    pass_seconds: dict[PositiveInt, PositiveFloat] = {}
+    """See :func:`~underpaint_server.backends.invariance.time_passes`."""
+    timed_for: int = 0
+    """``exact_batch_class`` with which passes were timed."""
     any_size: Comparison | None = None
+    """Passes of all sizes."""
     limit_s: float | None = None
-    """Seconds that the comparison of sizes had; None for no limit."""
-    fixed_size: Comparison | None = None
-    fixed_class: int = 0
-    """The size that was compared."""
+    """Seconds that this comparison had; None for no limit."""
+    fallback: Comparison | None = None
+    """Passes in the way that is used where the size changes bits: of one size, or row by row."""
+    fallback_class: int | None = None
+    """The size; None for row by row."""
 
 
 @dataclass(frozen=True, slots=True)
-class Exactness:
+class Verdict:
     """How a model is run, and why."""
 
-    mode: Mode
-    batch_class: int
-    """Rows of a pass where it is fixed; with ``ANY_SIZE`` at other image sizes than the model's own, which are not
-    measured."""
+    exactness: Exactness
+    native_class: int | None
+    """Rows of each pass at the model's own size; None where it does not matter."""
+    other_class: int | None
+    """The same at other sizes, which are not measured."""
     measured: Entry
 
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the bits of one pass, see :func:`~underpaint_server.backends.invariance.fingerprint`."""
-        return self.measured.fingerprint
 
-
-def key_of(backend: str, version: str, model: str, dtype: str, device: torch.device, threads: int, network: Network) -> Key:
-    """The key of a network on a device of this machine; ``threads`` do not count on a GPU."""
-    threads = threads if device.type == "cpu" else 0
-    return Key(__version__, backend, version, model, dtype, describe(device), threads, network.minimum, network.maximum)
+def key_of(runtime: Runtime, digest: str, device: torch.device, settings: Settings, network: Network) -> Key:
+    """The key of a network on a device of this machine. Threads do not count on a GPU."""
+    threads = (settings.threads or usable_cores()) if device.type == "cpu" else 0
+    version, dtype = runtime.version, runtime.dtype
+    kind = describe(device)
+    return Key(__version__, runtime.name, version, digest, dtype, kind, threads, network.minimum, network.maximum)
 
 
 def describe(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -163,12 +156,12 @@ def establish(
     trial: Callable[[], None],
     note: Callable[[str], None],
     survey: Survey | None = None,
-) -> Exactness:
-    """Find out how the network is to be run: from the cache directory, as far as it was measured before on this machine.
+) -> Verdict:
+    """Find out how the network is to be run: as far as it was measured before on this machine, from the cache directory.
 
     ``trial`` raises :class:`ModelNotReady` for a model that cannot compute an edit; it runs unless one with this key
     could before. ``note`` is told what is being done. Raises :class:`ModelNotReady` if not even the smallest pass, or
-    one of the ``exact_batch_class``, fits the device's memory.
+    one of the batch class, fits the device's memory.
     """
     return _Establishing(network, key, settings, note, survey or Survey()).run(trial)
 
@@ -181,9 +174,10 @@ class _Establishing:
         self._complete = survey.complete
         self._progress = survey.progress or self._log_progress
         self._limit_s = inf if survey.complete else settings.exact_batching_s
-        self._given = min(settings.exact_batch_class, network.maximum)
+        self._is_auto = settings.exact_batching == "auto"
+        self._given = 0 if network.isolate else min(settings.exact_batch_class, network.maximum)
 
-    def run(self, trial: Callable[[], None]) -> Exactness:
+    def run(self, trial: Callable[[], None]) -> Verdict:
         kept = None if self._complete else _read(self._settings, self._key)
         if kept is None:
             self._note("trying one small edit")
@@ -191,44 +185,50 @@ class _Establishing:
         self._note("computing the fingerprint")
         entry = Entry(key=self._key, fingerprint=self._fingerprint())
         if kept is not None and kept.fingerprint != entry.fingerprint:
-            self._note("it has other bits than when it was measured, so it is measured again")
+            self._note("it has other bits than when it was measured, so it is tried and measured again")
             trial()
             kept = None
-        exactness = self._measured(kept or entry)
-        if exactness.measured != kept:
-            _write(self._settings, exactness.measured)
-        self._explain(exactness)
-        return exactness
+        verdict = self._judge(self._measure(kept or entry))
+        if verdict.measured != kept:
+            _write(self._settings, verdict.measured)
+        self._explain(verdict)
+        return verdict
 
-    def _measured(self, entry: Entry) -> Exactness:
-        """How the network is run by this entry, after what it lacks was measured."""
-        if not entry.pass_seconds or entry.timed_class != self._given:
-            entry = entry.model_copy(update={"pass_seconds": self._times(), "timed_class": self._given})
-        batch_class = self._given or choose_class(entry.pass_seconds)
-        is_auto = self._settings.exact_batching == "auto"
-        if (is_auto or self._complete) and not self._is_decided(entry):
+    def _measure(self, entry: Entry) -> Entry:
+        """The entry with what it lacks of pass times and the comparison of sizes."""
+        if not entry.pass_seconds or entry.timed_for != self._given:
+            entry = entry.model_copy(update={"pass_seconds": self._times(), "timed_for": self._given})
+        if (self._is_auto or self._complete) and not self._is_settled(entry):
             limit_s = None if self._limit_s == inf else self._limit_s
             entry = entry.model_copy(update={"any_size": self._any_size(entry), "limit_s": limit_s})
-        is_any_size = None if entry.any_size is None else entry.any_size.is_exact
-        if is_auto and is_any_size:
-            mode = Mode.ANY_SIZE
-        elif batch_class not in entry.pass_seconds:
-            raise ModelNotReady(_too_large(batch_class, "a smaller --exact-batch-class"))
-        else:
-            mode = Mode.FIXED_SIZE
-        if self._complete or is_any_size is False:  # something changes bits: is it the size alone?
-            if entry.fixed_size is None or entry.fixed_class != batch_class:
-                fixed = self._fixed_size(batch_class)
-                entry = entry.model_copy(update={"fixed_size": fixed, "fixed_class": batch_class})
-            if mode is Mode.FIXED_SIZE and entry.fixed_size is not None and entry.fixed_size.is_exact is False:
-                mode = Mode.INEXACT
-        return Exactness(mode, batch_class, entry)
+        return entry
 
-    def _is_decided(self, entry: Entry) -> bool:
-        """Whether the comparison of sizes need not be made (again): it came to an end, or had at least as much time."""
+    def _is_settled(self, entry: Entry) -> bool:
+        """Whether the comparison of sizes came to an end, or was ended after at least as much time as it may take."""
         if entry.any_size is None:
             return False
         return entry.any_size.is_exact is not None or (entry.limit_s or inf) >= self._limit_s
+
+    def _judge(self, entry: Entry) -> Verdict:
+        """How the network is run; where the size of passes changes bits, the way around it is measured too."""
+        is_invariant = None if entry.any_size is None else entry.any_size.is_exact
+        if self._network.isolate:
+            exactness, batch_class = Exactness.ROW_BY_ROW, None
+        else:
+            exactness, batch_class = Exactness.FIXED_SIZE, self._given or choose_class(entry.pass_seconds)
+        if self._is_auto and is_invariant:
+            return Verdict(Exactness.ANY_SIZE, None, batch_class, entry)
+        if self._network.isolate:
+            self._network.isolate()
+        elif batch_class not in entry.pass_seconds:
+            raise ModelNotReady(_too_large(batch_class, "a smaller --exact-batch-class"))
+        if self._complete or is_invariant is False:
+            if entry.fallback is None or entry.fallback_class != batch_class:
+                found = self._fallback(batch_class)
+                entry = entry.model_copy(update={"fallback": found, "fallback_class": batch_class})
+            if entry.fallback is not None and entry.fallback.is_exact is False:
+                exactness = Exactness.INEXACT
+        return Verdict(exactness, batch_class, batch_class, entry)
 
     # --- measurements ----------------------------------------------------------------------------------------------
 
@@ -239,8 +239,9 @@ class _Establishing:
             raise ModelNotReady(_too_large(self._network.minimum, "a --dtype of half precision")) from error
 
     def _times(self) -> dict[int, float]:
-        self._note("measuring how long passes of a fixed size take")
-        sizes = (min(2, self._given), self._given) if self._given else None
+        self._note("measuring how long a pass takes")
+        smallest = max(self._network.minimum, 1 if self._network.isolate else 2)
+        sizes = [smallest] if self._network.isolate else [smallest, self._given] if self._given else CLASSES
         return time_passes(self._network, sizes, limit_s=self._limit_s, thorough=self._complete or bool(self._given))
 
     def _any_size(self, entry: Entry) -> Comparison | None:
@@ -248,12 +249,14 @@ class _Establishing:
         row_s = min(seconds / size for size, seconds in entry.pass_seconds.items())
         if 2 * rows_of(STEPS) * row_s > HOPELESS * self._limit_s:
             return Comparison.none()
-        caption = "measuring whether the number of rows in a pass changes bits"
-        return self._compare(self._network, caption, STEPS)
+        return self._compare(self._network, "measuring whether the number of rows in a pass changes bits", STEPS)
 
-    def _fixed_size(self, batch_class: int) -> Comparison | None:
-        caption = f"measuring whether equal rows have equal bits in passes of {batch_class} rows"
-        network = replace(self._network, minimum=batch_class, maximum=batch_class)
+    def _fallback(self, batch_class: int | None) -> Comparison | None:
+        network, way = self._network, "row by row"
+        if batch_class is not None:
+            network = replace(network, minimum=batch_class, maximum=batch_class)
+            way = f"in passes of {batch_class} rows"
+        caption = f"measuring whether equal rows have equal bits {way}"
         return self._compare(network, caption, STEPS if self._complete else SHORT)
 
     def _compare(self, network: Network, caption: str, steps: int) -> Comparison | None:
@@ -266,29 +269,29 @@ class _Establishing:
                 self._note(f"passes of {network.maximum} rows do not fit the device; use a smaller --max-batch-size")
                 return None
 
-    # --- what people are told -----------------------------------------------------------------------------------------
+    # --- what people are told --------------------------------------------------------------------------------------
 
-    def _explain(self, exactness: Exactness) -> None:
+    def _explain(self, verdict: Verdict) -> None:
         """Say how the network is run, and why."""
-        entry, rows = exactness.measured, f"so every pass has {exactness.batch_class} rows"
-        match exactness.mode, entry.any_size:
-            case Mode.ANY_SIZE, _:
+        compared, batch_class = verdict.measured.any_size, verdict.native_class
+        way = "each row is computed by itself" if batch_class is None else f"every pass has {batch_class} rows"
+        match verdict.exactness:
+            case Exactness.ANY_SIZE:
                 self._note("the number of rows in a pass changes no bit")
-            case Mode.INEXACT, _:
-                log.error(
-                    "equal rows have different bits even in passes of one size, so inversions are not exact; use"
-                    " another --backend, --dtype or --device",
-                    model=self._key.model,
-                )
-            case _, Comparison(is_exact=False, largest=largest):
-                self._note(f"the number of rows in a pass changes bits, by up to {largest:.1e}, {rows}")
-            case _, Comparison(is_exact=None) if self._settings.exact_batching == "auto":
+            case Exactness.INEXACT:
                 self._note(
-                    "it could not be measured within --exact-batching-s whether the number of rows in a pass changes"
-                    f" bits, {rows}; run underpaint-server self-test, which keeps its result for later starts"
+                    "WARNING: equal rows have different bits in equal passes too, so no inversion is exact; use another"
+                    " --dtype or --device, and run underpaint-server self-test"
+                )
+            case _ if compared is not None and compared.is_exact is False:
+                self._note(f"the number of rows in a pass changes bits, by up to {compared.largest:.1e}, so {way}")
+            case _ if self._is_auto:
+                self._note(
+                    f"--exact-batching-s was too short to measure whether the number of rows in a pass changes bits, so"
+                    f" {way}; underpaint-server self-test measures it completely and keeps the result for later starts"
                 )
             case _:
-                self._note(f"every pass has {exactness.batch_class} rows")
+                self._note(way)
 
     @contextmanager
     def _log_progress(self, caption: str, total: int) -> Iterator[Callable[[int], None]]:

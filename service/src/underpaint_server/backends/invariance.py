@@ -30,8 +30,10 @@ STEPS = 10
 """Steps up the schedule, and as many back. A step asks two questions of each row, one for each half of its latents."""
 CLASSES = (2, 4, 8, 16)
 """Sizes that :func:`time_passes` measures."""
-ENOUGH_S = 0.5
+ENOUGH_S = 1.0
 """Passes of one size are repeated for this long, in seconds, but at most :data:`REPEATS` times."""
+SLOW_S = 5.0
+"""A second pass of a size is timed unless the first, which may set something up, took this long, in seconds."""
 REPEATS = 8
 """Most passes of one size that are timed."""
 BEARABLE = 1.5
@@ -50,12 +52,14 @@ class Network:
     noise_preds: NoisePreds
     latent_shape: tuple[int, ...]
     """(c, h, w) of its native latents."""
-    embeds_shape: tuple[int, int]
+    embeds_shape: tuple[int, ...]
     """(tokens, width) of a prompt."""
     minimum: int
     """Smallest size of a pass."""
     maximum: int
     """Largest size of a pass."""
+    isolate: Callable[[], None] | None = None
+    """Computes each row of a pass by itself, from then on; None if the runtime cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ def time_passes(
         question = _Walk(network, 1, inf, stop=True).question(size)
         taken: list[float] = []
         try:
-            while len(taken) < REPEATS and sum(taken) < ENOUGH_S:
+            while len(taken) < REPEATS and sum(taken) < (ENOUGH_S if len(taken) > 1 else SLOW_S):
                 start = time.monotonic()
                 network.noise_preds(*question)
                 taken.append(time.monotonic() - start)
@@ -149,7 +153,7 @@ def time_passes(
             if not seconds:
                 raise
             break
-        seconds[size] = min(taken)
+        seconds[size] = max(min(taken), 1e-9)
         is_bearable = seconds[size] <= BEARABLE * next(iter(seconds.values()))
         if not (is_bearable or thorough) or time.monotonic() - begin > limit_s:
             break

@@ -4,16 +4,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from underpaint_server.backends.exactness import Survey
 from underpaint_server.backends.model import MINIMUM, ModelBackend, device_of, load_model
 from underpaint_server.backends.runtime import NoisePreds, Passes
-from underpaint_server.jobs import ModelInfo
 from underpaint_server.models.families import Family
 from underpaint_server.models.taps import Taps
 from underpaint_server.rows import Captured, Denoise, Embed, Row
 from underpaint_server.settings import Settings
 
 
-def load(location: str, model_id: str, settings: Settings, known: ModelInfo | None) -> ModelBackend:
+def load(location: str, model_id: str, settings: Settings, survey: Survey | None) -> ModelBackend:
     """See :class:`underpaint_server.backends.Loader`.
 
     By default the U-Net is in bfloat16 on a GPU and in float32 on a CPU: many CPUs gain little from bfloat16 with
@@ -21,14 +21,12 @@ def load(location: str, model_id: str, settings: Settings, known: ModelInfo | No
     """
     default = "float32" if device_of(settings).type == "cpu" else "bfloat16"
     dtype = default if settings.dtype == "auto" else settings.dtype
-    return load_model(location, model_id, settings, known, getattr(torch, dtype), TorchRuntime)
+    return load_model(location, model_id, settings, survey, getattr(torch, dtype), TorchRuntime)
 
 
 class TorchRuntime:
     """See :class:`underpaint_server.backends.runtime.Runtime`. It leaves ``model.compute`` as it is."""
 
-    name = "torch"
-    version = str(torch.__version__)
     name = "torch"
     version = str(torch.__version__)
     can_isolate_rows = False
