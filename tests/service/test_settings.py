@@ -131,6 +131,13 @@ def test_help_shows_values_as_flags_and_variables_take_them() -> None:
     assert "device: Input should be 'auto', 'cpu' or 'cuda'" in server("--device", "CPU").stderr
 
 
+def test_help_of_self_test_lists_what_has_an_effect_there() -> None:
+    text = server("self-test", "--help").stdout
+    flags = set(re.findall(r"--[a-z-]+[a-z]", text))
+    assert {"--device", "--dtype", "--threads", "--max-batch-size", "--cache-dir"} <= flags
+    assert not {"--listen", "--vgg", "--exact-batching-s", "--models"} & flags
+
+
 def test_help_of_check_model_lists_what_has_an_effect_there() -> None:
     text = server("check-model", "--help").stdout
     flags = set(re.findall(r"--[a-z-]+[a-z]", text))

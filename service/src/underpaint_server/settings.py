@@ -51,7 +51,8 @@ class Settings(BaseSettings):
     """Serve diffusion inversion and image editing over gRPC.
 
     A flag (--max-steps) wins over its environment variable (UNDERPAINT_MAX_STEPS), which wins over the default.
-    "underpaint-server check-model DIRECTORY" loads and tests a checkpoint without serving it.
+    "underpaint-server check-model DIRECTORY" loads and tests a checkpoint without serving it; "underpaint-server
+    self-test DIRECTORY" measures whether its results are exact on this machine.
     """
 
     model_config = SettingsConfigDict(
@@ -278,10 +279,12 @@ class Settings(BaseSettings):
             ids.add(name)
 
 
-CHECK_SETTINGS: Final = (
-    "device", "dtype", "threads", "exact_batching", "exact_batch_class", "max_batch_size", "allow_network", "clips",
-    "vgg", "log_level", "directory",
+SELF_TEST_SETTINGS: Final = (
+    "device", "dtype", "threads", "exact_batching", "exact_batch_class", "max_batch_size", "allow_network", "cache_dir",
+    "log_level", "directory",
 )  # fmt: skip
+"""The settings that have an effect on ``self-test``; its ``--help`` lists only these."""
+CHECK_SETTINGS: Final = (*SELF_TEST_SETTINGS, "exact_batching_s", "clips", "vgg")
 """The settings that have an effect on ``check-model``; its ``--help`` lists only these."""
 
 
@@ -306,6 +309,17 @@ class CheckSettings(Settings):
 
     def _known_models(self) -> list[str]:
         return list(dict.fromkeys((self.model_id, *super()._known_models())))
+
+
+class SelfTestSettings(CheckSettings):
+    """Measure completely whether the results of a model have the same bits at any load on this machine.
+
+    Takes minutes, or hours for a large network on a CPU, and keeps what it finds in cache-dir, where a server that is
+    started with the same settings finds it. Exits with status 1 if results would not be exact. The server's other flags
+    and all its environment variables are accepted too, and have no effect here.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="underpaint-server self-test")
 
 
 # --- environment ------------------------------------------------------------------------------------------------------

@@ -172,10 +172,10 @@ def test_the_largest_pass_may_not_fit_the_memory(kept: Settings) -> None:
 def test_a_class_that_does_not_fit_the_memory_is_refused(tmp_path: Path) -> None:
     model = Model()
     model.fits = 8
-    with pytest.raises(ModelNotReady, match="a pass of 12 rows .* use a smaller --exact-batch-class"):
+    with pytest.raises(ModelNotReady, match=r"a pass of 12 rows .* use a smaller --exact-batch-class"):
         model.established(Settings(cache_dir=str(tmp_path), exact_batch_class=12))
     model.fits = 1
-    with pytest.raises(ModelNotReady, match="a pass of 2 rows .* half precision"):
+    with pytest.raises(ModelNotReady, match=r"a pass of 2 rows .* half precision"):
         model.established(Settings(cache_dir=str(tmp_path)))
 
 
@@ -307,7 +307,9 @@ def test_nothing_but_whole_files_is_left(kept: Settings) -> None:
 
 # --- the device ---------------------------------------------------------------------------------------------------
 
-INFO = "processor\t: 0\nmodel name\t: A CPU\nmodel\t: 143\nstepping\t: 8\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\n"
+INFO = (
+    "processor\t: 0\nmodel name\t: A CPU\nmodel\t: 143\nstepping\t: 8\nflags\t\t: fpu avx2 amx_bf16\n\nprocessor\t: 1\n"
+)
 
 
 def test_a_cpu_is_told_by_its_model_and_its_instructions(tmp_path: Path) -> None:

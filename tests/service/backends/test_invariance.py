@@ -1,5 +1,6 @@
 """The measurement of whether a pass changes the bits of its rows, on functions that are known."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from underpaint_server.backends import invariance
 from underpaint_server.backends.invariance import Network, choose_class, compare, fingerprint, rows_of, time_passes
 from underpaint_server.errors import OutOfMemory
 
@@ -159,7 +159,7 @@ def test_the_batch_class_is_the_smallest_that_a_busy_server_and_a_lone_request_c
 def _slow(seconds: Callable[[int], float], monkeypatch: pytest.MonkeyPatch, fits: int = 99) -> Callable[..., Any]:
     """A network on a clock of its own."""
     now = [0.0]
-    monkeypatch.setattr(invariance.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def noise_preds(latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:
         if len(latents) > fits:

@@ -157,7 +157,7 @@ def establish(
     note: Callable[[str], None],
     survey: Survey | None = None,
 ) -> Verdict:
-    """Find out how the network is to be run: as far as it was measured before on this machine, from the cache directory.
+    """Find out how the network is to be run: from the cache directory, as far as it was measured here before.
 
     ``trial`` raises :class:`ModelNotReady` for a model that cannot compute an edit; it runs unless one with this key
     could before. ``note`` is told what is being done. Raises :class:`ModelNotReady` if not even the smallest pass, or
@@ -178,7 +178,8 @@ class _Establishing:
         self._given = 0 if network.isolate else min(settings.exact_batch_class, network.maximum)
 
     def run(self, trial: Callable[[], None]) -> Verdict:
-        kept = None if self._complete else _read(self._settings, self._key)
+        directory = cache.directory(self._settings)
+        kept = None if self._complete or directory is None else _read(directory, self._key)
         if kept is None:
             self._note("trying one small edit")
             trial()
@@ -189,8 +190,8 @@ class _Establishing:
             trial()
             kept = None
         verdict = self._judge(self._measure(kept or entry))
-        if verdict.measured != kept:
-            _write(self._settings, verdict.measured)
+        if verdict.measured != kept and directory is not None:
+            _write(directory, verdict.measured)
         self._explain(verdict)
         return verdict
 
@@ -212,15 +213,13 @@ class _Establishing:
     def _judge(self, entry: Entry) -> Verdict:
         """How the network is run; where the size of passes changes bits, the way around it is measured too."""
         is_invariant = None if entry.any_size is None else entry.any_size.is_exact
-        if self._network.isolate:
-            exactness, batch_class = Exactness.ROW_BY_ROW, None
-        else:
-            exactness, batch_class = Exactness.FIXED_SIZE, self._given or choose_class(entry.pass_seconds)
+        batch_class = None if self._network.isolate else self._given or choose_class(entry.pass_seconds)
         if self._is_auto and is_invariant:
             return Verdict(Exactness.ANY_SIZE, None, batch_class, entry)
+        exactness = Exactness.ROW_BY_ROW if batch_class is None else Exactness.FIXED_SIZE
         if self._network.isolate:
             self._network.isolate()
-        elif batch_class not in entry.pass_seconds:
+        if batch_class is not None and batch_class not in entry.pass_seconds:
             raise ModelNotReady(_too_large(batch_class, "a smaller --exact-batch-class"))
         if self._complete or is_invariant is False:
             if entry.fallback is None or entry.fallback_class != batch_class:
@@ -319,29 +318,25 @@ def _path(directory: Path, key: Key) -> Path:
     return directory / "exactness" / f"{sha256(repr(key).encode()).hexdigest()[:32]}.json"
 
 
-def _read(settings: Settings, key: Key) -> Entry | None:
+def _read(directory: Path, key: Key) -> Entry | None:
     """What was measured with this key; None if nothing was, or if it cannot be read."""
-    directory = cache.directory(settings)
-    if directory is None:
-        return None
     path = _path(directory, key)
     try:
         entry = Entry.model_validate_json(path.read_bytes())
-        if entry.key != key:
-            raise ValueError("it belongs to something else")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.warning("a file of measurements cannot be used and is written again", path=str(path), error=str(error))
-        return None
-    return entry
+        problem = str(error)
+    else:
+        if entry.key == key:
+            return entry
+        problem = "it is of another model or machine"
+    log.warning("a file of measurements cannot be used and is written again", path=str(path), error=problem)
+    return None
 
 
-def _write(settings: Settings, entry: Entry) -> None:
+def _write(directory: Path, entry: Entry) -> None:
     """Keep an entry, in one step: another process reads the file before or the file after."""
-    directory = cache.directory(settings)
-    if directory is None:
-        return
     path = _path(directory, entry.key)
     try:
         path.parent.mkdir(exist_ok=True)
@@ -349,6 +344,7 @@ def _write(settings: Settings, entry: Entry) -> None:
             file.write(json.dumps(entry.model_dump(mode="json"), indent=1))
             file.flush()
             os.fsync(file.fileno())
+        Path(file.name).chmod(0o644)  # servers of other users may read it
         Path(file.name).replace(path)
     except OSError as error:
         log.warning("measurements cannot be kept, so the next start measures again", path=str(path), error=str(error))

@@ -11,6 +11,7 @@ noise schedule and back, each question the result of the answers before it.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from math import inf
@@ -100,7 +101,7 @@ def compare(
     steps: int = STEPS,
     limit_s: float = inf,
     stop: bool = True,
-    advance: Callable[[int], None] = lambda rows: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Comparison:
     """Follow :data:`ROWS` rows through ``4 * steps`` questions each, about ``5 * 4 * steps`` passes.
 
@@ -194,17 +195,16 @@ class _Walk:
         self._largest, self._repeatable = 0.0, True
 
     def question(self, size: int) -> tuple[Tensor, list[int], Tensor]:
-        """The first question of ``size`` rows."""
+        """A pass of ``size`` rows, as :func:`compare` begins."""
         rows = [i % ROWS for i in range(size)]
         return self._start[rows], [self._levels[0][i] for i in rows], self._embeds[rows]
 
     def run(self, advance: Callable[[int], None]) -> Comparison:
+        """Go the whole way, or until the end comes."""
         begin = time.monotonic()
         round_trip = None
-        try:
+        with suppress(_End):
             round_trip = self._there_and_back(advance)
-        except _End:
-            pass
         return Comparison(
             self._compared,
             self._unequal,
