@@ -20,7 +20,7 @@ def server(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.upper().startswith("UNDERPAINT_")}
     nowhere = ("--metrics-listen", "no-such-host.invalid:1", "--listen", "127.0.0.1:0")
     command = (sys.executable, "-m", "underpaint_server")
-    words = words if words[:1] == ("check-model",) else (*nowhere, *words)
+    words = words if words[:1] in (("check-model",), ("self-test",)) else (*nowhere, *words)
     return subprocess.run((*command, *words), capture_output=True, text=True, check=False, env={**env, **variables})
 
 

@@ -46,8 +46,7 @@ class ExactBatching(StrEnum):
     """In which passes of the network equal requests give equal bits on the server that answered."""
 
     UNKNOWN = "unknown"
-    """The model is not loaded, the server is of an earlier version, or its answer is one that this client does not know.
-    """
+    """The model is not loaded, or the server is of a version that does not say it or says something unknown."""
     ANY_SIZE = "any_size"
     """In passes of any number of rows."""
     ROW_BY_ROW = "row_by_row"
