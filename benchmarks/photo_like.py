@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from underpaint import Client, Ddim, DiffEdit, Edict
-from underpaint_server.check_model import ball
 from underpaint_server.local_server import LocalServer
+from underpaint_server.offline import ball
 
 from benchmarks import cases, served
 from benchmarks.quality.section import Sheet

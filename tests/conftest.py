@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("UNDERPAINT_SPARE_ENGINE", "false")
 # Tests stop engine processes to hold what they do, for as long as a slow machine needs.
 os.environ.setdefault("UNDERPAINT_STALL_S", "600")
+# A network is measured to the end, however busy the machine is.
+os.environ.setdefault("UNDERPAINT_EXACT_BATCHING_S", "3600")
 # The tests' own, so that no test reads or leaves anything in a user's; one for all, because making it takes time.
 os.environ.setdefault("UNDERPAINT_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "tests"))
 

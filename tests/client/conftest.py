@@ -288,7 +288,8 @@ def _model(name: str) -> Any:
     )  # fmt: skip
     return model_service_pb2.Model(
         name=name, state=model_service_pb2.MODEL_STATE_READY, digest="sha256:0", methods=["edict", "diffedit"],
-        limits=limits, width=64, height=64, default_steps=20,
+        limits=limits, width=64, height=64, default_steps=20, backend="torch", batch_class=4,
+        exact_batching=model_service_pb2.EXACT_BATCHING_FIXED_SIZE,
     )  # fmt: skip
 
 

@@ -83,6 +83,7 @@ def test_models_and_limits(client, server):
     assert client.model("other") == models[1]
     assert models[0].limits.max_image_bytes == 5000
     assert models[0].methods == ("edict", "diffedit")
+    assert (models[0].exact_batching, models[0].batch_class, models[0].backend) == ("fixed_size", 4, "torch")
     with pytest.raises(errors.ModelNotFound):
         client.model("absent")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import structlog
 from support import checkpoints
-from underpaint_server import check_model
-from underpaint_server.check_model import ball, main
+from underpaint_server import offline
+from underpaint_server.check_model import main
+from underpaint_server.offline import ball
 from underpaint_server.settings import CheckSettings
 
 
@@ -59,12 +60,22 @@ def test_what_takes_long_is_seen_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A DDPM of 256 px takes minutes on a CPU, and stderr may be a file."""
-    monkeypatch.setattr(check_model, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(offline, "LINE_EVERY_S", 0.0)
     directory = checkpoints.build_ddpm(tmp_path / "ddpm")
-    assert main(CheckSettings(directory=str(directory), max_batch_size=2)) == 0
+    assert main(CheckSettings(directory=str(directory), max_batch_size=2, cache_dir=str(tmp_path / "cache"))) == 0
     lines = [line.removeprefix("underpaint-server: ") for line in capsys.readouterr().err.splitlines()]
-    stages = ["reading the weights", "trying one small edit", "measuring whether", "computing the fingerprint"]
-    assert [next(i for i, line in enumerate(lines) if line.startswith(stage)) for stage in stages] == [0, 2, 3, 4]
+    stages = (
+        "reading the weights",
+        "trying one",
+        "computing the fingerprint",
+        "measuring how long",
+        "measuring whether",
+    )
+    found = [next(i for i, line in enumerate(lines) if line.startswith(stage)) for stage in stages]
+    assert found == sorted(found)
+    caption = "measuring whether the number of rows in a pass changes bits"
+    assert f"{caption}: 640 rows" in lines
+    assert any(line.startswith(f"{caption}: 624 of 640 rows after ") for line in lines)
     assert "EDICT round trip: 20 rows" in lines
     assert any(line.startswith("EDICT round trip: 19 of 20 rows after ") for line in lines)
     assert any("clipped to [-1, 1]" in line for line in lines)

@@ -20,7 +20,7 @@ def server(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.upper().startswith("UNDERPAINT_")}
     nowhere = ("--metrics-listen", "no-such-host.invalid:1", "--listen", "127.0.0.1:0")
     command = (sys.executable, "-m", "underpaint_server")
-    words = words if words[:1] == ("check-model",) else (*nowhere, *words)
+    words = words if words[:1] in (("check-model",), ("self-test",)) else (*nowhere, *words)
     return subprocess.run((*command, *words), capture_output=True, text=True, check=False, env={**env, **variables})
 
 
@@ -129,6 +129,13 @@ def test_help_shows_values_as_flags_and_variables_take_them() -> None:
     assert "(default: auto)" in text
     assert "device: Input should be 'auto', 'cpu' or 'cuda'" in server(UNDERPAINT_DEVICE="CPU").stderr
     assert "device: Input should be 'auto', 'cpu' or 'cuda'" in server("--device", "CPU").stderr
+
+
+def test_help_of_self_test_lists_what_has_an_effect_there() -> None:
+    text = server("self-test", "--help").stdout
+    flags = set(re.findall(r"--[a-z-]+[a-z]", text))
+    assert {"--device", "--dtype", "--threads", "--max-batch-size", "--cache-dir"} <= flags
+    assert not {"--listen", "--vgg", "--exact-batching-s", "--models"} & flags
 
 
 def test_help_of_check_model_lists_what_has_an_effect_there() -> None:

@@ -12,7 +12,11 @@ from underpaint_server.settings import Settings
 
 
 def load_drifting(settings: Settings) -> ModelBackend:
-    """The embedded model; its linear layers add in an order that the size of the pass decides."""
+    """The embedded model; its linear layers add in an order that the size of the pass decides.
+
+    What is measured of it is kept apart from what is measured of the embedded model, whose digest it has.
+    """
+    settings = settings.model_copy(update={"cache_dir": f"{settings.cache_dir}/drifting"})
     directory = checkpoint.resolve("", allow_network=False)
     model = families.load(directory, dtype=getattr(torch, settings.dtype), device=torch.device("cpu"))
     for module in model.unet.modules():

@@ -37,6 +37,7 @@ from underpaint.methods import (
 from underpaint.results import (
     Direction,
     Edited,
+    ExactBatching,
     Fitting,
     Inversion,
     InversionHandle,
@@ -68,6 +69,7 @@ __all__ = [
     "EdictInversion",
     "EditMethod",
     "Edited",
+    "ExactBatching",
     "Fit",
     "Fitting",
     "Generated",

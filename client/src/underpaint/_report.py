@@ -149,6 +149,9 @@ def of_models(models: Sequence[Model]) -> Report:
             "methods": list(model.methods),
             "feature_sites": list(model.feature_sites),
             "prompt_tokens": model.prompt_tokens,
+            "exact_batching": model.exact_batching,
+            "batch_class": model.batch_class,
+            "backend": model.backend,
             "digest": model.digest,
             "error": model.error,
         }

@@ -140,6 +140,10 @@ def model(message: model_pb.Model) -> results.Model:
         default_steps=message.default_steps,
         feature_sites=tuple(message.feature_sites),
         prompt_tokens=message.prompt_tokens,
+        exact_batching=_wire.member(model_pb.ExactBatching, results.ExactBatching, message.exact_batching)
+        or results.ExactBatching.UNKNOWN,
+        batch_class=message.batch_class,
+        backend=message.backend,
     )
 
 

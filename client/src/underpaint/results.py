@@ -42,6 +42,21 @@ class Phase(StrEnum):
     """A direction is learned."""
 
 
+class ExactBatching(StrEnum):
+    """In which passes of the network equal requests give equal bits on the server that answered."""
+
+    UNKNOWN = "unknown"
+    """The model is not loaded, or the server is of a version that does not say it or says something unknown."""
+    ANY_SIZE = "any_size"
+    """In passes of any number of rows."""
+    ROW_BY_ROW = "row_by_row"
+    """In passes of any number of rows, because each row is computed by itself."""
+    FIXED_SIZE = "fixed_size"
+    """In passes of a fixed number of rows, ``Model.batch_class``."""
+    INEXACT = "inexact"
+    """In none: no inversion is exact."""
+
+
 class ModelState(StrEnum):
     """State of a model on the server that answered."""
 
@@ -378,3 +393,9 @@ class Model:
     """Sites whose activations can be stored and injected, such as "mid"."""
     prompt_tokens: int
     """Tokens of a prompt that are used, the rest is cut; 0 for a model without text: leave its prompts empty."""
+    exact_batching: ExactBatching
+    """In which passes equal requests give equal bits, at the model's own image size."""
+    batch_class: int
+    """Rows of each pass where that number is fixed; 0 where it is not."""
+    backend: str
+    """What computes its networks, such as "torch"; empty until it is loaded."""

@@ -1,6 +1,7 @@
 """Command line of the server: ``underpaint-server``, or ``python -m underpaint_server``.
 
-``underpaint-server check-model DIRECTORY`` tries a checkpoint instead, see :mod:`underpaint_server.check_model`.
+``underpaint-server check-model DIRECTORY`` tries a checkpoint instead, see :mod:`underpaint_server.check_model`, and
+``underpaint-server self-test DIRECTORY`` measures its exactness, see :mod:`underpaint_server.self_test`.
 """
 
 import argparse
@@ -13,7 +14,14 @@ from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource
 
 from underpaint_server.engine.worker import spin_briefly
-from underpaint_server.settings import CHECK_SETTINGS, CheckSettings, Settings, unknown_variables
+from underpaint_server.settings import (
+    CHECK_SETTINGS,
+    SELF_TEST_SETTINGS,
+    CheckSettings,
+    SelfTestSettings,
+    Settings,
+    unknown_variables,
+)
 
 S = TypeVar("S", bound=Settings)
 
@@ -26,6 +34,8 @@ def main() -> None:
     try:
         if sys.argv[1:2] == ["check-model"]:
             sys.exit(_check(_read(CheckSettings, sys.argv[2:], CHECK_SETTINGS)))
+        if sys.argv[1:2] == ["self-test"]:
+            sys.exit(_self_test(_read(SelfTestSettings, sys.argv[2:], SELF_TEST_SETTINGS)))
         settings = _read(Settings, sys.argv[1:], tuple(Settings.model_fields))
     except ValidationError as error:
         sys.exit(_explain(error))
@@ -71,6 +81,13 @@ def _check(settings: CheckSettings) -> int:
     from underpaint_server.check_model import main as check  # not at the top: it loads torch and gRPC
 
     return check(settings)
+
+
+def _self_test(settings: SelfTestSettings) -> int:
+    spin_briefly()
+    from underpaint_server.self_test import main as test  # not at the top: it loads torch
+
+    return test(settings)
 
 
 def _explain(error: ValidationError) -> int:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import structlog
 
@@ -32,6 +33,23 @@ def location(settings: Settings) -> Path:
     Raises :class:`RuntimeError` if none is named and the user has no home directory.
     """
     return Path(settings.cache_dir) if settings.cache_dir else _default()
+
+
+def write(path: Path, text: str) -> None:
+    """Write a small file of the cache directory in one step: who reads it finds the one before or this one, whole.
+
+    A failure is a warning in the log.
+    """
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(file.name).chmod(0o644)  # servers of other users may read it
+        Path(file.name).replace(path)
+    except OSError as error:
+        _log.warning("a file of the cache cannot be written, so it is made again", path=str(path), error=str(error))
 
 
 def _default() -> Path:

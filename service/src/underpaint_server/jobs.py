@@ -71,6 +71,20 @@ class Sampler(Enum):
     """The last four predictions, after a Heun step at the start (Liu et al., ICLR 2022)."""
 
 
+class Exactness(Enum):
+    """Which passes of a network give a row the same bits, whatever other rows they have."""
+
+    ANY_SIZE = "any_size"
+    """Passes of every size."""
+    ROW_BY_ROW = "row_by_row"
+    """Passes of every size, because each row is computed by itself: rows that are computed together have other bits, or
+    it is not known whether they have."""
+    FIXED_SIZE = "fixed_size"
+    """Passes of one size: those of another size have other bits, or it is not known whether they have."""
+    INEXACT = "inexact"
+    """None: equal rows do not have equal bits, so no inversion is exact."""
+
+
 # --- how to invert ----------------------------------------------------------------------------------------------
 
 
@@ -499,9 +513,8 @@ class ModelInfo:
     not change the result there either."""
     backend: str = "torch"
     """What computes its networks: "torch", "openvino" or "onnxruntime"."""
-    isolates_rows: bool = False
-    """Whether each row of a pass is computed by itself at the model's own size too, because the number of rows that are
-    computed together would change the result."""
+    exactness: Exactness = Exactness.ANY_SIZE
+    """Which passes at the model's own size give a row the same bits, as far as this is known."""
 
     def batch_class_at(self, width: int, height: int) -> int | None:
         """Batch class of noise predictions for images of this size, in pixels: the number of rows of their passes; None

@@ -51,7 +51,8 @@ class Settings(BaseSettings):
     """Serve diffusion inversion and image editing over gRPC.
 
     A flag (--max-steps) wins over its environment variable (UNDERPAINT_MAX_STEPS), which wins over the default.
-    "underpaint-server check-model DIRECTORY" loads and tests a checkpoint without serving it.
+    "underpaint-server check-model DIRECTORY" loads and tests a checkpoint without serving it; "underpaint-server
+    self-test DIRECTORY" measures whether its results are exact on this machine.
     """
 
     model_config = SettingsConfigDict(
@@ -108,9 +109,14 @@ class Settings(BaseSettings):
     by itself where torch fixes their number. Either way, results have the same bits whatever else the server does."""
     exact_batch_class: int = Field(0, ge=0, le=64)
     """Rows of each forward pass where that number is fixed (see exact-batching), at least 2 and at most max-batch-size.
-    A larger number makes a busy server faster and a lone request slower. 0 chooses 8 on a GPU, 4 on a CPU, and 2 for
-    large networks on a CPU, which gain nothing from more. Passes of images of more than twice the model's area have
-    fewer. Servers that share a store must use the same number."""
+    A larger number makes a busy server faster and a lone request slower. 0 measures passes of 2, 4, 8 and 16 rows when
+    a model is first loaded on a machine, and keeps the choice in cache-dir. Passes of images of more than twice the
+    model's area have fewer. Servers that share a store should be given the same number, because a choice by measurement
+    may differ between them; a stored inversion is always used with the number it was made with."""
+    exact_batching_s: float = Field(60, gt=0)
+    """Seconds that the measurement of exact-batching may take when a model is first loaded on a machine. If it takes
+    longer, every pass has exact-batch-class rows, until "underpaint-server self-test" has measured the model
+    completely. That makes a busy server slower and changes no result."""
     max_batch_size: int = Field(16, ge=2, le=256)
     """Largest number of rows (latents) in one forward pass. A larger number makes better use of the device and needs
     more of its memory."""
@@ -279,10 +285,12 @@ class Settings(BaseSettings):
             ids.add(name)
 
 
-CHECK_SETTINGS: Final = (
-    "device", "dtype", "threads", "exact_batching", "exact_batch_class", "max_batch_size", "allow_network", "clips",
-    "vgg", "log_level", "directory",
+SELF_TEST_SETTINGS: Final = (
+    "device", "dtype", "threads", "exact_batching", "exact_batch_class", "max_batch_size", "allow_network", "cache_dir",
+    "log_level", "directory",
 )  # fmt: skip
+"""The settings that have an effect on ``self-test``; its ``--help`` lists only these."""
+CHECK_SETTINGS: Final = (*SELF_TEST_SETTINGS, "exact_batching_s", "clips", "vgg")
 """The settings that have an effect on ``check-model``; its ``--help`` lists only these."""
 
 
@@ -307,6 +315,17 @@ class CheckSettings(Settings):
 
     def _known_models(self) -> list[str]:
         return list(dict.fromkeys((self.model_id, *super()._known_models())))
+
+
+class SelfTestSettings(CheckSettings):
+    """Measure completely whether the results of a model have the same bits at any load on this machine.
+
+    Takes minutes, or hours for a large network on a CPU, and keeps what it finds in cache-dir, where a server that is
+    started with the same settings finds it. Exits with status 1 if results would not be exact. The server's other flags
+    and all its environment variables are accepted too, and have no effect here.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="underpaint-server self-test")
 
 
 # --- environment ------------------------------------------------------------------------------------------------------

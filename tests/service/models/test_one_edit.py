@@ -12,6 +12,7 @@ from support import checkpoints
 from support.engine import Bench
 from support.jobs import edict_options, edit_job, every_kind_of_job, invert_job
 from transformers import CLIPTokenizer
+from underpaint_server import cache
 from underpaint_server.backends import load
 from underpaint_server.backends.model import ModelBackend
 from underpaint_server.backends.protocol import DeviceLost
@@ -27,6 +28,12 @@ PINNED = Settings(exact_batching="pinned")
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 NAN, HUGE = float("nan"), 1e38
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that was tried by an earlier test is tried again."""
+    monkeypatch.setattr(cache, "directory", lambda settings: None)
 
 
 @pytest.fixture(scope="module")

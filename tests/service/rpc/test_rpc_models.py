@@ -14,6 +14,7 @@ from support.front import MINI, Wire, edit, refused
 from support.waiting import PATIENCE_S, until
 from underpaint.v1 import direction_service_pb2, edit_service_pb2, model_service_pb2
 from underpaint_server.dispatch.supervisor import EngineState
+from underpaint_server.jobs import Exactness
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -40,7 +41,19 @@ async def test_a_model_tells_its_limits(wire: Wire) -> None:
         default_steps=20,
         feature_sites=["mid", "up_0", "up_1"],
         prompt_tokens=77,
+        exact_batching=model_service_pb2.EXACT_BATCHING_ANY_SIZE,
+        backend="torch",
     )
+
+
+async def test_a_model_tells_in_which_passes_equal_requests_have_equal_bits(wire: Wire) -> None:
+    for exactness, batch_class in ((Exactness.FIXED_SIZE, 4), (Exactness.ROW_BY_ROW, None), (Exactness.INEXACT, 2)):
+        info = replace(MINI, exactness=exactness, batch_class=batch_class, backend="openvino")
+        wire.engine.models = {"mini": info}
+        model = (await wire.models.GetModel(model_service_pb2.GetModelRequest(name="models/mini"))).model
+        name = model_service_pb2.ExactBatching.Name(model.exact_batching)
+        assert name.removeprefix("EXACT_BATCHING_") == exactness.name
+        assert (model.batch_class, model.backend) == (batch_class or 0, "openvino")
 
 
 async def test_a_schedule_of_few_levels_limits_the_steps_of_every_request(wire: Wire) -> None:

@@ -4,13 +4,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 from support.promtool import lint, promtool
-from underpaint_server.jobs import ModelInfo, Phase, Priority
+from underpaint_server.jobs import Exactness, ModelInfo, Phase, Priority
 from underpaint_server.methods import JOB_NAMES
 from underpaint_server.telemetry import Metrics
 
@@ -27,6 +27,7 @@ UNITS = (
     "entries",
     "ready",
     "size",
+    "batching",
 )
 
 
@@ -153,6 +154,19 @@ def test_only_the_network_makes_steps() -> None:
     assert value(metrics, "underpaint_pass_seconds_count", model="mini", kind="decode") == 1
     for name in ("denoising_steps_total", "network_rows_total", "padding_rows_total", "batch_rows_count"):
         assert f"underpaint_{name}{{" not in rendered(metrics)
+
+
+@pytest.mark.parametrize(
+    ("exactness", "said"),
+    [(Exactness.ANY_SIZE, 1), (Exactness.ROW_BY_ROW, 1), (Exactness.FIXED_SIZE, 0), (Exactness.INEXACT, -1)],
+)
+def test_a_model_says_in_which_passes_it_is_exact_and_says_it_anew_after_a_restart(
+    exactness: Exactness, said: int
+) -> None:
+    metrics = Metrics()
+    for info in (MODEL, replace(MODEL, exactness=exactness)):
+        metrics.on_model_loaded(info=info, seconds=1.0)
+    assert value(metrics, "underpaint_exact_batching", model=MODEL.id) == said
 
 
 def test_gauges_are_what_the_engine_says_at_each_scrape() -> None:

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!underpaint/v1/model_service.proto\x12\runderpaint.v1\"\xfa\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.underpaint.v1.ModelState\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07methods\x18\x04 \x03(\t\x12%\n\x06limits\x18\x05 \x01(\x0b\x32\x15.underpaint.v1.Limits\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x0e\n\x06height\x18\x08 \x01(\x05\x12\x15\n\rdefault_steps\x18\t \x01(\x05\x12\x15\n\rfeature_sites\x18\n \x03(\t\x12\x15\n\rprompt_tokens\x18\x0b \x01(\x05\"\xb1\x01\n\x06Limits\x12\x17\n\x0fmax_image_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x02 \x01(\x03\x12\x11\n\tmax_steps\x18\x03 \x01(\x05\x12\x16\n\x0emax_batch_size\x18\x04 \x01(\x05\x12\x18\n\x10max_prompt_chars\x18\x05 \x01(\x05\x12\x15\n\rsize_multiple\x18\x06 \x01(\x05\x12\x18\n\x10max_mask_samples\x18\x07 \x01(\x05\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.underpaint.v1.Model\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.underpaint.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x11LoadModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.underpaint.v1.Model\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x13UnloadModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.underpaint.v1.Model*\xa6\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05\x32\xd4\x02\n\x0cModelService\x12K\n\x08GetModel\x12\x1e.underpaint.v1.GetModelRequest\x1a\x1f.underpaint.v1.GetModelResponse\x12Q\n\nListModels\x12 .underpaint.v1.ListModelsRequest\x1a!.underpaint.v1.ListModelsResponse\x12N\n\tLoadModel\x12\x1f.underpaint.v1.LoadModelRequest\x1a .underpaint.v1.LoadModelResponse\x12T\n\x0bUnloadModel\x12!.underpaint.v1.UnloadModelRequest\x1a\".underpaint.v1.UnloadModelResponseB\x1cZ\x1aunderpaint/v1;underpaintv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!underpaint/v1/model_service.proto\x12\runderpaint.v1\"\xd6\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.underpaint.v1.ModelState\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0f\n\x07methods\x18\x04 \x03(\t\x12%\n\x06limits\x18\x05 \x01(\x0b\x32\x15.underpaint.v1.Limits\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x0e\n\x06height\x18\x08 \x01(\x05\x12\x15\n\rdefault_steps\x18\t \x01(\x05\x12\x15\n\rfeature_sites\x18\n \x03(\t\x12\x15\n\rprompt_tokens\x18\x0b \x01(\x05\x12\x34\n\x0e\x65xact_batching\x18\x0c \x01(\x0e\x32\x1c.underpaint.v1.ExactBatching\x12\x13\n\x0b\x62\x61tch_class\x18\r \x01(\x05\x12\x0f\n\x07\x62\x61\x63kend\x18\x0e \x01(\t\"\xb1\x01\n\x06Limits\x12\x17\n\x0fmax_image_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_image_pixels\x18\x02 \x01(\x03\x12\x11\n\tmax_steps\x18\x03 \x01(\x05\x12\x16\n\x0emax_batch_size\x18\x04 \x01(\x05\x12\x18\n\x10max_prompt_chars\x18\x05 \x01(\x05\x12\x15\n\rsize_multiple\x18\x06 \x01(\x05\x12\x18\n\x10max_mask_samples\x18\x07 \x01(\x05\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x10GetModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.underpaint.v1.Model\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x12ListModelsResponse\x12$\n\x06models\x18\x01 \x03(\x0b\x32\x14.underpaint.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x11LoadModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.underpaint.v1.Model\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x13UnloadModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x14.underpaint.v1.Model*\xa6\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_STATE_AVAILABLE\x10\x01\x12\x17\n\x13MODEL_STATE_LOADING\x10\x02\x12\x15\n\x11MODEL_STATE_READY\x10\x03\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x04\x12\x16\n\x12MODEL_STATE_FAILED\x10\x05*\xa6\x01\n\rExactBatching\x12\x1e\n\x1a\x45XACT_BATCHING_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XACT_BATCHING_ANY_SIZE\x10\x01\x12\x1d\n\x19\x45XACT_BATCHING_ROW_BY_ROW\x10\x02\x12\x1d\n\x19\x45XACT_BATCHING_FIXED_SIZE\x10\x03\x12\x1a\n\x16\x45XACT_BATCHING_INEXACT\x10\x04\x32\xd4\x02\n\x0cModelService\x12K\n\x08GetModel\x12\x1e.underpaint.v1.GetModelRequest\x1a\x1f.underpaint.v1.GetModelResponse\x12Q\n\nListModels\x12 .underpaint.v1.ListModelsRequest\x1a!.underpaint.v1.ListModelsResponse\x12N\n\tLoadModel\x12\x1f.underpaint.v1.LoadModelRequest\x1a .underpaint.v1.LoadModelResponse\x12T\n\x0bUnloadModel\x12!.underpaint.v1.UnloadModelRequest\x1a\".underpaint.v1.UnloadModelResponseB\x1cZ\x1aunderpaint/v1;underpaintv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -22,28 +22,30 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'underpaint.v1.model_service
 if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['DESCRIPTOR']._options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z\032underpaint/v1;underpaintv1'
-  _globals['_MODELSTATE']._serialized_start=909
-  _globals['_MODELSTATE']._serialized_end=1075
+  _globals['_MODELSTATE']._serialized_start=1001
+  _globals['_MODELSTATE']._serialized_end=1167
+  _globals['_EXACTBATCHING']._serialized_start=1170
+  _globals['_EXACTBATCHING']._serialized_end=1336
   _globals['_MODEL']._serialized_start=53
-  _globals['_MODEL']._serialized_end=303
-  _globals['_LIMITS']._serialized_start=306
-  _globals['_LIMITS']._serialized_end=483
-  _globals['_GETMODELREQUEST']._serialized_start=485
-  _globals['_GETMODELREQUEST']._serialized_end=516
-  _globals['_GETMODELRESPONSE']._serialized_start=518
-  _globals['_GETMODELRESPONSE']._serialized_end=573
-  _globals['_LISTMODELSREQUEST']._serialized_start=575
-  _globals['_LISTMODELSREQUEST']._serialized_end=633
-  _globals['_LISTMODELSRESPONSE']._serialized_start=635
-  _globals['_LISTMODELSRESPONSE']._serialized_end=718
-  _globals['_LOADMODELREQUEST']._serialized_start=720
-  _globals['_LOADMODELREQUEST']._serialized_end=752
-  _globals['_LOADMODELRESPONSE']._serialized_start=754
-  _globals['_LOADMODELRESPONSE']._serialized_end=810
-  _globals['_UNLOADMODELREQUEST']._serialized_start=812
-  _globals['_UNLOADMODELREQUEST']._serialized_end=846
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=848
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=906
-  _globals['_MODELSERVICE']._serialized_start=1078
-  _globals['_MODELSERVICE']._serialized_end=1418
+  _globals['_MODEL']._serialized_end=395
+  _globals['_LIMITS']._serialized_start=398
+  _globals['_LIMITS']._serialized_end=575
+  _globals['_GETMODELREQUEST']._serialized_start=577
+  _globals['_GETMODELREQUEST']._serialized_end=608
+  _globals['_GETMODELRESPONSE']._serialized_start=610
+  _globals['_GETMODELRESPONSE']._serialized_end=665
+  _globals['_LISTMODELSREQUEST']._serialized_start=667
+  _globals['_LISTMODELSREQUEST']._serialized_end=725
+  _globals['_LISTMODELSRESPONSE']._serialized_start=727
+  _globals['_LISTMODELSRESPONSE']._serialized_end=810
+  _globals['_LOADMODELREQUEST']._serialized_start=812
+  _globals['_LOADMODELREQUEST']._serialized_end=844
+  _globals['_LOADMODELRESPONSE']._serialized_start=846
+  _globals['_LOADMODELRESPONSE']._serialized_end=902
+  _globals['_UNLOADMODELREQUEST']._serialized_start=904
+  _globals['_UNLOADMODELREQUEST']._serialized_end=938
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=940
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=998
+  _globals['_MODELSERVICE']._serialized_start=1339
+  _globals['_MODELSERVICE']._serialized_end=1679
 # @@protoc_insertion_point(module_scope)

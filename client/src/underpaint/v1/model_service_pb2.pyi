@@ -55,6 +55,38 @@ MODEL_STATE_FAILED: ModelState.ValueType  # 5
 """Loading failed; see `error`."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
+class _ExactBatching:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExactBatchingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExactBatching.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXACT_BATCHING_UNSPECIFIED: _ExactBatching.ValueType  # 0
+    """Not set: the model is not loaded."""
+    EXACT_BATCHING_ANY_SIZE: _ExactBatching.ValueType  # 1
+    """In passes of any number of rows."""
+    EXACT_BATCHING_ROW_BY_ROW: _ExactBatching.ValueType  # 2
+    """In passes of any number of rows, because each row is computed by itself."""
+    EXACT_BATCHING_FIXED_SIZE: _ExactBatching.ValueType  # 3
+    """In passes of a fixed number of rows, which all passes have: see `Model.batch_class`."""
+    EXACT_BATCHING_INEXACT: _ExactBatching.ValueType  # 4
+    """In none: equal requests do not give equal bits, and no inversion is exact."""
+
+class ExactBatching(_ExactBatching, metaclass=_ExactBatchingEnumTypeWrapper):
+    """ExactBatching says in which passes of the network a request has the same bits, whatever other requests share them."""
+
+EXACT_BATCHING_UNSPECIFIED: ExactBatching.ValueType  # 0
+"""Not set: the model is not loaded."""
+EXACT_BATCHING_ANY_SIZE: ExactBatching.ValueType  # 1
+"""In passes of any number of rows."""
+EXACT_BATCHING_ROW_BY_ROW: ExactBatching.ValueType  # 2
+"""In passes of any number of rows, because each row is computed by itself."""
+EXACT_BATCHING_FIXED_SIZE: ExactBatching.ValueType  # 3
+"""In passes of a fixed number of rows, which all passes have: see `Model.batch_class`."""
+EXACT_BATCHING_INEXACT: ExactBatching.ValueType  # 4
+"""In none: equal requests do not give equal bits, and no inversion is exact."""
+Global___ExactBatching: _TypeAlias = ExactBatching  # noqa: Y015
+
 @_typing.final
 class Model(_message.Message):
     """Model is one set of weights."""
@@ -72,6 +104,9 @@ class Model(_message.Message):
     DEFAULT_STEPS_FIELD_NUMBER: _builtins.int
     FEATURE_SITES_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    EXACT_BATCHING_FIELD_NUMBER: _builtins.int
+    BATCH_CLASS_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{id}"."""
     state: Global___ModelState.ValueType
@@ -90,6 +125,12 @@ class Model(_message.Message):
     """Longest prompt in tokens, start and end tokens included; longer prompts are truncated. 0 for a model without a text
     encoder: its prompts must be empty, and guidance scales 1.
     """
+    exact_batching: Global___ExactBatching.ValueType
+    """In which passes of the network, at the model's own image size, equal requests give equal bits on this server."""
+    batch_class: _builtins.int
+    """Rows of each pass where that number is fixed; 0 where it is not."""
+    backend: _builtins.str
+    """What computes the networks, such as "torch"."""
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the edit methods that the model supports, as the fields of the oneof `EditRequest.method`: "edict",
@@ -118,10 +159,13 @@ class Model(_message.Message):
         default_steps: _builtins.int = ...,
         feature_sites: _abc.Iterable[_builtins.str] | None = ...,
         prompt_tokens: _builtins.int = ...,
+        exact_batching: Global___ExactBatching.ValueType = ...,
+        batch_class: _builtins.int = ...,
+        backend: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_steps", b"default_steps", "digest", b"digest", "error", b"error", "feature_sites", b"feature_sites", "height", b"height", "limits", b"limits", "methods", b"methods", "name", b"name", "prompt_tokens", b"prompt_tokens", "state", b"state", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "batch_class", b"batch_class", "default_steps", b"default_steps", "digest", b"digest", "error", b"error", "exact_batching", b"exact_batching", "feature_sites", b"feature_sites", "height", b"height", "limits", b"limits", "methods", b"methods", "name", b"name", "prompt_tokens", b"prompt_tokens", "state", b"state", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,15 +5,17 @@ To add a backend, add a module to this package and a line to :data:`BACKENDS`.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.backends.runtime import Unavailable
 from underpaint_server.errors import ModelNotReady, cause_of
-from underpaint_server.jobs import ModelInfo
 from underpaint_server.settings import Settings
+
+if TYPE_CHECKING:
+    from underpaint_server.backends.exactness import Survey
 
 log = structlog.get_logger(__name__)
 
@@ -21,7 +23,7 @@ log = structlog.get_logger(__name__)
 class Loader(Protocol):
     """Loads a checkpoint into a backend; raises :class:`Unavailable` if the backend cannot compute it here."""
 
-    def __call__(self, location: str, model_id: str, settings: Settings, known: ModelInfo | None, /) -> Backend:
+    def __call__(self, location: str, model_id: str, settings: Settings, survey: "Survey | None", /) -> Backend:
         """See :func:`load`."""
 
 
@@ -53,7 +55,9 @@ def _onnxruntime() -> Loader:
 def _toy() -> Loader:
     from underpaint_server.backends.toy import ToyBackend
 
-    return lambda location, model_id, settings, _: ToyBackend(model_id, settings, invariant=location != "pinned")
+    return lambda location, model_id, settings, survey: ToyBackend(
+        model_id, settings, survey, invariant=location != "pinned"
+    )
 
 
 BACKENDS: Mapping[str, Callable[[], Loader]] = {
@@ -66,16 +70,16 @@ AUTO = {"cpu": ("openvino", "onnxruntime", "torch"), "cuda": ("torch",)}
 """Kind of device -> the backends of ``--backend auto``, the fastest first, as benchmarks/results shows."""
 
 
-def load(location: str, model_id: str, settings: Settings, known: ModelInfo | None = None) -> Backend:
+def load(location: str, model_id: str, settings: Settings, survey: "Survey | None" = None) -> Backend:
     """Load a model with the backend that the settings name, or the one named NAME if ``location`` is ``NAME:LOCATION``.
 
-    ``known`` is what an earlier process on this machine found of this model, with the same settings. Raises
+    ``survey`` says how it is measured; by default it is not where an earlier process on this machine did so. Raises
     :class:`ModelNotReady` if the checkpoint cannot be used.
     """
     names, rest = _split(location, settings)
     for name in names:
         try:
-            return BACKENDS[name]()(rest, model_id, settings, known)
+            return BACKENDS[name]()(rest, model_id, settings, survey)
         except Unavailable as error:
             if name == names[-1]:
                 raise ModelNotReady(f"backend: {error}") from error

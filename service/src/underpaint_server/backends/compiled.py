@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from underpaint_server.backends.export import MAX_ROWS, OUTPUT, Exported, flag_name, value_name
+from underpaint_server.backends.model import is_heavy
 from underpaint_server.backends.runtime import NoisePreds, Passes
 from underpaint_server.models.families import Family
-from underpaint_server.models.graphs import UNET, Graph
+from underpaint_server.models.graphs import ENCODER, UNET, Axis, Graph, Input
 from underpaint_server.rows import Captured, Denoise, Row
 
 
@@ -51,7 +52,9 @@ class CompiledRuntime:
         self._shapes = exported.sites
         width, height = model.native_px
         self._native = (height // model.vae_scale, width // model.vae_scale)
-        self._isolates = False
+        self._vae_scale = model.vae_scale
+        self._graphs, self._compute = model.graphs, model.compute
+        self._isolates = is_heavy(model)  # a chunk of each size would be compiled, with a copy of the weights
         self._rows: list[Denoise] = []
         self._captured: list[dict[str, Tensor]] = []
         self._unet, self._inputs = sessions[UNET], [each.name for each in model.graphs[UNET].inputs]
@@ -64,7 +67,19 @@ class CompiledRuntime:
         return Passes()
 
     def prepare(self, run_pass: Callable[[int], object], sizes: Sequence[int]) -> None:
-        """See :class:`Runtime`. A session makes what it needs for a size when that first comes."""
+        """See :class:`Runtime`. Compiles what passes of these sizes and single images and texts need."""
+        for size in [1] if self._isolates else sizes:
+            run_pass(size)
+        for name, graph in self._graphs.items():
+            if name != UNET:
+                self._compute[name](*(self._example(each, name) for each in graph.inputs))
+
+    def _example(self, each: Input, graph: str) -> Tensor:
+        """Zeros for one row of an input at the model's own size."""
+        scale = self._vae_scale if graph == ENCODER else 1
+        sides = {"height": self._native[0] * scale, "width": self._native[1] * scale}
+        shape = [sides[axis.name] if isinstance(axis, Axis) else axis for axis in each.axes]
+        return torch.zeros((1, *shape), dtype=each.dtype)
 
     def isolate_rows(self) -> None:
         """See :class:`Runtime`."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from underpaint_server.backends.cuda import CudaPass
-from underpaint_server.backends.invariance import fingerprint, is_batch_invariant
+from underpaint_server.backends.exactness import Survey, establish, key_of
+from underpaint_server.backends.invariance import Network
 from underpaint_server.backends.protocol import DeviceLost, Unfinished, padded
 from underpaint_server.backends.runtime import Runtime
-from underpaint_server.backends.trial import try_one_edit
+from underpaint_server.backends.trial import try_once
 from underpaint_server.cores import usable_cores
 from underpaint_server.errors import ModelNotReady, OutOfMemory
 from underpaint_server.jobs import ModelInfo
@@ -43,14 +44,10 @@ DEFAULT_STEPS = 50
 """Default of ``steps`` in requests."""
 DIFFERENTIATED = (PullBack, PullBackDecode, Score)
 """Kinds of row that torch computes in grad mode, whatever the runtime."""
-CPU_MEASURED_WORK = 200e9
-"""On a CPU, a network with a larger product of its parameters and the area of its native latents is pinned to a batch
-class: measuring its invariance takes minutes."""
+LARGE_WORK = 200e9
+"""Product of the parameters of a network and the area of its native latents beyond which it is large for a CPU."""
 MINIMUM = 2
 """Smallest size of a pass that torch computes: it chooses other kernels for one image than for several."""
-BATCH_CLASS_CPU, BATCH_CLASS_CUDA = 4, 8
-"""Default batch class. Guidance asks for two rows at a time, so a small one pads a lone job's passes less, and a large
-one costs a busy server less. A GPU computes 8 rows in little more time than 2."""
 
 
 MakeRuntime = Callable[[Family, Settings], Runtime]
@@ -60,9 +57,8 @@ MakeRuntime = Callable[[Family, Settings], Runtime]
 class ModelBackend:
     """One checkpoint on one device; see :class:`Backend`.
 
-    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any. ``known`` is what an earlier
-    process found of the same model, with the same settings and on the same cores. Raises :class:`ModelNotReady` if the
-    model cannot compute one edit, and what ``make_runtime`` raises.
+    ``edit_loss`` is the loss of learned directions; None if the model cannot learn any. ``survey`` says how it is
+    measured. Raises :class:`ModelNotReady` if the model cannot compute one edit, and what ``make_runtime`` raises.
     """
 
     def __init__(
@@ -72,22 +68,25 @@ class ModelBackend:
         settings: Settings,
         make_runtime: MakeRuntime,
         edit_loss: EditLoss | None = None,
-        known: ModelInfo | None = None,
+        survey: Survey | None = None,
     ) -> None:
         self._model = model
         self._edit_loss = edit_loss
-        self._settings = settings
-        self._log = partial(log_loading, model_id)
-        if known is None or known.digest != model.digest:
-            self._log("trying one small edit")
-            try_one_edit(model)
+        note = partial(log_loading, model_id)
+        try_once(model, settings, note)
         self._runtime = make_runtime(model, settings)
         width, height = model.native_px
         channels = model.latent_channels
-        self._native = (channels, height // model.vae_scale, width // model.vae_scale)
-        self._embeds = model.embeds_shape
-        self._batch_class = self._default_class()
-        bits = self._measure(known)
+        network = Network(
+            self._noise_preds,
+            (channels, height // model.vae_scale, width // model.vae_scale),
+            model.embeds_shape,
+            self._runtime.passes(Denoise).minimum,
+            settings.max_batch_size,
+            self._runtime.isolate_rows if self._runtime.can_isolate_rows else None,
+        )
+        key = key_of(self._runtime, model.digest, model.unet.device, settings, network)
+        verdict = self.verdict = establish(network, key, settings, note, survey)
         info = ModelInfo(
             id=model_id,
             digest=model.digest,
@@ -99,19 +98,19 @@ class ModelBackend:
             default_steps=min(DEFAULT_STEPS, model.schedule.max_steps, settings.max_steps),
             max_steps=model.schedule.max_steps,
             prompt_tokens=model.prompt_tokens,
-            batch_class=self._batch_class if self._is_pinned else None,
+            batch_class=verdict.native_class,
             content_features=edit_loss.name if edit_loss is not None else "",
             gradients=edit_loss is not None,
-            fingerprint=bits,
+            fingerprint=verdict.measured.fingerprint,
             feature_sites=self._runtime.sites,
-            other_batch_class=None if self._runtime.can_isolate_rows else self._batch_class,
+            other_batch_class=verdict.other_class,
             backend=self._runtime.name,
-            isolates_rows=self._isolates_rows,
+            exactness=verdict.exactness,
         )
         self.facts = Facts(info, model.schedule, channels, model.vae_scale, model.unet.device, model.about)
         self._begin_pass = partial(CudaPass, model.unet.device) if model.unet.device.type == "cuda" else None
         self._unfinished: CudaPass | None = None
-        self._runtime.prepare(self._run_pass, self._sizes())
+        self._runtime.prepare(self._run_pass, self._sizes(settings.max_batch_size))
 
     @property
     def network(self) -> nn.Module:
@@ -198,74 +197,20 @@ class ModelBackend:
         assert isinstance(self._model, StableDiffusion), "only Stable Diffusion has an edit loss"
         return self._model
 
-    def _default_class(self) -> int:
-        """Rows of each pass where their number changes bits. A heavy network on a CPU gains nothing from more rows."""
-        default = BATCH_CLASS_CPU if self._model.unet.device.type == "cpu" else BATCH_CLASS_CUDA
-        chosen = self._settings.exact_batch_class or (MINIMUM if is_heavy(self._model) else default)
-        return min(chosen, self._settings.max_batch_size)
-
     def _class_at(self, shape: tuple[int, ...]) -> int | None:
         scale = self.facts.vae_scale
         return self.facts.info.batch_class_at(shape[2] * scale, shape[1] * scale)
 
-    def _measure(self, known: ModelInfo | None) -> str:
-        """Find out whether the network is batch-invariant; returns its fingerprint.
-
-        A network of the same weights with the same fingerprint is the same function, so nothing is measured again.
-        """
-        can_isolate = self._runtime.can_isolate_rows
-        if known is not None and known.digest == self._model.digest:
-            self._pin(known.batch_class is not None, known.isolates_rows)
-            if self._fingerprint() == known.fingerprint:
-                return known.fingerprint
-        is_invariant = self._may_measure() and self._is_invariant()
-        self._pin(not is_invariant and not can_isolate, not is_invariant and can_isolate)
-        return self._fingerprint()
-
-    def _pin(self, is_pinned: bool, isolates_rows: bool) -> None:
-        self._is_pinned, self._isolates_rows = is_pinned, isolates_rows
-        if isolates_rows:
-            self._runtime.isolate_rows()
-
-    def _may_measure(self) -> bool:
-        """Decided by size, not by elapsed time: the decision changes the bits of results, so it must not vary."""
-        return self._settings.exact_batching == "auto" and not is_heavy(self._model)
-
-    def _is_invariant(self) -> bool:
-        self._log("measuring whether the number of rows in a pass changes bits")
-        try:
-            return is_batch_invariant(
-                self._noise_preds,
-                self._native,
-                self._embeds,
-                minimum=self._runtime.passes(Denoise).minimum,
-                maximum=self._settings.max_batch_size,
-            )
-        except torch.OutOfMemoryError:  # max_batch_size does not fit, but the batch class may
-            torch.cuda.empty_cache()
-            return False
-
-    def _fingerprint(self) -> str:
-        self._log("computing the fingerprint")
-        size = self._batch_class if self._is_pinned else MINIMUM
-        try:
-            return fingerprint(self._noise_preds, self._native, self._embeds, size=size)
-        except torch.OutOfMemoryError as error:
-            raise ModelNotReady(
-                f"a pass of {size} rows does not fit in the device's memory; use a smaller --exact-batch-class or a "
-                "--dtype of half precision"
-            ) from error
-
-    def _sizes(self) -> Sequence[int]:
+    def _sizes(self, maximum: int) -> Sequence[int]:
         """The sizes of passes of Denoise rows at the native size."""
-        if self._is_pinned:
-            return [self._batch_class]
-        return range(self._runtime.passes(Denoise).minimum, self._settings.max_batch_size + 1)
+        native_class = self.verdict.native_class
+        return [native_class] if native_class else range(self._runtime.passes(Denoise).minimum, maximum + 1)
 
     def _run_pass(self, size: int) -> None:
         """A pass of so many rows of random numbers, if the device has the memory for it."""
         generator = torch.Generator().manual_seed(2)
-        latents, embeds = (torch.randn((size, *shape), generator=generator) for shape in (self._native, self._embeds))
+        shapes = (self.facts.latent_shape(*self._model.native_px), self._model.embeds_shape)
+        latents, embeds = (torch.randn((size, *shape), generator=generator) for shape in shapes)
         try:
             self._noise_preds(latents, [len(self._model.schedule.alphas_cumprod) // 2] * size, embeds)
         except torch.OutOfMemoryError:  # the engine will halve such passes when they come
@@ -283,11 +228,11 @@ class ModelBackend:
 
 
 def is_heavy(model: Family) -> bool:
-    """Whether the network is too large for this CPU to be measured at start; False on a GPU."""
+    """Whether a row of the network is much work for a CPU; False on a GPU."""
     width, height = model.native_px
     parameters: int = sum(weights.numel() for weights in model.unet.parameters())
     work = parameters * height * width / model.vae_scale**2
-    return model.unet.device.type == "cpu" and work > CPU_MEASURED_WORK
+    return model.unet.device.type == "cpu" and work > LARGE_WORK
 
 
 def edit_loss(model: Family, directory: Path, model_id: str, settings: Settings) -> EditLoss | None:
@@ -319,7 +264,7 @@ def load_model(
     location: str,
     model_id: str,
     settings: Settings,
-    known: ModelInfo | None,
+    survey: Survey | None,
     dtype: torch.dtype,
     make_runtime: MakeRuntime,
 ) -> ModelBackend:
@@ -337,7 +282,7 @@ def load_model(
         for remark in model.about.remarks:
             log_loading(model_id, remark)
         loss = edit_loss(model, directory, model_id, settings)
-        return ModelBackend(model, model_id, settings, make_runtime, loss, known)
+        return ModelBackend(model, model_id, settings, make_runtime, loss, survey)
     except torch.OutOfMemoryError as error:
         raise ModelNotReady("it does not fit in the device's memory; use a --dtype of half precision") from error
     except torch.AcceleratorError as error:

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from underpaint_server.backends.compiled import CompiledRuntime, Session
+from underpaint_server.backends.exactness import Survey
 from underpaint_server.backends.export import Site, export, flag_name, value_name
 from underpaint_server.backends.model import ModelBackend, device_of, load_model, log_loading
 from underpaint_server.backends.runtime import Unavailable
 from underpaint_server.cores import usable_cores
-from underpaint_server.jobs import ModelInfo
 from underpaint_server.models.families import Family
 from underpaint_server.models.graphs import UNET
 from underpaint_server.settings import Settings
@@ -25,7 +25,7 @@ MAX_SHAPES = 64
 _TYPES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
 
 
-def load(location: str, model_id: str, settings: Settings, known: ModelInfo | None) -> ModelBackend:
+def load(location: str, model_id: str, settings: Settings, survey: Survey | None) -> ModelBackend:
     """See :class:`underpaint_server.backends.Loader`. The networks are computed in float32."""
     if settings.dtype not in ("auto", "float32"):
         raise Unavailable("ONNX Runtime computes in float32 here: use --dtype float32, or --backend openvino or torch")
@@ -33,7 +33,7 @@ def load(location: str, model_id: str, settings: Settings, known: ModelInfo | No
     def make(model: Family, settings: Settings) -> CompiledRuntime:
         return _make(model, model_id, settings)
 
-    return load_model(location, model_id, settings, known, torch.float32, make)
+    return load_model(location, model_id, settings, survey, torch.float32, make)
 
 
 def _make(model: Family, model_id: str, settings: Settings) -> CompiledRuntime:

@@ -16,11 +16,11 @@ from openvino.properties import hint
 from torch import Tensor
 
 from underpaint_server.backends.compiled import CompiledRuntime, Session
+from underpaint_server.backends.exactness import Survey
 from underpaint_server.backends.export import Site, export, flag_name, value_name
 from underpaint_server.backends.model import ModelBackend, is_heavy, load_model, log_loading
 from underpaint_server.backends.runtime import Unavailable
 from underpaint_server.cores import usable_cores
-from underpaint_server.jobs import ModelInfo
 from underpaint_server.models.families import Family
 from underpaint_server.models.graphs import UNET
 from underpaint_server.settings import Settings
@@ -34,7 +34,7 @@ MAX_COMPILED = 40
 Array = NDArray[Any]
 
 
-def load(location: str, model_id: str, settings: Settings, known: ModelInfo | None) -> ModelBackend:
+def load(location: str, model_id: str, settings: Settings, survey: Survey | None) -> ModelBackend:
     """See :class:`underpaint_server.backends.Loader`."""
     if settings.device == "cuda":
         raise Unavailable("OpenVINO computes on the CPU: use --device cpu, or --backend torch for the GPU")
@@ -42,7 +42,7 @@ def load(location: str, model_id: str, settings: Settings, known: ModelInfo | No
     def make(model: Family, settings: Settings) -> CompiledRuntime:
         return _make(model, model_id, settings)
 
-    return load_model(location, model_id, settings, known, torch.float32, make)
+    return load_model(location, model_id, settings, survey, torch.float32, make)
 
 
 def _make(model: Family, model_id: str, settings: Settings) -> CompiledRuntime:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from underpaint_server.backends.exactness import Verdict
 from underpaint_server.models.facts import Facts
 from underpaint_server.rows import Batch, Row
 
@@ -27,6 +28,11 @@ class Backend(Protocol):
 
     facts: Facts
     """The loaded model; constant."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What was measured of it; None if it was not measured, because it is known."""
+        ...
 
     def predict(self, batch: Batch) -> Sequence[Any]:
         """Results of ``batch.rows``, in their order, from one forward pass of ``batch.size`` rows.

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from underpaint_server.backends.cuda import CudaRecorder
+from underpaint_server.backends.exactness import Survey
 from underpaint_server.backends.model import MINIMUM, ModelBackend, device_of, load_model
 from underpaint_server.backends.recorded import Recorded, Recorder
 from underpaint_server.backends.runtime import NoisePreds, Passes
-from underpaint_server.jobs import ModelInfo
 from underpaint_server.models.families import Family
 from underpaint_server.models.graphs import DECODER, ENCODER, UNET, Function
 from underpaint_server.models.taps import Taps
@@ -19,7 +19,7 @@ from underpaint_server.rows import Captured, Denoise, Embed, Row
 from underpaint_server.settings import Settings
 
 
-def load(location: str, model_id: str, settings: Settings, known: ModelInfo | None) -> ModelBackend:
+def load(location: str, model_id: str, settings: Settings, survey: Survey | None) -> ModelBackend:
     """See :class:`underpaint_server.backends.Loader`.
 
     By default the U-Net is in bfloat16 on a GPU and in float32 on a CPU: many CPUs gain little from bfloat16 with
@@ -27,7 +27,7 @@ def load(location: str, model_id: str, settings: Settings, known: ModelInfo | No
     """
     default = "float32" if device_of(settings).type == "cpu" else "bfloat16"
     dtype = default if settings.dtype == "auto" else settings.dtype
-    return load_model(location, model_id, settings, known, getattr(torch, dtype), TorchRuntime)
+    return load_model(location, model_id, settings, survey, getattr(torch, dtype), TorchRuntime)
 
 
 class TorchRuntime:

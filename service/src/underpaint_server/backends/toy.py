@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from underpaint_server import __version__
+from underpaint_server.backends.exactness import Key, Survey, Verdict, establish
+from underpaint_server.backends.invariance import Network
 from underpaint_server.backends.protocol import padded
 from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.diffusion.schedule import Schedule, scaled_linear
 from underpaint_server.errors import OutOfMemory
-from underpaint_server.jobs import ModelInfo
+from underpaint_server.jobs import Exactness, ModelInfo
 from underpaint_server.methods import methods_for
 from underpaint_server.models.facts import About, Facts
 from underpaint_server.rows import (
@@ -43,6 +46,8 @@ SHAPE = (4, 8, 8)
 """Native latents, (c, h, w)."""
 SCALE = 4
 """Pixels per latent in each direction."""
+ALPHAS = scaled_linear()
+"""alpha_bar of each timestep."""
 VARIANCE = 0.25
 """Variance of the data distribution."""
 
@@ -79,14 +84,32 @@ class ToyBackend:
     """See the module.
 
     With ``invariant`` false, each noise prediction gets 1e-3 times the size of its pass added, so it depends on that
-    size. With ``gradients`` false, the model does not offer to learn directions with gradients.
+    size. This is known, and measured only where the survey is to be complete. With ``gradients`` false, the model does
+    not offer to learn directions with gradients.
     """
 
-    def __init__(self, model_id: str, settings: Settings, *, invariant: bool = True, gradients: bool = True) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        settings: Settings,
+        survey: Survey | None = None,
+        *,
+        invariant: bool = True,
+        gradients: bool = True,
+    ) -> None:
+        self._invariant = invariant
         self._class = None if invariant else settings.exact_batch_class or 4
+        digest = sha256(f"toy {invariant}".encode()).hexdigest()
+        exactness, print_ = Exactness.ANY_SIZE if invariant else Exactness.FIXED_SIZE, f"toy-{self._class}"
+        self.verdict: Verdict | None = None
+        if survey is not None and survey.complete:
+            network = Network(self._noise_preds, SHAPE, SHAPE, 1, settings.max_batch_size)
+            key = Key(__version__, "toy", "1", digest, "float64", "", 0, 1, settings.max_batch_size)
+            self.verdict = establish(network, key, settings, lambda: None, lambda _: None, survey)
+            exactness, self._class = self.verdict.exactness, self.verdict.native_class
         info = ModelInfo(
             id=model_id,
-            digest=sha256(f"toy {invariant}".encode()).hexdigest(),
+            digest=digest,
             dtype="float64",
             methods=methods_for(reads_text=True),
             width=SHAPE[2] * SCALE,
@@ -97,11 +120,13 @@ class ToyBackend:
             batch_class=self._class,
             content_features="vae",
             gradients=gradients,
-            fingerprint=f"toy-{self._class}",
+            fingerprint=print_,
             feature_sites=("mid", "up_0"),
             other_batch_class=self._class,
+            backend="toy",
+            exactness=exactness,
         )
-        schedule = Schedule(scaled_linear(), steps_offset=1)
+        schedule = Schedule(ALPHAS, steps_offset=1)
         self.facts = Facts(info, schedule, SHAPE[0], SCALE, torch.device("cpu"), About("toy"))
         self.memory_rows: int | None = None
         """Largest size of a pass before :class:`OutOfMemory`; None for no limit. Tests set it."""
@@ -129,11 +154,15 @@ class ToyBackend:
         """See :class:`Backend`."""
         return {}
 
+    def _noise_preds(self, latents: Tensor, timesteps: list[int], embeds: Tensor) -> Tensor:
+        rows = zip(latents, timesteps, embeds, strict=True)
+        return torch.stack([self._answer(Denoise(x.double(), t, ALPHAS[t], mean), len(latents)) for x, t, mean in rows])
+
     def _answer(self, row: Row, size: int) -> Any:
         match row:
             case Denoise(latents=x, alpha_bar=abar, prompt_embeds=mean):
                 residual, features = _through_sites(row, _residual(x, abar, mean))
-                noise_pred = _pull(abar) * residual + (0.0 if self._class is None else 1e-3 * size)
+                noise_pred = _pull(abar) * residual + (0.0 if self._invariant else 1e-3 * size)
                 return Captured(noise_pred, features) if row.capture else noise_pred
             case PullBack(latents=x, alpha_bar=abar, prompt_embeds=mean, cotangent=cotangent):
                 with torch.enable_grad():

@@ -1,10 +1,13 @@
 """One small edit at start, so that a checkpoint which cannot do any is refused then and not by its first caller."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 
 import torch
 
+from underpaint_server import __version__, cache
+from underpaint_server.backends.exactness import describe
 from underpaint_server.diffusion.ddim import add_noise
 from underpaint_server.diffusion.noise import standard_normal
 from underpaint_server.diffusion.schedule import Level
@@ -12,6 +15,7 @@ from underpaint_server.errors import ModelNotReady, NonFiniteLatents
 from underpaint_server.models.families import Family
 from underpaint_server.models.tensors import finite, overflow_advice
 from underpaint_server.rows import Denoise
+from underpaint_server.settings import Settings
 
 TEXTS = ["a red apple on a table", ""]
 """Prompts of the two rows of the network's pass."""
@@ -22,6 +26,22 @@ NOISE = (0.9, 0.1)
 """Timesteps of the two rows, as shares of the schedule."""
 PLAUSIBLE = 1e4
 """Largest absolute value of predicted standard normal noise that a network may return."""
+
+
+def try_once(model: Family, settings: Settings, note: Callable[[str], None]) -> None:
+    """:func:`try_one_edit`, unless it succeeded before with the same checkpoint, number format, kind of device and
+    versions, which is kept in the cache directory. ``note`` is told if it does."""
+    facts = (__version__, torch.__version__, model.digest, model.unet.dtype, describe(model.unet.device))
+    text = "\n".join(map(str, facts))
+    directory = cache.directory(settings)
+    path = None if directory is None else directory / "tried" / sha256(text.encode()).hexdigest()[:32]
+    with suppress(OSError):
+        if path is not None and path.read_text() == text:
+            return
+    note("trying one small edit")
+    try_one_edit(model)
+    if path is not None:
+        cache.write(path, text)
 
 
 def try_one_edit(model: Family) -> None:

@@ -365,6 +365,8 @@ class Dispatcher:
                 model=info.id,
                 digest=info.digest,
                 dtype=info.dtype,
+                backend=info.backend,
+                exactness=info.exactness.value,
                 batch_class=info.batch_class,
                 seconds=round(seconds, 2),
             )

@@ -12,12 +12,10 @@ from typing import Protocol
 
 import structlog
 
-from underpaint_server.cores import usable_cores
 from underpaint_server.dispatch.process import EngineProcess
 from underpaint_server.dispatch.stall import CpuUse
 from underpaint_server.engine.messages import Load, LoadFailed, Order, Ready, Report
 from underpaint_server.errors import ModelNotReady, UnderpaintError, WorkerRestarted
-from underpaint_server.jobs import ModelInfo
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics, report_unexpected
 
@@ -83,8 +81,7 @@ class Supervisor:
         self._crashes = self._refused = self._lost_spares = 0
         self._reason, self._cause = "crash", ""
         self._given_up = False
-        self._known: dict[str, ModelInfo] = {}
-        self._cores = 0
+        self._was_ready = False
         self._began = self._start_s = 0.0
         self._changed = asyncio.Event()
 
@@ -98,7 +95,7 @@ class Supervisor:
             return
         self._refused = 0
         self._process = process
-        process.send(Load(self._known if self._cores == usable_cores() else {}))
+        process.send(Load())
 
     @property
     def restart_s(self) -> float:
@@ -230,7 +227,7 @@ class Supervisor:
         self.errors = errors
         self._cause = "; ".join(f"{name}: {error.message}" for name, error in errors.items())
         log.error("no model can be loaded", error=self._cause)
-        if not self._known and all(isinstance(error, ModelNotReady) for error in errors.values()):
+        if not self._was_ready and all(isinstance(error, ModelNotReady) for error in errors.values()):
             self._given_up = True
             self._fail(self._cause)
 
@@ -238,8 +235,7 @@ class Supervisor:
         loading_s = sum(seconds for _, seconds in report.models)
         self._start_s = loading_s if self._settings.spare_engine else time.monotonic() - self._began
         self.error, self.errors = "", report.failed
-        self._known |= {info.id: info for info, _ in report.models}
-        self._cores = usable_cores()
+        self._was_ready = True
         self._lost_spares = 0
         self._set(EngineState.READY)
         log.info("engine ready", pid=process.pid, seconds=round(time.monotonic() - self._began, 2))

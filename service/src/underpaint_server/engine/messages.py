@@ -13,10 +13,6 @@ from underpaint_server.jobs import Job, ModelInfo, Preview, Priority, Progress, 
 class Load:
     """Load the configured models and serve them: the first order that a process gets, and only once."""
 
-    known: Mapping[str, ModelInfo]
-    """Id of a model -> what an earlier process on this machine found, with the same settings. What is equal in the
-    checkpoint and in the fingerprint need not be measured again."""
-
 
 @dataclass(frozen=True, slots=True)
 class StartJob:

@@ -10,7 +10,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,6 @@ import structlog
 from underpaint_server import cache
 from underpaint_server.engine.messages import Load, LoadFailed, Order, Ready, Report
 from underpaint_server.errors import Bug, UnderpaintError, cause_of
-from underpaint_server.jobs import ModelInfo
 from underpaint_server.settings import Settings
 from underpaint_server.signals import end_with_parent
 from underpaint_server.telemetry import configure_logging, log_prints
@@ -59,8 +58,8 @@ def main(pipe: Connection, settings: Settings) -> None:
 
     preload(settings)
     match inbox.get():
-        case Load(known=known):
-            backends, seconds, errors = _load(settings, known)
+        case Load():
+            backends, seconds, errors = _load(settings)
         case _:
             return
     if not backends:
@@ -85,9 +84,7 @@ def spin_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
-def _load(
-    settings: Settings, known: Mapping[str, ModelInfo]
-) -> tuple[dict[str, "Backend"], dict[str, float], dict[str, UnderpaintError]]:
+def _load(settings: Settings) -> tuple[dict[str, "Backend"], dict[str, float], dict[str, UnderpaintError]]:
     """The backends of the models that can be served, the seconds that each took, and why the others cannot."""
     from underpaint_server.backends import load
     from underpaint_server.backends.protocol import DeviceLost
@@ -96,7 +93,7 @@ def _load(
     for name, location in settings.model_locations:
         begin = time.monotonic()
         try:
-            backends[name] = load(location, name, settings, known.get(name))
+            backends[name] = load(location, name, settings)
         except UnderpaintError as error:
             errors[name] = error
         except DeviceLost:

@@ -22,7 +22,7 @@ from prometheus_client import (
     values as library_values,
 )
 
-from underpaint_server.jobs import ModelInfo, Phase, Priority
+from underpaint_server.jobs import Exactness, ModelInfo, Phase, Priority
 from underpaint_server.methods import JOB_NAMES
 from underpaint_server.telemetry.scrape import AtScrape, CallsView, EngineView, LogView, OperationsView, StoreView
 
@@ -40,6 +40,14 @@ _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _BYTES = tuple(1024 * 4**power for power in range(9))
 _PIXELS = tuple(65536 * 2**power for power in range(9))
+
+_EXACTNESS: Mapping[Exactness, int] = {
+    Exactness.ANY_SIZE: 1,
+    Exactness.ROW_BY_ROW: 1,
+    Exactness.FIXED_SIZE: 0,
+    Exactness.INEXACT: -1,
+}
+"""Values of ``underpaint_exact_batching``."""
 
 
 class Metrics:
@@ -189,6 +197,7 @@ class Metrics:
         """A model was loaded in ``seconds``. From now on its id is a known label value."""
         self._models.add(info.id)
         self._model_info.labels(info.id, info.digest, info.dtype).set(1)
+        self._exact_batching.labels(info.id).set(_EXACTNESS[info.exactness])
         self._model_load.labels(info.id).observe(seconds)
 
     def on_memory(self, *, device: str, kind: str, bytes: int) -> None:
@@ -299,6 +308,12 @@ class Metrics:
         self._model_load = spread("underpaint_model_load_seconds", "Time to load a model.", _LOAD_S, "model")
         self._model_info = Gauge(
             "underpaint_model_info", "Loaded models.", ("model", "digest", "dtype"), registry=self.registry
+        )
+        self._exact_batching = Gauge(
+            "underpaint_exact_batching",
+            "Passes in which equal rows have equal bits: 1 of any size, 0 of a fixed size, -1 none.",
+            ("model",),
+            registry=self.registry,
         )
         self._memory = Gauge(
             "underpaint_gpu_memory_bytes", "Device memory.", ("device", "kind"), registry=self.registry

@@ -9,6 +9,7 @@ from underpaint.v1 import model_service_pb2_grpc
 
 from underpaint_server.dispatch.supervisor import EngineState
 from underpaint_server.errors import FieldInvalid, FieldViolation, MethodDisabled
+from underpaint_server.jobs import Exactness
 from underpaint_server.rpc.calls.messages import Context
 from underpaint_server.rpc.context import ServerContext
 from underpaint_server.wire.fields import page_size
@@ -20,6 +21,13 @@ _STATES: Final = {
     EngineState.RESTARTING: messages.MODEL_STATE_LOADING,
     EngineState.FAILED: messages.MODEL_STATE_FAILED,
     EngineState.CLOSED: messages.MODEL_STATE_DRAINING,
+}
+
+_EXACTNESS: Final = {
+    Exactness.ANY_SIZE: messages.EXACT_BATCHING_ANY_SIZE,
+    Exactness.ROW_BY_ROW: messages.EXACT_BATCHING_ROW_BY_ROW,
+    Exactness.FIXED_SIZE: messages.EXACT_BATCHING_FIXED_SIZE,
+    Exactness.INEXACT: messages.EXACT_BATCHING_INEXACT,
 }
 
 
@@ -78,6 +86,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             model.methods.extend(info.methods)
             model.feature_sites.extend(info.feature_sites)
             model.prompt_tokens = info.prompt_tokens
+            model.exact_batching, model.batch_class = _EXACTNESS[info.exactness], info.batch_class or 0
+            model.backend = info.backend
         return model
 
 
