@@ -14,7 +14,7 @@ from torch import Tensor
 from underpaint_server.backends import load
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.errors import ModelNotReady
-from underpaint_server.jobs import LearnJob
+from underpaint_server.jobs import Exactness, LearnJob
 from underpaint_server.methods.edict.options import EdictEdit
 from underpaint_server.rows import Batch, Captured, Decode, Denoise, Embed, Encode, PullBack, Row
 from underpaint_server.settings import Settings
@@ -185,7 +185,7 @@ def test_rows_by_themselves_have_the_same_bits_at_any_size(backend: Backend) -> 
     """What is done where chunks of several rows have other bits; the sizes of chunks cannot matter then."""
     pinned = load("", "mini", RUNTIMES[_name(backend)].model_copy(update={"exact_batching": "pinned"}))
     info = pinned.facts.info
-    assert (info.batch_class, info.isolates_rows) == (None, True)
+    assert (info.batch_class, info.exactness) == (None, Exactness.ROW_BY_ROW)
     asked = [denoise(backend, i, capture=("mid",)) for i in range(5)]
     alone = [predict(pinned, row)[0] for row in asked]
     for found, expected in zip(predict(pinned, *asked), alone, strict=True):
