@@ -32,7 +32,7 @@ def test_a_users_checkpoint_is_measured_completely_for_the_servers_that_come_aft
 ) -> None:
     """As a shell runs it. A server's limit of time, which its environment may set, does not count."""
     directory, kept = checkpoints.build(tmp_path / "sd"), str(tmp_path / "cache")
-    flags = ("--max-batch-size", "4", "--cache-dir", kept, "--exact-batching-s", "0.001")
+    flags = ("--backend", "torch", "--max-batch-size", "4", "--cache-dir", kept, "--exact-batching-s", "0.001")
     line = (sys.executable, "-m", "underpaint_server", "self-test", str(directory), *flags)
     ended = subprocess.run(line, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -49,7 +49,7 @@ def test_a_users_checkpoint_is_measured_completely_for_the_servers_that_come_aft
     assert lines["kept in"] == kept
     assert "measuring whether the number of rows in a pass changes bits: 640 rows" in ended.stderr
 
-    settings = Settings(max_batch_size=4, cache_dir=kept, exact_batching_s=0.001)
+    settings = Settings(backend="torch", max_batch_size=4, cache_dir=kept, exact_batching_s=0.001)
     info = load(str(directory), "mine", settings).facts.info
     assert info.exactness is (Exactness.ANY_SIZE if int(compared[0]) == 0 else Exactness.FIXED_SIZE)
     notes = capsys.readouterr().out
@@ -69,7 +69,7 @@ def test_a_users_checkpoint_is_measured_completely_for_the_servers_that_come_aft
 def test_the_toy_in_passes_of_any_size_and_of_one(
     place: str, batching: str, passes: str, unequal: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    settings = SelfTestSettings(directory=place, cache_dir=str(tmp_path), exact_batch_class=4, exact_batching=batching)  # type: ignore[arg-type]
+    settings = SelfTestSettings(directory=place, cache_dir=str(tmp_path), exact_batch_class=4, exact_batching=batching)
     assert main(settings) == 0
     lines = said(capsys.readouterr().out)
     assert lines["passes"] == passes

@@ -220,3 +220,16 @@ def test_a_cache_directory_that_cannot_be_used_is_a_warning(
     (tmp_path / "a file").write_text("")
     assert cache.directory(Settings(cache_dir=str(tmp_path / name))) is None
     assert "the cache directory cannot be used" in capsys.readouterr().out
+
+
+def test_a_small_file_is_written_whole_and_read_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(cache_dir=str(tmp_path / "cache"))
+    assert cache.read(settings, "folder/name") is None
+    for text in ("one", "another"):
+        cache.write(settings, "folder/name", text)
+        assert cache.read(settings, "folder/name") == text.encode()
+    assert [path.name for path in (tmp_path / "cache/folder").iterdir()] == ["name"]
+    cache.write(settings, "folder/name/below", "one")
+    assert "cannot be written" in capsys.readouterr().out
+    assert cache.read(settings, "folder/name/below") is None
+    assert cache.read(Settings(cache_dir="a\0b"), "name") is None

@@ -35,11 +35,23 @@ def location(settings: Settings) -> Path:
     return Path(settings.cache_dir) if settings.cache_dir else _default()
 
 
-def write(path: Path, text: str) -> None:
-    """Write a small file of the cache directory in one step: who reads it finds the one before or this one, whole.
+def read(settings: Settings, name: str) -> bytes | None:
+    """The small file of this name, such as "folder/file"; None if there is none. Raises :class:`OSError`."""
+    try:
+        return (location(settings) / name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, RuntimeError, ValueError):  # or no directory can be named
+        return None
+
+
+def write(settings: Settings, name: str, text: str) -> None:
+    """Write a small file in one step: who reads it finds the one before or this one, whole.
 
     A failure is a warning in the log.
     """
+    folder = directory(settings)
+    if folder is None:
+        return
+    path = folder / name
     try:
         path.parent.mkdir(exist_ok=True)
         with NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:

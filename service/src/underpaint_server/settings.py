@@ -286,8 +286,8 @@ class Settings(BaseSettings):
 
 
 SELF_TEST_SETTINGS: Final = (
-    "device", "dtype", "threads", "exact_batching", "exact_batch_class", "max_batch_size", "allow_network", "cache_dir",
-    "log_level", "directory",
+    "backend", "device", "dtype", "threads", "exact_batching", "exact_batch_class", "max_batch_size", "allow_network",
+    "cache_dir", "log_level", "directory",
 )  # fmt: skip
 """The settings that have an effect on ``self-test``; its ``--help`` lists only these."""
 CHECK_SETTINGS: Final = (*SELF_TEST_SETTINGS, "exact_batching_s", "clips", "vgg")

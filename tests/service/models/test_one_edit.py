@@ -33,7 +33,7 @@ NAN, HUGE = float("nan"), 1e38
 @pytest.fixture(autouse=True)
 def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that was tried by an earlier test is tried again."""
-    monkeypatch.setattr(cache, "directory", lambda settings: None)
+    monkeypatch.setattr(cache, "read", lambda settings, name: None)
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +222,22 @@ def test_latents_that_are_no_numbers_name_the_dtype_that_overflowed(directory: P
         outcomes: Sequence[Any] = bench.run(jobs)
     assert all(isinstance(outcome, InternalError) for outcome in outcomes)
     assert all("start the server with --dtype bfloat16" in outcome.message for outcome in outcomes)
+
+
+def test_a_checkpoint_is_tried_once_and_again_after_any_change(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()  # what is kept is read
+    kept = PINNED.model_copy(update={"cache_dir": str(tmp_path / "kept"), "backend": "torch"})
+
+    def is_tried(settings: Settings) -> bool:
+        load(str(copy), "m", settings)
+        return "trying one small edit" in capsys.readouterr().out
+
+    assert [is_tried(kept), is_tried(kept)] == [True, False]
+    (file,) = (tmp_path / "kept/tried").iterdir()
+    file.write_text(file.read_text()[:-1])
+    assert [is_tried(kept), is_tried(kept)] == [True, False]
+    assert is_tried(kept.model_copy(update={"dtype": "bfloat16"}))
+    checkpoints.scale(copy / UNET, "conv_out.weight", 0.5)
+    assert is_tried(kept)

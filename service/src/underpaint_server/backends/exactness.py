@@ -1,21 +1,19 @@
 """Which passes give a row the same bits on this machine: measured once, and kept in the cache directory.
 
-Three questions are answered for a model: whether it can compute an edit at all, whether the size of a pass changes the
-bits of a row, and how many rows a pass should have where it does. Only the last answer depends on time, and it is kept
-too, so that every start on a machine takes the same one.
+Two questions are answered for a model: whether the size of a pass changes the bits of a row, and how many rows a pass
+should have where it does. The second answer depends on time, and is kept too, so that every start on a machine takes
+the same one.
 """
 
 import json
-import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import inf
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Literal
 
 import structlog
@@ -153,17 +151,15 @@ def establish(
     network: Network,
     key: Key,
     settings: Settings,
-    trial: Callable[[], None],
     note: Callable[[str], None],
     survey: Survey | None = None,
 ) -> Verdict:
     """Find out how the network is to be run: from the cache directory, as far as it was measured here before.
 
-    ``trial`` raises :class:`ModelNotReady` for a model that cannot compute an edit; it runs unless one with this key
-    could before. ``note`` is told what is being done. Raises :class:`ModelNotReady` if not even the smallest pass, or
-    one of the batch class, fits the device's memory.
+    ``note`` is told what is being done. Raises :class:`ModelNotReady` if the smallest pass, or one of the batch class,
+    does not fit the device's memory.
     """
-    return _Establishing(network, key, settings, note, survey or Survey()).run(trial)
+    return _Establishing(network, key, settings, note, survey or Survey()).run()
 
 
 class _Establishing:
@@ -177,21 +173,17 @@ class _Establishing:
         self._is_auto = settings.exact_batching == "auto"
         self._given = 0 if network.isolate else min(settings.exact_batch_class, network.maximum)
 
-    def run(self, trial: Callable[[], None]) -> Verdict:
-        directory = cache.directory(self._settings)
-        kept = None if self._complete or directory is None else _read(directory, self._key)
-        if kept is None:
-            self._note("trying one small edit")
-            trial()
+    def run(self) -> Verdict:
+        kept = None if self._complete else _read(self._settings, self._key)
         self._note("computing the fingerprint")
         entry = Entry(key=self._key, fingerprint=self._fingerprint())
         if kept is not None and kept.fingerprint != entry.fingerprint:
-            self._note("it has other bits than when it was measured, so it is tried and measured again")
-            trial()
+            self._note("it has other bits than when it was measured, so it is measured again")
             kept = None
         verdict = self._judge(self._measure(kept or entry))
-        if verdict.measured != kept and directory is not None:
-            _write(directory, verdict.measured)
+        if verdict.measured != kept:
+            text = json.dumps(verdict.measured.model_dump(mode="json"), indent=1)
+            cache.write(self._settings, _name(self._key), text)
         self._explain(verdict)
         return verdict
 
@@ -239,8 +231,12 @@ class _Establishing:
 
     def _times(self) -> dict[int, float]:
         self._note("measuring how long a pass takes")
-        smallest = max(self._network.minimum, 1 if self._network.isolate else 2)
-        sizes = [smallest] if self._network.isolate else [smallest, self._given] if self._given else CLASSES
+        smallest = self._network.minimum if self._network.isolate else max(self._network.minimum, 2)
+        sizes: Sequence[int] = CLASSES
+        if self._complete:
+            sizes = sorted({smallest, *CLASSES, self._given} - {0})
+        elif self._network.isolate or self._given:
+            sizes = [smallest, self._given]
         return time_passes(self._network, sizes, limit_s=self._limit_s, thorough=self._complete or bool(self._given))
 
     def _any_size(self, entry: Entry) -> Comparison | None:
@@ -314,37 +310,22 @@ def _too_large(rows: int, advice: str) -> str:
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def _path(directory: Path, key: Key) -> Path:
-    return directory / "exactness" / f"{sha256(repr(key).encode()).hexdigest()[:32]}.json"
+def _name(key: Key) -> str:
+    return f"exactness/{sha256(repr(key).encode()).hexdigest()[:32]}.json"
 
 
-def _read(directory: Path, key: Key) -> Entry | None:
+def _read(settings: Settings, key: Key) -> Entry | None:
     """What was measured with this key; None if nothing was, or if it cannot be read."""
-    path = _path(directory, key)
     try:
-        entry = Entry.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
+        data = cache.read(settings, _name(key))
+        if data is None:
+            return None
+        entry = Entry.model_validate_json(data)
     except (OSError, ValueError) as error:
         problem = str(error)
     else:
         if entry.key == key:
             return entry
         problem = "it is of another model or machine"
-    log.warning("a file of measurements cannot be used and is written again", path=str(path), error=problem)
+    log.warning("a file of measurements cannot be used and is written again", file=_name(key), error=problem)
     return None
-
-
-def _write(directory: Path, entry: Entry) -> None:
-    """Keep an entry, in one step: another process reads the file before or the file after."""
-    path = _path(directory, entry.key)
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(json.dumps(entry.model_dump(mode="json"), indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).chmod(0o644)  # servers of other users may read it
-        Path(file.name).replace(path)
-    except OSError as error:
-        log.warning("measurements cannot be kept, so the next start measures again", path=str(path), error=str(error))

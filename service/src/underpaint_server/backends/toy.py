@@ -105,7 +105,7 @@ class ToyBackend:
         if survey is not None and survey.complete:
             network = Network(self._noise_preds, SHAPE, SHAPE, 1, settings.max_batch_size)
             key = Key(__version__, "toy", "1", digest, "float64", "", 0, 1, settings.max_batch_size)
-            self.verdict = establish(network, key, settings, lambda: None, lambda _: None, survey)
+            self.verdict = establish(network, key, settings, lambda _: None, survey)
             exactness, self._class = self.verdict.exactness, self.verdict.native_class
         info = ModelInfo(
             id=model_id,

@@ -33,15 +33,13 @@ def try_once(model: Family, settings: Settings, note: Callable[[str], None]) -> 
     versions, which is kept in the cache directory. ``note`` is told if it does."""
     facts = (__version__, torch.__version__, model.digest, model.unet.dtype, describe(model.unet.device))
     text = "\n".join(map(str, facts))
-    directory = cache.directory(settings)
-    path = None if directory is None else directory / "tried" / sha256(text.encode()).hexdigest()[:32]
+    name = f"tried/{sha256(text.encode()).hexdigest()[:32]}"
     with suppress(OSError):
-        if path is not None and path.read_text() == text:
+        if cache.read(settings, name) == text.encode():
             return
     note("trying one small edit")
     try_one_edit(model)
-    if path is not None:
-        cache.write(path, text)
+    cache.write(settings, name, text)
 
 
 def try_one_edit(model: Family) -> None:
