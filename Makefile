@@ -103,6 +103,7 @@ $(VENV)/.run: $(VENV)/bin/pip $(LOCKS)/build.txt $(LOCKS)/run.txt $(PACKAGES:=/p
 	$(PIP_LOCKED) -r $(LOCKS)/build.txt -r $(LOCKS)/run.txt
 	$(if $(TORCH),$(PIP_INSTALL) '$(TORCH)')
 	$(PIP_INSTALL) --no-deps --no-build-isolation $(foreach package,$(PACKAGES),-e $(package))
+	@if [ -x $(BIN)/underpaint-server ]; then $(BIN)/underpaint-server export || echo "later starts export again"; fi
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run $(LOCKS)/dev.txt

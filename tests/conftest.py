@@ -1,6 +1,7 @@
 """For every suite."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,10 @@ os.environ.setdefault("UNDERPAINT_STALL_S", "600")
 # A network is measured to the end, however busy the machine is.
 os.environ.setdefault("UNDERPAINT_EXACT_BATCHING_S", "3600")
 # The tests' own, so that no test reads or leaves anything in a user's; one for all, because making it takes time.
-os.environ.setdefault("UNDERPAINT_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "tests"))
+_CACHE = Path(os.environ.setdefault("UNDERPAINT_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "tests")))
+_EXPORTED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "underpaint" / "onnx"
+if _EXPORTED.is_dir() and not (_CACHE / "onnx").exists():  # the files that `make` has made; the tests add others
+    shutil.copytree(_EXPORTED, _CACHE / "onnx", dirs_exist_ok=True)
 
 import pytest
 from hypothesis import settings

@@ -2,6 +2,7 @@
 
 ``underpaint-server check-model DIRECTORY`` tries a checkpoint instead, see :mod:`underpaint_server.check_model`, and
 ``underpaint-server self-test DIRECTORY`` measures its exactness, see :mod:`underpaint_server.self_test`.
+``underpaint-server export`` fills the cache directory, see :mod:`underpaint_server.export`.
 """
 
 import argparse
@@ -16,8 +17,10 @@ from pydantic_settings import CliSettingsSource
 from underpaint_server.engine.worker import spin_briefly
 from underpaint_server.settings import (
     CHECK_SETTINGS,
+    EXPORT_SETTINGS,
     SELF_TEST_SETTINGS,
     CheckSettings,
+    ExportSettings,
     SelfTestSettings,
     Settings,
     unknown_variables,
@@ -36,6 +39,8 @@ def main() -> None:
             sys.exit(_check(_read(CheckSettings, sys.argv[2:], CHECK_SETTINGS)))
         if sys.argv[1:2] == ["self-test"]:
             sys.exit(_self_test(_read(SelfTestSettings, sys.argv[2:], SELF_TEST_SETTINGS)))
+        if sys.argv[1:2] == ["export"]:
+            sys.exit(_export(_read(ExportSettings, sys.argv[2:], EXPORT_SETTINGS)))
         settings = _read(Settings, sys.argv[1:], tuple(Settings.model_fields))
     except ValidationError as error:
         sys.exit(_explain(error))
@@ -88,6 +93,13 @@ def _self_test(settings: SelfTestSettings) -> int:
     from underpaint_server.self_test import main as test  # not at the top: it loads torch
 
     return test(settings)
+
+
+def _export(settings: ExportSettings) -> int:
+    spin_briefly()
+    from underpaint_server.export import main as export  # not at the top: it loads torch
+
+    return export(settings)
 
 
 def _explain(error: ValidationError) -> int:

@@ -328,6 +328,24 @@ class SelfTestSettings(CheckSettings):
     model_config = SettingsConfigDict(cli_prog_name="underpaint-server self-test")
 
 
+EXPORT_SETTINGS: Final = (
+    "models", "allow_network", "backend", "device", "dtype", "threads", "exact_batching", "exact_batching_s",
+    "exact_batch_class", "max_batch_size", "cache_dir", "log_level",
+)  # fmt: skip
+"""The settings that have an effect on ``export``; its ``--help`` lists only these."""
+
+
+class ExportSettings(Settings):
+    """Load the models once, so that later starts of the server are fast: fills cache-dir.
+
+    The networks are exported for the backends that compile them, and it is measured how exact they are on this machine.
+    Nothing is served. Exits with status 1 if a model cannot be served, or if files cannot be written to cache-dir. The
+    server's other flags and all its environment variables are accepted too, and have no effect here.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="underpaint-server export")
+
+
 # --- environment ------------------------------------------------------------------------------------------------------
 
 _PREFIX: Final = "UNDERPAINT_"
