@@ -28,6 +28,9 @@ COPY models/underpaint-mini models/underpaint-mini
 RUN python3 -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels ./client ./models/underpaint-mini ./service \
     && python3 -m pip --python /opt/underpaint/bin/python install --no-deps --no-index /wheels/*.whl
 
+# The embedded model for OpenVINO, so that the first start need not export it.
+RUN UNDERPAINT_CACHE_DIR=/opt/underpaint/cache /opt/underpaint/bin/underpaint-server export
+
 
 FROM python:3.11-slim-bookworm
 
@@ -43,7 +46,8 @@ ENV PATH=/opt/underpaint/bin:$PATH \
     HOME=/tmp \
     HF_HUB_OFFLINE=1 \
     UNDERPAINT_LISTEN=0.0.0.0:50051 \
-    UNDERPAINT_METRICS_LISTEN=0.0.0.0:9464
+    UNDERPAINT_METRICS_LISTEN=0.0.0.0:9464 \
+    UNDERPAINT_CACHE_DIR=/opt/underpaint/cache
 
 USER 10001:10001
 WORKDIR /var/lib/underpaint

@@ -1,11 +1,14 @@
 """Exported networks in the cache directory: made once, shared, and made again when they are damaged."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 from support import checkpoints
+from support.waiting import PATIENCE_S
 from underpaint_server.backends.export import export, key
 from underpaint_server.models import families
 from underpaint_server.models.families import Family
@@ -113,6 +116,27 @@ def test_files_of_a_directory_that_is_read_only_are_used(model: Family, cached: 
     finally:
         for folder in folders:
             folder.chmod(0o755)
+
+
+def test_the_command_makes_what_a_start_needs(directory: Path, cached: Path, tmp_path: Path) -> None:
+    """As its user runs it: nothing is left for a later start to export, and what cannot be kept is said."""
+    first = command("--models", f"m={directory}", "--cache-dir", str(cached), "--backend", "openvino")
+    assert first.returncode == 0, first.stderr
+    assert "m: loaded with openvino" in first.stderr
+    assert "exporting" not in first.stderr, "another process has made them"
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    second = command("--models", f"m={directory}", "--cache-dir", str(in_the_way))
+    assert second.returncode == 1
+    assert "cache_dir" in second.stderr
+    third = command("--models", f"m={tmp_path / 'missing'}", "--cache-dir", str(cached))
+    assert third.returncode == 1
+    assert "m: " in third.stderr
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-m", "underpaint_server", "export", *arguments]
+    return subprocess.run(call, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def _nothing(_graph: object, _unet: object, file: Path) -> None:
