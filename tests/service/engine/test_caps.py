@@ -79,6 +79,16 @@ def test_a_machine_that_is_busy_now_and_idle_then_changes_nothing(pass_s: Callab
     assert caps.news(KEY) == settled.news(KEY)
 
 
+def test_durations_that_are_known_a_pass_later_teach_the_same() -> None:
+    """As on a device that computes while the next pass is prepared."""
+    caps, last = Caps(16), 16
+    for _ in range(10 * TRIAL):
+        rows = caps[KEY]
+        caps.passed(KEY, last, until_eight(last))
+        last = rows
+    assert caps.news(KEY) == 8
+
+
 def test_passes_that_are_short_or_not_full_teach_nothing() -> None:
     caps = Caps(16)
     busy(caps, lambda rows: linear(rows) / 100, 10 * TRIAL)

@@ -181,6 +181,8 @@ def test_gauges_are_what_the_engine_says_at_each_scrape() -> None:
     assert value(metrics, "underpaint_num_requests_waiting", priority="interactive") == 0
     assert value(metrics, "underpaint_num_requests_running") == 3
     assert value(metrics, "underpaint_queue_capacity") == 64
+    engine.max_batch_sizes = {("mini", "denoise", "own"): 8}
+    assert value(metrics, "underpaint_max_batch_size", model="mini", kind="denoise", size="own") == 8
     assert value(metrics, "underpaint_model_ready", model="mini") == 1
     assert value(metrics, "underpaint_model_ready", model="broken") == 0
     assert value(metrics, "underpaint_estimated_backlog_seconds") == 12.5

@@ -91,16 +91,16 @@ class Caps:
     def passed(self, key: Key, rows: int, duration_s: float) -> None:
         """A pass of ``rows`` rows took ``duration_s`` seconds; ``rows`` count without padding."""
         cap = self._of(key)
-        if rows != cap.now:
-            return
         if cap.trial is not None:
-            cap.seconds[rows].append(duration_s)
+            seconds = cap.seconds.get(rows)
+            if seconds is not None and len(seconds) < TRIES:
+                seconds.append(duration_s)
             if len(cap.seconds[cap.rows]) == len(cap.seconds[cap.trial]) == TRIES:
                 self._decide(key, cap, cap.trial)
-            return
-        cap.full += 1
-        if cap.full >= cap.wait:
-            self._try(cap, may_halve=duration_s >= LONG_S)
+        elif rows == cap.rows:
+            cap.full += 1
+            if cap.full >= cap.wait:
+                self._try(cap, may_halve=duration_s >= LONG_S)
 
     def failed(self, key: Key, rows: int) -> None:
         """A pass of ``rows`` rows, at least 2, did not fit in the device's memory."""
