@@ -8,10 +8,12 @@ from underpaint_server.backends.protocol import Backend
 from underpaint_server.settings import Settings
 
 MODEL_ID = "underpaint-mini"
-SERVER: Mapping[str, object] = {}
-"""Settings of the server under test, by their Python names; empty is a server as it is installed. The network behind
-the other serving frameworks is loaded with the same settings, so that only scheduling differs. ``UNDERPAINT_*``
-variables change both alike."""
+SERVER: Mapping[str, object] = {
+    name: value for name, value in {"reuse_bytes": 0}.items() if name in Settings.model_fields
+}
+"""Settings of the server under test, by their Python names; all others are as it is installed. Rounds and loads repeat
+the same edits, so it must not keep what it computed. The network behind the other serving frameworks is loaded with the
+same settings, so that only scheduling differs. ``UNDERPAINT_*`` variables change both alike."""
 AT_ONCE = 8
 """Requests of the closed comparison, and the largest batch of the request-level batchers."""
 BATCH_TIMEOUT_S = 0.05
