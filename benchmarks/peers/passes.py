@@ -70,8 +70,10 @@ def _passes(ours: Backend, openvino: OpenVino | None) -> dict[str, Pass]:
     shapes = row_shapes(ours)
     found = {
         f"{OURS} ({ours.facts.info.dtype})": _of_backend(ours),
-        TORCH: _of_backend(backend("torch:", dtype="float32")),
-        "the server's torch backend, bfloat16": _of_backend(backend("torch:", dtype="bfloat16")),
+        TORCH: _of_backend(backend("torch:", dtype="float32", exact_batching="pinned")),
+        "the server's torch backend, bfloat16": _of_backend(
+            backend("torch:", dtype="bfloat16", exact_batching="pinned")
+        ),
         "diffusers eager, float32": _of_network(eager(torch.float32), shapes),
         "diffusers eager, bfloat16": _of_network(eager(torch.bfloat16), shapes),
     }

@@ -9,10 +9,9 @@ from underpaint_server.settings import Settings
 
 MODEL_ID = "underpaint-mini"
 SERVER: Mapping[str, object] = {"reuse_bytes": 0}
-"""Settings of the server under test, by their Python names; the others are those of a server as it is installed. The
-same requests are repeated here, so answers are not reused. The network behind
-the other serving frameworks is loaded with the same settings, so that only scheduling differs. ``UNDERPAINT_*``
-variables change both alike."""
+"""Settings of the server under test, by their Python names; all others are as it is installed. Rounds and loads repeat
+the same edits, so it must not keep what it computed. The network behind the other serving frameworks is loaded with the
+same settings, so that only scheduling differs. ``UNDERPAINT_*`` variables change both alike."""
 AT_ONCE = 8
 """Requests of the closed comparison, and the largest batch of the request-level batchers."""
 BATCH_TIMEOUT_S = 0.05

@@ -181,7 +181,7 @@ def test_a_batch_of_requests_gives_what_each_gives_alone_and_counts_its_rows() -
 @pytest.fixture(scope="module")
 def reference() -> Iterator[Lockstep]:
     threads = torch.get_num_threads()
-    yield Lockstep(load_backend("", MODEL_ID, Settings(exact_batching="pinned")), 16)
+    yield Lockstep(load_backend("torch:", MODEL_ID, Settings(dtype="float32", exact_batching="pinned")), 16)
     torch.set_num_threads(threads)
 
 
