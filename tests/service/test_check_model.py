@@ -62,7 +62,8 @@ def test_what_takes_long_is_seen_to_go_on(
     """A DDPM of 256 px takes minutes on a CPU, and stderr may be a file."""
     monkeypatch.setattr(offline, "LINE_EVERY_S", 0.0)
     directory = checkpoints.build_ddpm(tmp_path / "ddpm")
-    assert main(CheckSettings(directory=str(directory), max_batch_size=2, cache_dir=str(tmp_path / "cache"))) == 0
+    kept = str(tmp_path / "cache")
+    assert main(CheckSettings(directory=str(directory), backend="torch", max_batch_size=2, cache_dir=kept)) == 0
     lines = [line.removeprefix("underpaint-server: ") for line in capsys.readouterr().err.splitlines()]
     stages = (
         "reading the weights",
@@ -115,7 +116,8 @@ def test_a_path_that_no_setting_can_name_is_not_proposed(
 
 
 def test_the_command_takes_the_servers_flags(directory: Path) -> None:
-    ended = command(str(directory), "--dtype", "bfloat16", "--exact-batching=pinned", "--exact-batch-class", "3")
+    flags = ("--backend", "torch", "--dtype", "bfloat16", "--exact-batching=pinned", "--exact-batch-class", "3")
+    ended = command(str(directory), *flags)
     assert ended.returncode == 0, ended.stderr
     lines = said(ended.stdout)
     assert lines["runs in"].startswith("bfloat16 on ")

@@ -52,7 +52,7 @@ def _test(settings: SelfTestSettings) -> int:
     offline.print_fact("its bits", "the same alone and beside others" if is_equal else "other ones beside other jobs")
     offline.print_fact("passes", offline.PASSES[info.exactness].format(info.batch_class))
     is_exact = info.exactness is not Exactness.INEXACT and is_equal and max(errors) <= offline.EXACT
-    offline.print_fact("verdict", "exact" if is_exact else "not exact: use another --dtype or --device")
+    offline.print_fact("verdict", "exact" if is_exact else "not exact: use another --backend, --dtype or --device")
     directory = cache.directory(settings)
     offline.print_fact("kept in", str(directory) if directory else "nothing: no cache directory can be used")
     return 0 if is_exact else 1

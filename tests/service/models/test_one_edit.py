@@ -24,7 +24,7 @@ from underpaint_server.models.stable_diffusion import StableDiffusion
 from underpaint_server.rows import Batch, Decode, Embed, Encode
 from underpaint_server.settings import Settings
 
-PINNED = Settings(exact_batching="pinned")
+PINNED = Settings(backend="torch", exact_batching="pinned")
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 NAN, HUGE = float("nan"), 1e38

@@ -274,9 +274,12 @@ class _Establishing:
             case Exactness.ANY_SIZE:
                 self._note("the number of rows in a pass changes no bit")
             case Exactness.INEXACT:
-                self._note(
-                    "WARNING: equal rows have different bits in equal passes too, so no inversion is exact; use another"
-                    " --dtype or --device, and run underpaint-server self-test"
+                log.warning(
+                    "equal rows have different bits in passes of one size too, so no inversion is exact; use another"
+                    " --backend, --dtype or --device, and run underpaint-server self-test",
+                    digest=self._key.model,
+                    backend=self._key.backend,
+                    dtype=self._key.dtype,
                 )
             case _ if compared is not None and compared.is_exact is False:
                 self._note(f"the number of rows in a pass changes bits, by up to {compared.largest:.1e}, so {way}")
