@@ -82,7 +82,7 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         checkpoints.build_ddpm(directory, prediction_type=prediction or "epsilon")
     else:
         checkpoints.build(directory, prediction_type=family)
-    return load(str(directory), "users", Settings(exact_batching="pinned"))
+    return load(str(directory), "users", Settings(backend="torch", exact_batching="pinned"))
 
 
 def test_a_pass_of_the_network_does_not_wait(backend: Backend) -> None:
