@@ -14,10 +14,7 @@ os.environ.setdefault("UNDERPAINT_STALL_S", "600")
 # A network is measured to the end, however busy the machine is.
 os.environ.setdefault("UNDERPAINT_EXACT_BATCHING_S", "3600")
 # The tests' own, so that no test reads or leaves anything in a user's; one for all, because making it takes time.
-_CACHE = Path(os.environ.setdefault("UNDERPAINT_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "tests")))
-_EXPORTED = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "underpaint" / "onnx"
-if _EXPORTED.is_dir() and not (_CACHE / "onnx").exists():  # the files that `make` has made; the tests add others
-    shutil.copytree(_EXPORTED, _CACHE / "onnx", dirs_exist_ok=True)
+os.environ.setdefault("UNDERPAINT_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "tests"))
 
 import pytest
 from hypothesis import settings
@@ -32,6 +29,14 @@ settings.load_profile("untimed")
 
 INVARIANCE = "batch invariance"
 """Name of the property in which a test says which kind of processor it has met."""
+
+
+def pytest_configure() -> None:
+    """Take over the networks that `make` has exported; the tests add others."""
+    ours = Path(os.environ["UNDERPAINT_CACHE_DIR"]) / "onnx"
+    made = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "underpaint" / "onnx"
+    if made.is_dir() and not ours.exists():
+        shutil.copytree(made, ours, dirs_exist_ok=True)
 
 
 @pytest.fixture
