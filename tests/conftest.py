@@ -31,14 +31,6 @@ INVARIANCE = "batch invariance"
 """Name of the property in which a test says which kind of processor it has met."""
 
 
-def pytest_configure() -> None:
-    """Take over the networks that `make` has exported; the tests add others."""
-    ours = Path(os.environ["UNDERPAINT_CACHE_DIR"]) / "onnx"
-    made = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "underpaint" / "onnx"
-    if made.is_dir() and not ours.exists():
-        shutil.copytree(made, ours, dirs_exist_ok=True)
-
-
 @pytest.fixture
 def is_invariant(record_property: Callable[[str, object], None]) -> Callable[[str, int | None], bool]:
     """Whether a network's answers have the same bits at every batch size here: on some processors they do not, and
@@ -72,8 +64,15 @@ LONG = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep ``--dist loadgroup`` from sorting the groups by their number of tests, which would undo :data:`LONG`."""
+    """Keep ``--dist loadgroup`` from sorting the groups by their number of tests, which would undo :data:`LONG`.
+
+    And take over the networks that ``make`` has exported; the tests add others.
+    """
     config.option.loadscopereorder = False
+    ours = Path(os.environ["UNDERPAINT_CACHE_DIR"]) / "onnx"
+    made = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "underpaint" / "onnx"
+    if made.is_dir() and not ours.exists():
+        shutil.copytree(made, ours, dirs_exist_ok=True)
 
 
 @pytest.hookimpl(tryfirst=True)
