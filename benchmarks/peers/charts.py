@@ -77,7 +77,7 @@ class _Chart:
         else:
             step = 10.0 ** floor(log10(max(values) or 1.0))
             step = next(step * part for part in (0.1, 0.2, 0.5, 1, 2) if max(values) / (step * part) <= 6)
-            self._low, self._high = 0.0, step * ceil(max(values) / step + 1e-9)
+            self._low, self._high = 0.0, step * max(1, ceil(max(values) / step - 1e-9))
             ticks = [step * k for k in range(round(self._high / step) + 1)]
         for tick in ticks:
             y = self.up(tick)

@@ -58,7 +58,7 @@ FULL = Scale(
 )  # fmt: skip
 QUICK = Scale(
     steps=8, check_steps=4, rounds=1, slow_rounds=1, sizes=(1, 2, 8, 16), pass_rounds=1, cell_s=0.1,
-    factors=(0.6, 0.9), point_s=8.0, capacity_s=4.0, capacity_rounds=1,
+    factors=(0.6, 0.8), point_s=8.0, capacity_s=4.0, capacity_rounds=1,
     trace_steps=(4, 8), learning_steps=10, optimization_steps=2,
 )  # fmt: skip
 
