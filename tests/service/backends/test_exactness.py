@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from underpaint_server import backends
 from underpaint_server.backends import exactness
 from underpaint_server.backends.exactness import Key, Survey, Verdict, describe, establish
 from underpaint_server.backends.invariance import Network
+from underpaint_server.backends.protocol import Backend
+from underpaint_server.backends.toy import ToyBackend
 from underpaint_server.errors import ModelNotReady, OutOfMemory
 from underpaint_server.jobs import Exactness
 from underpaint_server.settings import Settings
@@ -185,6 +188,25 @@ def test_another_class_is_measured_when_it_is_asked_for(tmp_path: Path) -> None:
         assert verdict.native_class == verdict.measured.fallback_class == {0: 4, 40: 16}.get(batch_class, batch_class)
         assert verdict.measured.fallback is not None
         assert verdict.measured.fallback.is_exact
+
+
+@pytest.mark.parametrize(("exact", "chosen"), [({"a"}, "a"), ({"b"}, "b"), (set(), "b"), ({"a", "b"}, "a")])
+def test_auto_takes_the_first_backend_that_is_exact_or_the_last(
+    exact: set[str], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loader(name: str) -> Any:
+        def load(location: str, model_id: str, settings: Settings, survey: Survey | None) -> Backend:
+            backend = ToyBackend(model_id, settings)
+            exactness = Exactness.ANY_SIZE if name in exact else Exactness.INEXACT
+            info = replace(backend.facts.info, backend=name, exactness=exactness)
+            backend.facts = replace(backend.facts, info=info)
+            return backend
+
+        return lambda: load
+
+    monkeypatch.setattr(backends, "BACKENDS", {name: loader(name) for name in "ab"})
+    monkeypatch.setattr(backends, "AUTO", dict.fromkeys(("cpu", "cuda"), ("a", "b")))
+    assert backends.load("", "toy", Settings(backend="auto")).facts.info.backend == chosen
 
 
 # --- files --------------------------------------------------------------------------------------------------------

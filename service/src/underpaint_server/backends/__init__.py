@@ -12,6 +12,7 @@ import structlog
 from underpaint_server.backends.protocol import Backend
 from underpaint_server.backends.runtime import Unavailable
 from underpaint_server.errors import ModelNotReady, cause_of
+from underpaint_server.jobs import Exactness
 from underpaint_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ def load(location: str, model_id: str, settings: Settings, survey: "Survey | Non
     names, rest = _split(location, settings)
     for name in names:
         try:
-            return BACKENDS[name]()(rest, model_id, settings, survey)
+            backend = BACKENDS[name]()(rest, model_id, settings, survey)
+            if backend.facts.info.exactness is not Exactness.INEXACT or name == names[-1]:
+                return backend
+            log.warning("backend not used", backend=name, model=model_id, reason="equal rows have different bits")
         except Unavailable as error:
             if name == names[-1]:
                 raise ModelNotReady(f"backend: {error}") from error
