@@ -11,6 +11,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("UNDERPAINT_SPARE_ENGINE", "false")
 # Tests stop engine processes to hold what they do, for as long as a slow machine needs.
 os.environ.setdefault("UNDERPAINT_STALL_S", "600")
+# Tests of what a server is installed with say so; the others use torch in float32, which starts fastest.
+os.environ.setdefault("UNDERPAINT_BACKEND", "torch")
+os.environ.setdefault("UNDERPAINT_DTYPE", "float32")
 # A network is measured to the end, however busy the machine is.
 os.environ.setdefault("UNDERPAINT_EXACT_BATCHING_S", "3600")
 # The tests' own, so that no test reads or leaves anything in a user's; one for all, because making it takes time.

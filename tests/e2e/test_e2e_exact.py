@@ -55,16 +55,16 @@ async def test_a_round_trip_is_exact_in_the_middle_of_other_work(embedded: Local
     assert len(others) == 8
 
 
-async def test_a_round_trip_is_exact_in_bfloat16_in_the_middle_of_other_work(
-    bfloat16: LocalServer, is_invariant: Any
+async def test_a_round_trip_is_exact_with_the_default_backend_in_the_middle_of_other_work(
+    as_installed: LocalServer, is_invariant: Any
 ) -> None:
-    is_invariant(*batch_class_of(bfloat16))
-    async with AsyncClient(bfloat16.target) as client:
+    is_invariant(*batch_class_of(as_installed))
+    async with AsyncClient(as_installed.target) as client:
         exact = (
             client.invert(disc(), strength=0.8, **ROUND_TRIP),
             client.invert(disc((30, 90, 200)), strength=0.7, **ROUND_TRIP),
         )
-        deep, shallow, *_ = await together(bfloat16, (*exact, *_crowd(client)), inside=10)
+        deep, shallow, *_ = await together(as_installed, (*exact, *_crowd(client)), inside=10)
     assert _error(deep) <= EXACT
     assert _error(shallow) <= EXACT
     assert deep.usage is not None
@@ -72,11 +72,11 @@ async def test_a_round_trip_is_exact_in_bfloat16_in_the_middle_of_other_work(
     assert min(deep.usage.mean_batch_size, shallow.usage.mean_batch_size) > 1
 
 
-@pytest.mark.parametrize("dtype", ["embedded", "bfloat16"])
+@pytest.mark.parametrize("name", ["embedded", "as_installed"])
 def test_an_edit_to_the_photo_s_own_prompt_gives_the_photo_as_the_autoencoder_sees_it(
-    dtype: str, request: pytest.FixtureRequest
+    name: str, request: pytest.FixtureRequest
 ) -> None:
-    server: LocalServer = request.getfixturevalue(dtype)
+    server: LocalServer = request.getfixturevalue(name)
     with Client(server.target) as client:
         seen = _autoencoded(client, disc())
         same = client.edit(disc(), PROMPT, Edict(steps=10), source_prompt=PROMPT)

@@ -40,7 +40,7 @@ SAID = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalServer]:
-    with pytest.MonkeyPatch.context() as patch, LocalServer() as server:
+    with pytest.MonkeyPatch.context() as patch, LocalServer(backend="auto", dtype="auto") as server:
         patch.setenv("http_proxy", "http://127.0.0.1:1")  # a proxy that does not answer: none may be asked
         for name in ("no_proxy", "no_grpc_proxy"):
             patch.delenv(name)
