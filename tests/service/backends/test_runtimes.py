@@ -202,6 +202,18 @@ def _name(backend: Backend) -> str:
     return "onnxruntime" if info.backend == "onnxruntime" else f"{info.backend}-{info.dtype}"
 
 
+def test_a_pass_that_fails_leaves_the_next_ones_as_they_were(backend: Backend) -> None:
+    asked = [denoise(backend, number) for number in range(5)]
+    expected = predict(backend, *asked)
+    row = asked[0]
+    wrong = Denoise(row.latents, row.timestep, row.alpha_bar, torch.zeros(32, 7))
+    with pytest.raises(Exception, match="."):
+        predict(backend, *[wrong] * 5)
+    with pytest.raises(ZeroDivisionError):
+        predict(backend, *asked[:2], denoise(backend, 9, maps={"mid": lambda _: 1 / 0}))
+    assert all(torch.equal(a, b) for a, b in zip(predict(backend, *asked), expected, strict=True))
+
+
 # --- jobs ---------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ Fixed shapes are up to 1.5 times as fast as one compiled for all sizes.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +101,26 @@ class OpenVinoSession:
         """See :class:`Session`."""
         running: list[tuple[slice, _Request]] = []
         used: dict[_Compiled, int] = {}
-        for chunk in chunks:
-            part = {name: values[chunk].numpy() for name, values in inputs.items()}
-            compiled = self._for(part)
-            number = used[compiled] = used.get(compiled, -1) + 1
-            request = compiled.request(number)
-            request.start(part)
-            running.append((chunk, request))
         results: dict[str, Tensor] = {}
-        for chunk, request in running:
-            request.wait()
-            for name in outputs:
-                values = torch.from_numpy(request.output(name))
-                if name not in results:
-                    results[name] = values.new_empty((chunks[-1].stop, *values.shape[1:]))
-                results[name][chunk] = values
+        try:
+            for chunk in chunks:
+                part = {name: values[chunk].numpy() for name, values in inputs.items()}
+                compiled = self._for(part)
+                number = used[compiled] = used.get(compiled, -1) + 1
+                request = compiled.request(number)
+                request.start(part)
+                running.append((chunk, request))
+            for chunk, request in running:
+                request.wait()
+                for name in outputs:
+                    values = torch.from_numpy(request.output(name))
+                    if name not in results:
+                        results[name] = values.new_empty((chunks[-1].stop, *values.shape[1:]))
+                    results[name][chunk] = values
+        finally:
+            for _, request in running:  # after an error others may be computed still, and would be busy the next time
+                with suppress(RuntimeError):
+                    request.wait()
         return results
 
     def _for(self, part: Mapping[str, Array]) -> "_Compiled":
