@@ -159,14 +159,16 @@ def recorder() -> CpuRecorder:
 @pytest.fixture(scope="module")
 def replayed(recorder: CpuRecorder) -> ModelBackend:
     """The embedded model with a batch class, its passes recorded."""
-    settings = Settings(exact_batching="pinned")
+    settings = Settings(exact_batching="pinned", exact_batch_class=4)
     make = partial(TorchRuntime, recorder=recorder)
     return load_model("", "mini", settings, None, torch.float32, make)
 
 
 @pytest.fixture(scope="module")
 def eager() -> ModelBackend:
-    return load_model("", "mini", Settings(exact_batching="pinned"), None, torch.float32, TorchRuntime)
+    return load_model(
+        "", "mini", Settings(exact_batching="pinned", exact_batch_class=4), None, torch.float32, TorchRuntime
+    )
 
 
 def double(own: Tensor) -> Tensor:

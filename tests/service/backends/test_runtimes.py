@@ -129,13 +129,14 @@ def test_pictures_and_texts_are_those_of_torch(backend: Backend, embedded: Backe
         close(found.prompt_embeds, embedded.predict(Batch([Embed(text)], 4))[0].prompt_embeds, near)
 
 
-def test_gradients_are_torch_s_own(backend: Backend, embedded: Backend) -> None:
+def test_gradients_are_those_of_torch(backend: Backend, embedded: Backend) -> None:
     row = denoise(backend, 1)
     pull_back = PullBack(row.latents, row.timestep, row.alpha_bar, row.prompt_embeds, torch.ones_like(row.latents))
     assert backend.batch_class(PullBack, (4, 16, 16)) == 2
     (found,), (expected,) = (list(each.predict(Batch([pull_back], 2))) for each in (backend, embedded))
-    assert torch.equal(found.latents, expected.latents)
-    assert torch.equal(found.prompt_embeds, expected.prompt_embeds)
+    near = {"rtol": 1e-3, "atol": 1e-4}
+    close(found.latents, expected.latents, near)
+    close(found.prompt_embeds, expected.prompt_embeds, near)
 
 
 def test_what_a_model_says_of_itself(backend: Backend) -> None:
