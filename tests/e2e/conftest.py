@@ -9,8 +9,8 @@ from underpaint_server.local_server import LocalServer
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """The embedded model with torch in float32."""
-    with LocalServer(store_url=tmp_path_factory.mktemp("store").as_uri()) as server:
+    """The embedded model with torch in float32. It computes every row, so that what is asked again is compared."""
+    with LocalServer(store_url=tmp_path_factory.mktemp("store").as_uri(), reuse_bytes=0) as server:
         yield server
 
 
