@@ -123,7 +123,12 @@ def test_the_metrics_files_of_another_program_are_left_alone(tmp_path: Path, fol
 
 def test_help_shows_values_as_flags_and_variables_take_them() -> None:
     text = server("--help").stdout
-    for shown in ("{auto,cpu,cuda}", "{float32,bfloat16,float16}", "{debug,info,warning,error}", "ID=DIRECTORY,..."):
+    for shown in (
+        "{auto,cpu,cuda}",
+        "{auto,float32,bfloat16,float16}",
+        "{debug,info,warning,error}",
+        "ID=DIRECTORY,...",
+    ):
         assert shown in text
     assert "tuple" not in text
     assert "(default: auto)" in text
