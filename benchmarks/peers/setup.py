@@ -52,8 +52,8 @@ class Scale:
 
 
 FULL = Scale(
-    steps=50, check_steps=10, rounds=3, slow_rounds=2, sizes=(1, 2, 4, 8, 16, 32), pass_rounds=3, cell_s=0.5,
-    factors=(0.3, 0.6, 0.8, 0.9, 1.0, 1.2), point_s=30.0, capacity_s=12.0, capacity_rounds=2,
+    steps=50, check_steps=10, rounds=3, slow_rounds=1, sizes=(1, 2, 4, 8, 16, 32), pass_rounds=3, cell_s=0.3,
+    factors=(0.6, 0.8, 1.0), point_s=24.0, capacity_s=12.0, capacity_rounds=1,
     trace_steps=(20, 30, 50), learning_steps=50, optimization_steps=4,
 )  # fmt: skip
 QUICK = Scale(
