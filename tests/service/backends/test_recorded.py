@@ -263,9 +263,9 @@ def test_every_kind_of_job_has_the_same_bytes(replayed: ModelBackend, eager: Mod
     wide = invert_job("mini", 64, ddim_options(3))
     jobs = [*every_kind_of_job("mini", 64, 3), edit_job("mini", 48, SdEdit(0.9, 3)), wide]
     jobs.append(injection_job("mini", 64, injection(weight=0.0), steps=3))
-    for job in jobs:
-        with Bench(replayed) as ours, Bench(eager) as theirs:
-            assert _bits(ours.run([job])[0]) == _bits(theirs.run([job])[0])
+    with Bench(replayed) as ours, Bench(eager) as theirs:
+        for one, other in zip(ours.run(jobs), theirs.run(jobs), strict=True):
+            assert _bits(one) == _bits(other)
 
 
 def _bits(result: Any) -> list[bytes]:
