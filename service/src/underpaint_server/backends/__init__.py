@@ -95,9 +95,10 @@ def preload(settings: Settings) -> None:
     """Import what the configured models need, without touching a device; it takes seconds."""
     for _, location in settings.model_locations:
         names, _ = _split(location, settings)
-        for name in names:
+        for name in names:  # the others are imported if this one cannot compute the model
             with suppress(Unavailable):
                 BACKENDS[name]()
+                break
 
 
 def _split(location: str, settings: Settings) -> tuple[Sequence[str], str]:

@@ -40,8 +40,6 @@ class CompiledRuntime:
     ``sessions`` has one for each of the model's graphs, by name.
     """
 
-    can_isolate_rows = True
-
     def __init__(
         self, name: str, version: str, dtype: str, model: Family, exported: Exported, sessions: Mapping[str, Session]
     ) -> None:

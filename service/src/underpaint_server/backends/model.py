@@ -83,7 +83,7 @@ class ModelBackend:
             model.embeds_shape,
             self._runtime.passes(Denoise).minimum,
             settings.max_batch_size,
-            self._runtime.isolate_rows if self._runtime.can_isolate_rows else None,
+            self._runtime.isolate_rows,
         )
         key = key_of(self._runtime, model.digest, model.unet.device, settings, network)
         verdict = self.verdict = establish(network, key, settings, note, survey)

@@ -52,10 +52,8 @@ class Runtime(Protocol):
         size, and ``sizes`` are those that will come. What the runtime keeps for a size, it may make then."""
         ...
 
-    can_isolate_rows: bool
-    """Whether rows can be computed each by itself, so that the size of a pass cannot change their bits. At other sizes
-    of latents than the model's own, such a runtime always does so."""
-
-    def isolate_rows(self) -> None:
-        """Compute each row by itself at the model's own size too, from now on; only if :attr:`can_isolate_rows`."""
+    @property
+    def isolate_rows(self) -> Callable[[], None] | None:
+        """Computes each row by itself at the model's own size too, from then on, so that the size of a pass cannot
+        change its bits; None if the runtime cannot. One that can always does so at other sizes of latents."""
         ...

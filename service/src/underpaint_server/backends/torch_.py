@@ -39,7 +39,7 @@ class TorchRuntime:
 
     name = "torch"
     version = str(torch.__version__)
-    can_isolate_rows = False
+    isolate_rows = None
 
     def __init__(self, model: Family, settings: Settings, recorder: Recorder | None = None) -> None:
         self._taps = Taps(model.unet)
@@ -73,10 +73,6 @@ class TorchRuntime:
         """See :class:`Runtime`."""
         if self._recorded is not None:
             self._recorded.prepare(run_pass, sizes)
-
-    def isolate_rows(self) -> None:
-        """See :class:`Runtime`."""
-        raise NotImplementedError
 
 
 def _suit_cuda(model: Family) -> None:
