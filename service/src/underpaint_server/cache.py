@@ -51,17 +51,23 @@ def write(settings: Settings, name: str, text: str) -> None:
     folder = directory(settings)
     if folder is None:
         return
-    path = folder / name
     try:
-        path.parent.mkdir(exist_ok=True)
-        with NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).chmod(0o644)  # servers of other users may read it
-        Path(file.name).replace(path)
+        (folder / name).parent.mkdir(exist_ok=True)
+        replace(folder / name, text)
     except OSError as error:
-        _log.warning("a file of the cache cannot be written, so it is made again", path=str(path), error=str(error))
+        _log.warning(
+            "a file of the cache cannot be written, so it is made again", path=str(folder / name), error=str(error)
+        )
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file in one step: who reads it finds the one before or this one, whole. Raises :class:`OSError`."""
+    with NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).chmod(0o644)  # servers of other users may read it
+    Path(file.name).replace(path)
 
 
 def _default() -> Path:

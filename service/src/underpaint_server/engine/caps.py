@@ -8,7 +8,6 @@ until the next. Only passes whose size changes no bits come here.
 """
 
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 import structlog
 
+from underpaint_server import cache
 from underpaint_server.rows import Key
 
 _log = structlog.get_logger(__name__)
@@ -165,9 +165,7 @@ class Caps:
         known[self._name(key)] = {"rows": cap.rows, "wait": cap.wait, "limit": self._limit}
         newest = dict(list(known.items())[-MOST:])
         try:
-            part = self._file.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(newest, indent=1) + "\n")
-            part.replace(self._file)
+            cache.replace(self._file, json.dumps(newest, indent=1) + "\n")
         except OSError as error:
             _log.warning("the sizes of passes cannot be kept", file=str(self._file), error=str(error))
             self._file = None
