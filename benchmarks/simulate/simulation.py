@@ -1,21 +1,12 @@
-"""Requests in virtual time through the server's own scheduling, with a table of how long passes take.
+"""Requests through the server's own scheduling in virtual time, and the same served in simpler ways."""
 
-``python -m benchmarks simulate`` runs the standard traces; ``python -m benchmarks.simulate FILE`` replays arrivals of
-one's own, a JSON list of objects with the fields of :class:`Arrival`.
-"""
-
-import argparse
-import json
 import queue
-import random
 from bisect import bisect
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
-from math import ceil, inf
-from pathlib import Path
-from statistics import mean
+from math import inf
 from typing import Any, cast
 
 import numpy as np
@@ -50,8 +41,6 @@ from underpaint_server.rows import Batch, Captured, Decode, Denoise, Embed, Enco
 from underpaint_server.settings import Settings
 from underpaint_server.telemetry import Metrics
 
-from benchmarks.report import Report, Table, console
-
 MODEL = "simulated"
 PX = SHAPE[1] * SCALE
 SIDE_ROWS: Mapping[type[Row], int] = {Encode: 2, Decode: 2, Embed: 4, PullBackDecode: 2, Score: 2}
@@ -60,15 +49,6 @@ GOOD = 3.0
 """A request is good that takes at most this many times as long as it would alone."""
 BATCH = 8
 """Most requests of one batch in request-level batching."""
-ABOUT = (
-    "Requests in virtual time through the server's own admission, queue, scheduler and methods; only the network is "
-    "replaced, by zeros and by a table of how long passes take: that of the embedded model's network in bfloat16 by "
-    "OpenVINO, its other parts in float32 by torch, on two cores with AMX. Beside it, the same requests one after "
-    "another in the order of arrival, and in batches of up to {batch} equal ones (method, steps, strength), as a "
-    "request-level batcher forms them when it is free. Latency, in seconds, counts from the arrival. Good is a request "
-    "that takes at most {good:g} times as long as alone. Load is relative to what the server can do when all requests "
-    "are there at once. Everything is seeded: a run gives the same numbers on every machine."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +140,6 @@ class Run:
     """Device time of learning while other requests were there too."""
     contested_s: float = 0.0
     """Device time while learning and others were there."""
-
-
-# --- the simulation ---------------------------------------------------------------------------------------------
 
 
 class _Clock:
@@ -337,12 +314,13 @@ def _in_batches(costs: Costs, trace: Sequence[Arrival], size: int) -> Run:
     return Run(served, end_s=free_s)
 
 
-_TOGETHER: dict[tuple[int, tuple[str, int, float, int], int], float] = {}
+_TOGETHER: dict[tuple[str, tuple[str, int, float, int], int], float] = {}
+"""Costs, kind of request and number -> seconds."""
 
 
 def _together_s(costs: Costs, arrival: Arrival, count: int) -> float:
     """Seconds of so many equal requests that begin together on an idle server."""
-    key = (id(costs), arrival.kind, count)
+    key = (str(costs), arrival.kind, count)
     if key not in _TOGETHER:
         same = replace(arrival, at_s=0.0, priority="normal", deadline_s=None)
         _TOGETHER[key] = Simulation(costs, [same] * count).run().end_s
@@ -366,234 +344,3 @@ def _job(kind: tuple[str, int, float, int]) -> Job:
     }
     edit, inversion = edits[method]
     return EditJob(MODEL, photo, inversion, edit, "b", "", 3.0, 1)
-
-
-# --- traces -----------------------------------------------------------------------------------------------------
-
-MIX = {"ddim": 3, "edict": 3, "diffedit": 3, "sdedit": 1}
-"""How often each method is asked for."""
-PRIORITIES = ("batch", "normal", "interactive")
-EQUAL = ((50,), (0.8,))
-VARIED = ((20, 30, 50), (0.5, 0.6, 0.8, 1.0))
-"""Steps and strengths that requests choose from."""
-
-
-def requests(count: int, seed: int, choices: tuple[Sequence[int], Sequence[float]], priority: str) -> list[Arrival]:
-    """Requests of mixed methods, all at time 0."""
-    rng, found = random.Random(seed), []
-    for _ in range(count):
-        (method,) = rng.choices([*MIX], [*MIX.values()])
-        found.append(Arrival(0.0, method, rng.choice(choices[0]), rng.choice(choices[1]), priority))
-    return found
-
-
-def poisson(costs: Costs, arrivals: Sequence[Arrival], load: float, seed: int) -> list[Arrival]:
-    """The same requests as a Poisson process, at a load relative to what the server does when all are there."""
-    rng, at_s, spread_out = random.Random(seed), 0.0, []
-    mean_s = simulate(costs, arrivals, queue_capacity=len(arrivals)).end_s / len(arrivals) / load
-    for arrival in arrivals:
-        at_s += rng.expovariate(1 / mean_s)
-        spread_out.append(replace(arrival, at_s=at_s))
-    return spread_out
-
-
-def bursts(arrivals: Sequence[Arrival], size: int, every_s: float) -> list[Arrival]:
-    """The same requests, so many at once."""
-    return [replace(arrival, at_s=index // size * every_s) for index, arrival in enumerate(arrivals)]
-
-
-def read(file: Path) -> list[Arrival]:
-    """A trace of one's own; raises :class:`ValueError` or :class:`TypeError` if the file is none."""
-    trace = [Arrival(**item) for item in json.loads(file.read_text())]
-    for number, arrival in enumerate(trace):
-        if arrival.method not in (*MIX, "learn"):
-            raise ValueError(f"request {number}: no method '{arrival.method}'; there are {', '.join(MIX)} and learn")
-        if arrival.priority not in PRIORITIES:
-            raise ValueError(f"request {number}: no priority '{arrival.priority}'; there are {', '.join(PRIORITIES)}")
-    if not trace:
-        raise ValueError("no request is in the trace")
-    return trace
-
-
-# --- the benchmark ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One trace, served in several ways."""
-
-    name: str
-    runs: Mapping[str, Run]
-    """Name of the way -> what became of the requests; the server's own first."""
-
-
-OURS, FIFO, BATCHES, STRICT = "this server", "one by one", "request batches", "strict priorities"
-
-
-def run(quick: bool) -> Report:
-    """Run the benchmark; see the module."""
-    count = 100 if quick else 1000
-    costs = Costs()
-    plain = [*_plain(costs, count)]
-    flood, overload = _flood(costs, count), _overload(costs, count)
-    learning = _learning(costs, count)
-    cases_ = [*plain, flood, overload, learning]
-    for case in cases_:
-        console.print(f"{case.name}: p95 {_percentile(case.runs[OURS], 95):.2f} s")
-    return Report(
-        name="simulate",
-        about=ABOUT.format(batch=BATCH, good=GOOD),
-        tables=(_latencies(cases_), _passes(cases_)),
-        findings=(*_plain_findings(plain), *_priority_findings(flood, overload), _learning_finding(learning)),
-        figures={"costs": asdict(costs), "cases": [_figures(case) for case in cases_]},
-    )
-
-
-def _plain(costs: Costs, count: int) -> Iterator[Case]:
-    """Requests of one priority."""
-    for name, choices in (("equal", EQUAL), ("varied", VARIED)):
-        arrivals = requests(count, 1, choices, "normal")
-        for load in (0.5, 0.8, 0.95):
-            yield _compared(costs, f"{name} requests, load {load:g}", poisson(costs, arrivals, load, 2))
-    yield _compared(costs, "bursts of 40 varied requests", bursts(requests(count, 3, VARIED, "normal"), 40, 15.0))
-
-
-def _flood(costs: Costs, count: int) -> Case:
-    """Interactive requests at a third of the load, beside as many of a batch that were sent at once."""
-    quiet = poisson(costs, requests(count // 2, 4, VARIED, "interactive"), 0.3, 5)
-    trace = [*requests(count // 4, 6, EQUAL, "batch"), *quiet]
-    return _by_priority(costs, "interactive requests, load 0.3, and a flood of batch", trace)
-
-
-def _overload(costs: Costs, count: int) -> Case:
-    """More interactive requests than the server can do, and a few others."""
-    busy = poisson(costs, requests(count, 7, VARIED, "interactive"), 1.1, 8)
-    rare = [Arrival(at, "ddim", priority="batch") for at in np.linspace(0, busy[-1].at_s / 2, 20).tolist()]
-    return _by_priority(costs, "interactive requests, load 1.1, and a few of batch", [*busy, *rare])
-
-
-def _learning(costs: Costs, count: int) -> Case:
-    """Short edits while a direction is learned."""
-    short = poisson(costs, requests(count // 4, 9, ((20,), (0.5,)), "normal"), 0.3, 10)
-    learn = Arrival(short[-1].at_s / 10, "learn", 50, optimizer_steps=10)
-    return _compared(costs, "short requests, load 0.3, and a direction that is learned", [*short, learn])
-
-
-def _compared(costs: Costs, name: str, trace: Sequence[Arrival]) -> Case:
-    ours = simulate(costs, trace, queue_capacity=len(trace))
-    return Case(name, {OURS: ours, FIFO: one_by_one(costs, trace), BATCHES: in_batches(costs, trace)})
-
-
-def _by_priority(costs: Costs, name: str, trace: Sequence[Arrival]) -> Case:
-    ours = simulate(costs, trace, queue_capacity=len(trace))
-    strict = simulate(costs, trace, queue_capacity=len(trace), lower_share=0.0)
-    return Case(name, {OURS: ours, STRICT: strict, FIFO: one_by_one(costs, trace)})
-
-
-def _latencies_s(run: Run, name: str = "") -> list[float]:
-    return sorted(item.latency_s for item in run.served if name in ("", item.arrival.name))
-
-
-def _percentile(run: Run, percent: int, name: str = "") -> float:
-    """By the nearest rank; without a name, of all requests but learning."""
-    found = _latencies_s(run, name) if name else sorted(s.latency_s for s in run.served if s.arrival.method != "learn")
-    return found[max(0, ceil(percent / 100 * len(found)) - 1)]
-
-
-def _good(run: Run, name: str) -> float:
-    return mean(item.is_good for item in run.served if item.arrival.name == name)
-
-
-def _names(case: Case) -> list[str]:
-    return sorted({item.arrival.name for item in case.runs[OURS].served})
-
-
-def _latencies(cases_: Sequence[Case]) -> Table:
-    rows = []
-    for case in cases_:
-        for name in _names(case):
-            for way, served in case.runs.items():
-                percentiles = (f"{_percentile(served, percent, name):.2f}" for percent in (50, 95, 99))
-                of = len(_latencies_s(served, name))
-                rows.append((case.name, name, f"{of}", way, *percentiles, f"{100 * _good(served, name):.0f}"))
-    columns = ("trace", "requests", "number", "served by", "p50 s", "p95 s", "p99 s", "good %")
-    return Table("Latency", columns, tuple(rows))
-
-
-def _passes(cases_: Sequence[Case]) -> Table:
-    rows = []
-    for case in cases_:
-        ours = case.runs[OURS]
-        padding = 100 * ours.padding / (ours.rows + ours.padding)
-        learning = f"{100 * ours.learning_s / ours.contested_s:.0f}" if ours.contested_s else ""
-        rows.append((
-            case.name, f"{ours.passes}", f"{ours.rows / ours.passes:.1f}", f"{padding:.1f}",
-            f"{100 * ours.busy_s / ours.end_s:.0f}", learning,
-        ))  # fmt: skip
-    columns = ("trace", "network passes", "rows per pass", "padding %", "device busy %", "learning % beside others")
-    return Table("Passes of this server", columns, tuple(rows))
-
-
-def _plain_findings(plain: Sequence[Case]) -> Iterator[str]:
-    for case in plain:
-        ours, fifo, batches = (_percentile(case.runs[way], 95) for way in (OURS, FIFO, BATCHES))
-        yield (
-            f"{case.name[0].upper()}{case.name[1:]}: p95 {ours:.2f} s, {batches / ours:.1f} times better than request "
-            f"batches and {fifo / ours:.1f} times better than one by one."
-        )
-
-
-def _priority_findings(flood: Case, overload: Case) -> Iterator[str]:
-    for case in (flood, overload):
-        (ours, low), (strict, strict_low) = (
-            [_percentile(case.runs[way], 95, "interactive"), _percentile(case.runs[way], 99, "batch")]
-            for way in (OURS, STRICT)
-        )
-        yield (
-            f"{case.name[0].upper()}{case.name[1:]}: p95 of interactive {ours:.2f} s, with strict priorities "
-            f"{strict:.2f} s; p99 of batch {low:.0f} s, with strict priorities {strict_low:.0f} s."
-        )
-
-
-def _learning_finding(case: Case) -> str:
-    ours, fifo = (_percentile(case.runs[way], 95, "normal") for way in (OURS, FIFO))
-    learnt, alone = (_percentile(case.runs[way], 99, "learning") for way in (OURS, FIFO))
-    return (
-        f"While a direction is learned, p95 of short requests is {ours:.2f} s, {fifo / ours:.0f} times better than in "
-        f"the order of arrival; the direction takes {learnt:.0f} s, alone {alone:.0f} s."
-    )
-
-
-def _figures(case: Case) -> dict[str, Any]:
-    ours = case.runs[OURS]
-    counts = {name: getattr(ours, name) for name in ("end_s", "passes", "rows", "padding", "busy_s", "learning_s")}
-    return {
-        "trace": case.name,
-        **counts,
-        "latency_s": {
-            way: {name: {f"p{p}": _percentile(served, p, name) for p in (50, 90, 95, 99, 100)} for name in _names(case)}
-            for way, served in case.runs.items()
-        },
-    }
-
-
-def main() -> None:
-    """Replay a trace and print its tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description=__doc__)
-    parser.add_argument("trace", type=Path, help="JSON list of requests, each with at_s, method, steps, strength, ...")
-    parser.add_argument("--costs", type=Path, help="JSON object: network {rows: seconds}, encode, decode, embed, ...")
-    args = parser.parse_args()
-    try:
-        costs = Costs(**json.loads(args.costs.read_text())) if args.costs else Costs()
-        trace = read(args.trace)
-    except (OSError, ValueError, TypeError) as error:
-        parser.error(str(error))
-    case = Case(args.trace.name, {
-        OURS: simulate(costs, trace), FIFO: one_by_one(costs, trace), BATCHES: in_batches(costs, trace)
-    })  # fmt: skip
-    for table in (_latencies([case]), _passes([case])):
-        console.print(table.markdown(), markup=False)
-
-
-if __name__ == "__main__":
-    main()
